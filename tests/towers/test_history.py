@@ -1,0 +1,34 @@
+"""Point-in-time windows and ages, against the obvious loop."""
+
+import numpy as np
+import pytest
+
+from towers.columns import NO_TIME
+from towers.history import AGE_ROWS, ages, gather
+
+
+def test_windows_hold_the_newest_events_before_each_end() -> None:
+    index, mask = gather(np.array([0, 10, 10]), np.array([2, 17, 10]), 4)
+    assert index[mask].tolist() == [0, 1, 13, 14, 15, 16]
+    assert mask.tolist() == [[False, False, True, True], [True] * 4, [False] * 4]
+    assert index[~mask].tolist() == [0] * 6
+
+
+def test_ages_by_time_follow_the_formula() -> None:
+    minute = 60_000_000
+    now = np.array([1000 * minute, NO_TIME])
+    then = np.array([[0, 999 * minute, 1001 * minute, NO_TIME]] * 2)
+    mask = np.array([[True] * 4, [True, True, True, False]])
+    expected = [[2 + int(np.log2(1001)), 3, 2, 1], [1, 1, 1, 0]]
+    assert ages("time", now, then, mask).tolist() == expected
+
+
+@pytest.mark.parametrize(("order", "expected"), [("position", [0, 3, 3, 2]), ("set", [0, 1, 1, 1])])
+def test_ages_without_time(order: str, expected: list[int]) -> None:
+    mask = np.array([[False, True, True, True]])
+    assert ages(order, np.array([NO_TIME]), np.full((1, 4), NO_TIME), mask).tolist() == [expected]
+
+
+def test_ages_stay_inside_their_table() -> None:
+    mask = np.ones((1, 1), bool)
+    assert ages("time", np.array([2**62]), np.array([[0]]), mask).max() < AGE_ROWS

@@ -1,0 +1,253 @@
+"""The bundle: a sealed, immutable folder that carries a model from training to serving. No pickle, no code, no raw user ids.
+
+`publish` writes into a temporary folder, syncs it, writes the manifest last and renames: a bundle is whole or not there. `Bundle.open`
+compares every file with its checksum before any deserialiser sees a byte. Checksums find damage, not tampering: whoever can write the
+folder can write a manifest.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from towers.errors import BundleError, DataError
+from towers.model_config import ModelConfig, model_config_from_json
+from towers.preprocess import Preprocessor
+
+FORMAT_VERSION = 0
+MANIFEST = "manifest.json"
+CURRENT = "CURRENT"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle.
+
+    Attributes:
+        folder: where it lies.
+        manifest: format, name, version, created, parent, libraries, files (bytes and sha256 of each), metrics and other facts.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Bundle":
+        """Verify and open.
+
+        Raises:
+            BundleError: it is missing, damaged, of another format, or names files outside itself.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        for name, facts in manifest["files"].items():
+            _verify(folder, name, facts)
+        return cls(folder, manifest)
+
+    @property
+    def version(self) -> str:
+        return str(self.manifest["version"])
+
+    def has(self, name: str) -> bool:
+        """Whether an optional part is there."""
+        return name in self.manifest["files"]
+
+    def path(self, name: str) -> Path:
+        """Path of a verified file.
+
+        Raises:
+            BundleError: the manifest does not list it.
+        """
+        if not self.has(name):
+            raise BundleError(f"bundle {self.folder} has no {name}; it holds {', '.join(sorted(self.manifest['files']))}")
+        return self.folder / name
+
+    def item_vectors(self) -> NDArray[np.float32]:
+        """float32 [I, D], memory-mapped, in catalogue row order."""
+        return read_vectors(self.path("item_vectors.arrow"))
+
+    def catalog(self) -> pa.Table:
+        """Item ids, titles, categories and declared attributes, in catalogue row order."""
+        return pq.read_table(self.path("catalog.parquet"), memory_map=True)
+
+    def popularity(self) -> NDArray[np.int64]:
+        """Training interactions of each catalogue row: int64 [I]."""
+        return np.asarray(pq.read_table(self.path("popularity.parquet")).column("count").to_numpy(), np.int64)
+
+    def preprocessor(self) -> Preprocessor:
+        self.path("preprocess.json")
+        return Preprocessor.open(self.folder)
+
+    def model_config(self) -> ModelConfig:
+        return model_config_from_json(json.loads(self.path("model_config.json").read_text()))
+
+
+def publish(
+    bundles_dir: Path, version: str, files: Mapping[str, Path | bytes], facts: Mapping[str, Any], parent: Bundle | None = None
+) -> Path:
+    """Seal a new bundle and point CURRENT at it.
+
+    Args:
+        bundles_dir: folder of versions.
+        version: a new folder's name: letters, digits, `.`, `_`, `-`.
+        files: content by name inside the bundle; paths are copied. Over a parent's files of the same names.
+        facts: what the manifest says besides: name, metrics, git_commit, libraries.
+        parent: bundle whose other files are carried over (hard-linked where the disk allows).
+
+    Returns:
+        the bundle's folder.
+
+    Raises:
+        DataError: the disk is full or not writable; nothing was published and CURRENT is as it was.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", version) or version.startswith("."):
+        raise DataError(f"bundle version {version!r}: expected letters, digits, '.', '_' and '-'")
+    target = bundles_dir / version
+    if target.exists():
+        raise DataError(f"bundle {target} exists already; bundles are immutable, choose another version")
+    temporary = bundles_dir / f".{version}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        _carry_over(parent, files, temporary)
+        for name, content in files.items():
+            _write(temporary / name, content)
+        _seal(temporary, version, facts, parent)
+        temporary.rename(target)
+        _sync_folder(bundles_dir)
+        point_current(bundles_dir, version)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(
+            f"publishing {target}: {error.strerror or error}. Nothing was published; what CURRENT names is unchanged. Free some space or"
+            " choose another run_dir, then run the job again"
+        ) from error
+    return target
+
+
+def point_current(bundles_dir: Path, version: str) -> None:
+    """Make `version` the current one, atomically."""
+    temporary = bundles_dir / f".{CURRENT}.tmp"
+    _write(temporary, version.encode() + b"\n")
+    temporary.rename(bundles_dir / CURRENT)
+    _sync_folder(bundles_dir)
+
+
+def current(bundles_dir: Path) -> Path:
+    """Folder of the current bundle.
+
+    Raises:
+        BundleError: none was published, or the pointer names none.
+    """
+    try:
+        version = (bundles_dir / CURRENT).read_text().strip()
+    except OSError as error:
+        raise BundleError(f"no bundle in {bundles_dir}: run `towers export` (then `towers index`) with the same run_dir first") from error
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", version) or not (bundles_dir / version).is_dir():
+        raise BundleError(f"{bundles_dir / CURRENT} names {version!r}, which is not a bundle there; write the name of one that is")
+    return bundles_dir / version
+
+
+def write_vectors(path: Path, vectors_ID: NDArray[np.float32]) -> None:
+    """Write float32 [I, D] as an Arrow file of one record batch, so that readers map it without a copy."""
+    width = vectors_ID.shape[1]
+    flat = pa.array(np.ascontiguousarray(vectors_ID, np.float32).reshape(-1), pa.float32())
+    table = pa.table({"vector": pa.FixedSizeListArray.from_arrays(flat, width)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(1, len(table)))
+
+
+def read_vectors(path: Path) -> NDArray[np.float32]:
+    """float32 [I, D], memory-mapped and read-only."""
+    column = pa.ipc.open_file(pa.memory_map(str(path))).read_all().column("vector")
+    width = column.type.list_size
+    flat = column.chunk(0).flatten() if column.num_chunks else pa.array([], pa.float32())
+    return np.asarray(flat.to_numpy(zero_copy_only=True), np.float32).reshape(-1, width)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        found, files = manifest["format_version"], manifest["files"]
+        complete = isinstance(files, dict) and all({"bytes", "sha256"} <= set(facts) for facts in files.values())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{folder} is not a bundle, or its {MANIFEST} is damaged: {error!r}") from error
+    if found != FORMAT_VERSION:
+        raise BundleError(f"bundle {folder} has format {found}, this version of Towers reads {FORMAT_VERSION}; export it again")
+    if not complete or any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
+        raise BundleError(f"bundle {folder}: {MANIFEST} lists files without checksums or outside the bundle")
+    return dict(manifest)
+
+
+def _verify(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again or export it anew")
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        raise BundleError(f"bundle {folder}: {name} has {size} bytes, the manifest says {facts['bytes']}; it is truncated or changed")
+    if sha256(path) != facts["sha256"]:
+        raise BundleError(f"bundle {folder}: {name} differs from its checksum; it was changed or damaged. Export the bundle anew")
+
+
+def _carry_over(parent: Bundle | None, files: Mapping[str, Path | bytes], folder: Path) -> None:
+    for name in parent.manifest["files"] if parent else ():
+        if parent is None or name in files:
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(parent.path(name), folder / name)
+        except OSError:
+            _write(folder / name, parent.path(name))
+
+
+def _seal(folder: Path, version: str, facts: Mapping[str, Any], parent: Bundle | None) -> None:
+    members = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "version": version,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parent": parent.version if parent else None,
+        **facts,
+        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in members},
+    }
+    _write(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    for inner in {path.parent for path in members} | {folder}:
+        _sync_folder(inner)
+
+
+def _write(path: Path, content: Path | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as sink:
+        if isinstance(content, bytes):
+            sink.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

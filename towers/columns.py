@@ -1,0 +1,45 @@
+"""Column names, split codes and reserved rows: the words every file format and signature shares."""
+
+from typing import Final
+
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+TIMESTAMP: Final = "timestamp"
+EVENT_ID: Final = "event_id"
+EVENT_TYPE: Final = "event_type"
+VALUE: Final = "value"
+WEIGHT: Final = "weight"
+SESSION_ID: Final = "session_id"
+CHANNEL: Final = "channel"
+RECOMMENDATION_ID: Final = "recommendation_id"
+SPLIT: Final = "split"
+
+TITLE: Final = "title"
+CATEGORIES: Final = "categories"
+CREATED_AT: Final = "created_at"
+IS_HIDDEN: Final = "is_hidden"
+
+USER_KEY: Final = "user_key"
+"""16 bytes of HMAC-SHA256 of the raw user id; the only form of a user id that artefacts hold."""
+
+DEFAULT_EVENT_TYPE: Final = "interaction"
+NEGATIVE_EVENT_TYPES: Final = ("abandon", "skip")
+"""Event types that tell what a person did not want: never a training target, part of the history."""
+
+INTERACTION_COLUMNS: Final = (
+    USER_ID, ITEM_ID, TIMESTAMP, EVENT_ID, EVENT_TYPE, VALUE, WEIGHT, SESSION_ID, CHANNEL, RECOMMENDATION_ID, SPLIT,
+)  # fmt: skip
+ITEM_COLUMNS: Final = (ITEM_ID, TITLE, CATEGORIES, CREATED_AT, IS_HIDDEN)
+
+PAD_ROW: Final = 0
+OOV_ROW: Final = 1
+MISSING_ROW: Final = 2
+FIRST_ROW: Final = 3
+"""Vocabulary rows start here, in id order, so that ties by row are ties by id."""
+
+TRAIN, VALID, TEST = 0, 1, 2
+SPLIT_NAMES: Final = ("train", "valid", "test")
+
+MAX_ID_BYTES: Final = 256
+NO_TIME: Final = -(2**63)
+"""The int64 that stands for a missing timestamp in NumPy columns (NumPy's own NaT)."""

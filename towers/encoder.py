@@ -1,0 +1,95 @@
+"""Raw rows to vectors: the one way, for training, evaluation, export, cold items and live requests alike.
+
+    rows -> Preprocessor (NumPy) -> FeatureBatch -> Runtime (torch or ONNX) -> vectors
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.batch import FeatureBatch, UserEncoding
+from towers.columns import NO_TIME, TIMESTAMP
+from towers.preprocess import Preprocessor
+
+
+class Runtime(Protocol):
+    """Runs the towers on prepared inputs."""
+
+    def user(self, batch: FeatureBatch) -> UserEncoding:
+        """User vectors of a batch."""
+        ...
+
+    def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Item vectors, float32 [B, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class UserRow:
+    """One user at one moment, in the caller's own values.
+
+    Attributes:
+        history_items: item ids, oldest first, all strictly before the request.
+        history_events: their event types; empty = the default type for all.
+        history_timestamps: microseconds UTC; empty = unknown.
+        now: microseconds UTC of the request; NO_TIME = unknown.
+        context: value by context feature name; missing ones are allowed.
+        features: value by user feature name, declared preferences among them.
+    """
+
+    history_items: Sequence[str] = ()
+    history_events: Sequence[str | None] = ()
+    history_timestamps: Sequence[int] = ()
+    now: int = NO_TIME
+    context: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Encoder:
+    """Preprocessing and a runtime, joined.
+
+    Args:
+        preprocessor: fitted in training.
+        runtime: torch or ONNX.
+        length: history events the user tower takes.
+    """
+
+    def __init__(self, preprocessor: Preprocessor, runtime: Runtime, length: int) -> None:
+        self.preprocessor = preprocessor
+        self.runtime = runtime
+        self.length = length
+
+    def user_batch(self, rows: Sequence[UserRow]) -> dict[str, NDArray[np.generic]]:
+        """Inputs of the user tower: history, context and user features of each row.
+
+        Raises:
+            RequestError: a value does not fit its feature's kind; names the feature.
+        """
+        schema = self.preprocessor.schema
+        context = {
+            f.name: [row.context.get(f.name, row.now if f.source_column == TIMESTAMP else None) for row in rows]
+            for f in schema.owned_by("context")
+        }
+        features = {f.name: [row.features.get(f.name) for row in rows] for f in schema.owned_by("user")}
+        return {
+            **self.preprocessor.history(
+                [row.history_items for row in rows],
+                [row.history_events for row in rows],
+                [row.history_timestamps for row in rows],
+                np.array([row.now for row in rows], np.int64),
+                self.length,
+            ),
+            **self.preprocessor.encode("context", context, len(rows)),
+            **self.preprocessor.encode("user", features, len(rows)),
+        }
+
+    def users(self, rows: Sequence[UserRow]) -> UserEncoding:
+        """Vectors of the rows, in their order."""
+        return self.runtime.user(self.user_batch(rows))
+
+    def items(self, columns: Mapping[str, Sequence[Any]], rows: int) -> NDArray[np.float32]:
+        """Vectors of items given by their raw feature values, new ones included: float32 [rows, D]."""
+        return self.runtime.item(self.preprocessor.encode("item", columns, rows))

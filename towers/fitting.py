@@ -1,0 +1,81 @@
+"""Fits preprocessing while training rows stream by: vocabularies and number statistics, nothing kept per row."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from towers.columns import EVENT_TYPE
+from towers.preprocess import VOCABULARY_KINDS, Preprocessor
+from towers.schema import Feature, Schema
+from towers.values import Column, as_lists, as_numbers, as_strings
+from towers.vocab import Vocabulary
+
+
+class PreprocessorFit:
+    """Collects what `Preprocessor` needs. Give it training rows only: what it has not seen is unknown for ever.
+
+    Args:
+        schema: the declared features.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self._counts: dict[str, Counter[str]] = {f.vocabulary: Counter() for f in schema.features if f.kind in VOCABULARY_KINDS}
+        self._events: set[str] = set()
+        self._sums: dict[str, np.ndarray] = {f.input_name: np.zeros(3) for f in schema.features if f.kind == "numeric"}
+
+    def see(self, owner: str, columns: Mapping[str, Column]) -> None:
+        """Take in rows of an owner: raw values by feature name, any number of times."""
+        for f in self.schema.owned_by(owner):
+            if f.name in columns and f.kind != "preferences":
+                self._see_feature(f, columns[f.name])
+
+    def see_events(self, event_types: Iterable[str]) -> None:
+        """Take in the event types of training rows."""
+        self._events.update(event_types)
+
+    def finish(self) -> Preprocessor:
+        """The fitted preprocessor."""
+        least = {f.vocabulary: f.min_count for f in self.schema.features if not f.like}
+        vocabularies = {
+            name: Vocabulary.fit(value for value, count in counts.items() if count >= least[name])
+            for name, counts in self._counts.items()
+        }
+        vocabularies[EVENT_TYPE] = Vocabulary.fit(self._events)
+        return Preprocessor(self.schema, vocabularies, {name: _moments(sums) for name, sums in self._sums.items()})
+
+    def _see_feature(self, f: Feature, values: Column) -> None:
+        if f.kind == "numeric":
+            numbers = as_numbers(f.input_name, values)
+            numbers = numbers[np.isfinite(numbers)]
+            self._sums[f.input_name] += (len(numbers), numbers.sum(), np.square(numbers).sum())
+        elif f.kind == "multi_categorical":
+            flat, _ = as_lists(f.input_name, values)
+            self._counts[f.vocabulary].update(value for value in flat if value is not None)
+        elif f.kind in VOCABULARY_KINDS:
+            self._counts[f.vocabulary].update(_counted(f.input_name, values))
+
+
+def _counted(name: str, values: Column) -> Counter[str]:
+    """Occurrences by text; Arrow columns are counted without a Python object per row."""
+    if not isinstance(values, pa.Array | pa.ChunkedArray):
+        return Counter(text for text in as_strings(name, values) if text is not None)
+    tally = values.value_counts() if isinstance(values, pa.Array) else values.combine_chunks().value_counts()
+    texts = as_strings(name, tally.field("values"))
+    counted: Counter[str] = Counter()
+    for text, count in zip(texts, tally.field("counts").to_pylist(), strict=True):
+        if text is not None:
+            counted[text] += count
+    return counted
+
+
+def _moments(sums: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation; a constant (or absent) feature gets deviation 1, so that it stays finite."""
+    count, total, squares = (float(x) for x in sums)
+    if count == 0:
+        return 0.0, 1.0
+    mean = total / count
+    deviation = max(squares / count - mean * mean, 0.0) ** 0.5
+    return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0

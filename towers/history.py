@@ -1,0 +1,61 @@
+"""Point-in-time history: which events a tower sees, and how old they are. The only code that decides it.
+
+Histories are right-aligned: the newest event stands in the last of L columns, padding before the oldest.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.columns import NO_TIME
+
+AGE_ROWS = 32
+"""Rows of an age table: 0 padding, 1 unknown, then one per power of two."""
+
+_MICROSECONDS_A_MINUTE = 60_000_000
+
+
+def gather(
+    starts_B: NDArray[np.int64], ends_B: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Positions of the last `length` events before each end.
+
+    Args:
+        starts_B: first position of each row's user in the user-sorted columns.
+        ends_B: one past the newest event allowed (events strictly before a target at position p: p itself).
+        length: L.
+
+    Returns:
+        index_BL int64, clipped to valid positions where masked; mask_BL, True where there is an event.
+    """
+    index_BL = np.asarray(ends_B, np.int64)[:, None] + np.arange(-length, 0, dtype=np.int64)
+    mask_BL = index_BL >= np.asarray(starts_B, np.int64)[:, None]
+    return np.where(mask_BL, index_BL, 0), mask_BL
+
+
+def ages(
+    order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_BL: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Age rows of history events: by time where there is time, by count of events where there is only order.
+
+    Args:
+        order: `time`, `position` or `set`.
+        now_B: time of the request or target, microseconds UTC, NO_TIME where unknown.
+        then_BL: times of the events.
+        mask_BL: True where there is an event.
+
+    Returns:
+        int32 [B, L]: 0 padding, 1 unknown (always for `set`), else 2 + floor(log2(1 + age)), the age in minutes (`time`) or in
+        events since (`position`), at most AGE_ROWS - 1. An event later than now counts as age 0.
+    """
+    if order == "time":
+        known_BL = mask_BL & (then_BL != NO_TIME) & (now_B != NO_TIME)[:, None]
+        minutes_BL = np.where(known_BL, now_B[:, None] - then_BL, 0) // _MICROSECONDS_A_MINUTE
+        rows_BL = 2 + np.log2(1.0 + np.maximum(minutes_BL, 0)).astype(np.int32)
+        rows_BL = np.where(known_BL, np.minimum(rows_BL, AGE_ROWS - 1), 1)
+    elif order == "position":
+        length = mask_BL.shape[1]
+        since_L = np.arange(length - 1, -1, -1)
+        rows_BL = np.broadcast_to(np.minimum(2 + np.log2(1.0 + since_L).astype(np.int32), AGE_ROWS - 1), mask_BL.shape)
+    else:
+        rows_BL = np.ones(mask_BL.shape, np.int32)
+    return np.where(mask_BL, rows_BL, 0).astype(np.int32)

@@ -1,0 +1,80 @@
+"""User keys: the only form in which artefacts know a person.
+
+A key is the first 16 bytes of HMAC-SHA256 (RFC 2104) of the raw user id under a secret that lies outside every run and bundle.
+Whoever holds an artefact but not the secret cannot test whether a given person is in it.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.errors import ConfigError
+
+KEY_BYTES = 16
+SECRET_BYTES = 32
+
+
+def key_file(path: str | None) -> Path:
+    """Where the secret lies: `path`, else $TOWERS_KEY_FILE, else ~/.towers/user_key."""
+    return Path(path or os.environ.get("TOWERS_KEY_FILE") or Path.home() / ".towers" / "user_key").expanduser()
+
+
+class UserKeys:
+    """Turns raw user ids into keys under one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != SECRET_BYTES:
+            raise ConfigError(f"the user-key secret has {len(secret)} bytes, expected {SECRET_BYTES}; restore the key file that training used")
+        self._hmac = hmac.new(secret, digestmod=hashlib.sha256)
+
+    @classmethod
+    def open(cls, path: str | None, create: bool = False) -> "UserKeys":
+        """Read the secret; with `create`, make it (mode 0600) where it is absent.
+
+        Raises:
+            ConfigError: no secret there, or it cannot be read.
+        """
+        file = key_file(path)
+        if create and not file.exists():
+            _make_secret(file)
+        try:
+            return cls(file.read_bytes())
+        except OSError as error:
+            raise ConfigError(
+                f"user-key secret {file}: {error.strerror}. Point identity.key_file / serving.key_file or $TOWERS_KEY_FILE"
+                " at the file that `towers prepare` used; another secret would make every user unknown"
+            ) from error
+
+    def key(self, user_id: str) -> bytes:
+        """The 16-byte key of one raw user id."""
+        mac = self._hmac.copy()
+        mac.update(user_id.encode("utf-8", "surrogatepass"))
+        return mac.digest()[:KEY_BYTES]
+
+    def keys(self, user_ids: Sequence[str]) -> NDArray[np.uint8]:
+        """Keys of many: uint8 [n, 16]."""
+        joined = b"".join(self.key(user_id) for user_id in user_ids)
+        return np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _make_secret(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as sink:
+        sink.write(secrets.token_bytes(SECRET_BYTES))
+        sink.flush()
+        os.fsync(sink.fileno())
+    try:
+        # link, unlike rename, fails if another process made the secret first: two secrets would split the users
+        os.link(temporary, file)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()

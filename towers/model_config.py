@@ -1,0 +1,140 @@
+"""The model's shape: the one declaration of its hyper-parameters, kept in the bundle and enough to rebuild it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from towers.errors import BundleError, ConfigError
+
+
+@dataclass
+class HistoryConfig:
+    """How a user's history becomes a vector.
+
+    Attributes:
+        name: `mean` (weighted mean: linear, exact reasons) or `transformer` (causal, for ordered data).
+        length: most recent events kept.
+        share_item_table: look history items up in the item tower's id table instead of one of their own.
+        use_event_type: events of different types weigh differently.
+        use_age: newer events weigh differently (needs timestamps).
+        layers, heads, dropout: of the transformer.
+        token_dropout: share of history events hidden in training.
+    """
+
+    name: str = "mean"
+    length: int = 50
+    share_item_table: bool = False
+    use_event_type: bool = True
+    use_age: bool = True
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.2
+    token_dropout: float = 0.0
+
+
+@dataclass
+class HeadConfig:
+    """What follows the sum of a tower's inputs: `linear` (nothing: the sum is the vector) or `mlp`."""
+
+    name: str = "linear"
+    hidden: list[int] = field(default_factory=lambda: [128])
+    dropout: float = 0.0
+
+
+@dataclass
+class ModelConfig:
+    """Both towers.
+
+    Attributes:
+        dim: length of user and item vectors.
+        similarity: `cosine` (both normalised) or `dot`.
+        temperature: divides the scores in the loss.
+        learn_temperature: train it (bounded to 0.01..1).
+        use_user_id: add an embedding of the user's key. Off by default: new users have none, and it leaks more.
+        id_dropout: share of item ids replaced by the OOV row in training, so that a new item's content has a voice.
+        context_dropout: share of rows whose context is hidden in training, so that its absence does no harm.
+    """
+
+    dim: int = 64
+    similarity: str = "cosine"
+    temperature: float = 0.07
+    learn_temperature: bool = False
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    user_head: HeadConfig = field(default_factory=HeadConfig)
+    item_head: HeadConfig = field(default_factory=HeadConfig)
+    use_user_id: bool = False
+    id_dropout: float = 0.1
+    context_dropout: float = 0.1
+
+    def validate(self) -> None:
+        """Cross-field checks; each message names the knob.
+
+        Raises:
+            ConfigError: a value is outside what the towers can be built with.
+        """
+        _one_of("model.similarity", self.similarity, ("cosine", "dot"))
+        _at_least("model.dim", self.dim, 1)
+        _at_least("model.history.length", self.history.length, 1)
+        if not self.temperature > 0:
+            raise ConfigError(f"model.temperature: got {self.temperature}, expected above 0 (0.05 to 0.2 suits cosine)")
+        for name, share in (
+            ("model.id_dropout", self.id_dropout),
+            ("model.context_dropout", self.context_dropout),
+            ("model.history.dropout", self.history.dropout),
+            ("model.history.token_dropout", self.history.token_dropout),
+        ):
+            if not 0 <= share < 1:
+                raise ConfigError(f"{name}: got {share}, expected a share in [0, 1)")
+        if self.history.name == "transformer" and self.dim % self.history.heads:
+            raise ConfigError(f"model.history.heads: {self.history.heads} does not divide model.dim = {self.dim}")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a tower as the fitted preprocessor produces it.
+
+    Attributes:
+        name: key in the FeatureBatch (`item.categories`).
+        kind: the feature's kind.
+        rows: rows of its embedding table (0 for numeric and dense).
+        width: floats per row for numeric (2) and dense, values per row for multi-valued kinds, else 0.
+        table: name of the embedding table; inputs that share a vocabulary share it.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    width: int
+    table: str
+
+
+def model_config_from_json(raw: Mapping[str, Any]) -> ModelConfig:
+    """Rebuild the config that a bundle holds.
+
+    Raises:
+        BundleError: a key is missing or unknown, so the bundle is of another format.
+    """
+    try:
+        nested = {
+            "history": HistoryConfig(**raw["history"]),
+            "user_head": HeadConfig(**raw["user_head"]),
+            "item_head": HeadConfig(**raw["item_head"]),
+        }
+        return ModelConfig(**{**raw, **nested})
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"model_config.json does not fit this version of Towers: {error}") from error
+
+
+def model_config_to_json(config: ModelConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _one_of(key: str, got: str, allowed: tuple[str, ...]) -> None:
+    if got not in allowed:
+        raise ConfigError(f"{key}: got {got!r}, expected one of {', '.join(allowed)}")
+
+
+def _at_least(key: str, got: int, least: int) -> None:
+    if got < least:
+        raise ConfigError(f"{key}: got {got}, expected at least {least}")
