@@ -1,6 +1,6 @@
 """Raw rows to vectors: the one way, for training, evaluation, export, cold items and live requests alike.
 
-    rows -> Preprocessor (NumPy) -> FeatureBatch -> Runtime (torch or ONNX) -> vectors
+rows -> Preprocessor (NumPy) -> FeatureBatch -> Runtime (torch or ONNX) -> vectors
 """
 
 from collections.abc import Mapping, Sequence

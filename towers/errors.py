@@ -4,6 +4,7 @@ TowersError
 |-- ConfigError   2   a setting is wrong: names the key, the value got, the value expected
 |-- DataError     3   a file or table is wrong: names the column or file, and what to do
 |   `-- BundleError   a bundle is damaged, foreign or of another format
+|-- TrainingError 2   training left the finite numbers: names the step and the knobs to turn
 |-- GateError     4   a result is below its bound and is not published
 `-- RequestError      a caller's request is wrong: names the field (HTTP 4xx)
 """
@@ -31,6 +32,12 @@ class DataError(TowersError):
 
 class BundleError(DataError):
     """A bundle is damaged, incomplete, foreign, or of another format version."""
+
+
+class TrainingError(TowersError):
+    """The loss or its gradient is not finite, and the settings that the message names can keep it so."""
+
+    exit_code = EXIT_CONFIG
 
 
 class GateError(TowersError):

@@ -40,8 +40,7 @@ class PreprocessorFit:
         """The fitted preprocessor."""
         least = {f.vocabulary: f.min_count for f in self.schema.features if not f.like}
         vocabularies = {
-            name: Vocabulary.fit(value for value, count in counts.items() if count >= least[name])
-            for name, counts in self._counts.items()
+            name: Vocabulary.fit(value for value, count in counts.items() if count >= least[name]) for name, counts in self._counts.items()
         }
         vocabularies[EVENT_TYPE] = Vocabulary.fit(self._events)
         return Preprocessor(self.schema, vocabularies, {name: _moments(sums) for name, sums in self._sums.items()})

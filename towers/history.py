@@ -14,9 +14,7 @@ AGE_ROWS = 32
 _MICROSECONDS_A_MINUTE = 60_000_000
 
 
-def gather(
-    starts_B: NDArray[np.int64], ends_B: NDArray[np.int64], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def gather(starts_B: NDArray[np.int64], ends_B: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Positions of the last `length` events before each end.
 
     Args:
@@ -32,9 +30,7 @@ def gather(
     return np.where(mask_BL, index_BL, 0), mask_BL
 
 
-def ages(
-    order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_BL: NDArray[np.bool_]
-) -> NDArray[np.int32]:
+def ages(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_BL: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Age rows of history events: by time where there is time, by count of events where there is only order.
 
     Args:

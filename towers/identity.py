@@ -30,7 +30,9 @@ class UserKeys:
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != SECRET_BYTES:
-            raise ConfigError(f"the user-key secret has {len(secret)} bytes, expected {SECRET_BYTES}; restore the key file that training used")
+            raise ConfigError(
+                f"the user-key secret has {len(secret)} bytes, expected {SECRET_BYTES}; restore the key file that training used"
+            )
         self._hmac = hmac.new(secret, digestmod=hashlib.sha256)
 
     @classmethod

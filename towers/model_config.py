@@ -74,6 +74,9 @@ class ModelConfig:
             ConfigError: a value is outside what the towers can be built with.
         """
         _one_of("model.similarity", self.similarity, ("cosine", "dot"))
+        _one_of("model.history.name", self.history.name, ("mean", "transformer"))
+        _one_of("model.user_head.name", self.user_head.name, ("linear", "mlp"))
+        _one_of("model.item_head.name", self.item_head.name, ("linear", "mlp"))
         _at_least("model.dim", self.dim, 1)
         _at_least("model.history.length", self.history.length, 1)
         if not self.temperature > 0:

@@ -34,9 +34,7 @@ class Preprocessor:
         numbers: (mean, standard deviation) by `owner.name` of numeric features.
     """
 
-    def __init__(
-        self, schema: Schema, vocabularies: Mapping[str, Vocabulary], numbers: Mapping[str, tuple[float, float]]
-    ) -> None:
+    def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary], numbers: Mapping[str, tuple[float, float]]) -> None:
         self.schema = schema
         self.vocabularies = dict(vocabularies)
         self.numbers = dict(numbers)
@@ -160,7 +158,8 @@ class Preprocessor:
         # an Arrow column becomes a dictionary first: no Python object per row
         encoded = (values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).dictionary_encode()
         rows = np.append(self._lookup(feature, as_strings(feature.input_name, encoded.dictionary)), np.int32(MISSING_ROW))
-        return rows[encoded.indices.fill_null(len(rows) - 1).to_numpy(zero_copy_only=False)]
+        found: NDArray[np.int32] = rows[encoded.indices.fill_null(len(rows) - 1).to_numpy(zero_copy_only=False)]
+        return found
 
     def _lookup(self, feature: Feature, values: Sequence[str | None]) -> NDArray[np.int32]:
         unique, inverse = _unique(values)
@@ -198,5 +197,3 @@ def _clock(times_B: NDArray[np.int64]) -> NDArray[np.int32]:
     weekday_B = WEEKDAY_ROW + (hours_B // 24 + 3) % 7  # 1970-01-01 was a Thursday
     rows_B2 = np.stack([hour_B, weekday_B], axis=1)
     return np.where((times_B == NO_TIME)[:, None], MISSING_ROW, rows_B2).astype(np.int32)
-
-

@@ -3,7 +3,8 @@
 import re
 import zlib
 from collections.abc import Sequence
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -101,7 +102,7 @@ def text_buckets(name: str, values: Column, buckets: int, width: int) -> NDArray
     rows_BM = np.zeros((len(values), width), np.int32)
     for row, text in enumerate(as_strings(name, values)):
         words = _WORD.findall(text.casefold()) if text else []
-        grams = words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+        grams = words + [f"{a} {b}" for a, b in pairwise(words)]
         chosen = list(dict.fromkeys(1 + zlib.crc32(gram.encode()) % buckets for gram in grams))[:width]
         rows_BM[row, : len(chosen)] = chosen
     return rows_BM
@@ -110,8 +111,9 @@ def text_buckets(name: str, values: Column, buckets: int, width: int) -> NDArray
 def plain(values: Column) -> Sequence[Any]:
     """Python values of any column."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values.to_pylist()  # type: ignore[no-any-return]
-    return values.tolist() if isinstance(values, np.ndarray) else values
+        plain_values: Sequence[Any] = values.to_pylist()
+        return plain_values
+    return list(values.tolist()) if isinstance(values, np.ndarray) else values
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -139,10 +141,10 @@ def _microseconds(name: str, value: Any) -> int:
         except ValueError:
             raise RequestError(name, f"got {_shown(value)}, expected a time such as 2026-01-31T12:00:00Z") from None
     if isinstance(value, datetime):
-        moment = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
         return round(moment.timestamp() * 1e6)
     if isinstance(value, date):
-        return round(datetime(value.year, value.month, value.day, tzinfo=timezone.utc).timestamp() * 1e6)
+        return round(datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp() * 1e6)
     raise RequestError(name, f"got {_shown(value)}, expected a time such as 2026-01-31T12:00:00Z")
 
 

@@ -54,7 +54,13 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, damage: str) -> None:
 
 @pytest.mark.parametrize(
     "manifest",
-    ["", "[]", "{}", '{"format_version": 99, "files": {}}', '{"format_version": 0, "files": {"../../etc/passwd": {"bytes": 1, "sha256": "x"}}}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format_version": 99, "files": {}}',
+        '{"format_version": 0, "files": {"../../etc/passwd": {"bytes": 1, "sha256": "x"}}}',
+    ],
 )
 def test_hostile_manifests_are_refused(tmp_path: Path, manifest: str) -> None:
     (make(tmp_path) / "manifest.json").write_text(manifest)

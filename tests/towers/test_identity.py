@@ -14,7 +14,7 @@ from towers.identity import UserKeys, key_file
 
 def test_keys_are_truncated_hmac_sha256() -> None:
     secret = bytes(range(32))
-    expected = hmac.new(secret, "42".encode(), hashlib.sha256).digest()[:16]
+    expected = hmac.new(secret, b"42", hashlib.sha256).digest()[:16]
     assert UserKeys(secret).key("42") == expected
     assert UserKeys(secret).keys(["42", "é"])[0].tobytes() == expected
     assert UserKeys(secret).keys([]).shape == (0, 16)

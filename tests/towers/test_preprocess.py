@@ -79,7 +79,9 @@ def test_missing_columns_are_missing_everywhere_and_likes_share_the_vocabulary(f
 
 def test_arrow_columns_equal_python_values(fitted: Preprocessor) -> None:
     columns = {"item_id": ["a", None, "q", "a"], "price": [1.5, None, -4e9, 2.0], "categories": [["x"], None, [], ["y", "q"]]}
-    arrow = {name: pa.chunked_array([pa.array(values[:2]), pa.array(values[2:], pa.array(values).type)]) for name, values in columns.items()}
+    arrow = {
+        name: pa.chunked_array([pa.array(values[:2]), pa.array(values[2:], pa.array(values).type)]) for name, values in columns.items()
+    }
     plain, mapped = fitted.encode("item", columns, 4), fitted.encode("item", arrow, 4)
     for name, array in plain.items():
         np.testing.assert_array_equal(array, mapped[name], err_msg=name)

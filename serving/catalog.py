@@ -1,0 +1,61 @@
+"""Items by id and by catalogue row: titles, categories, who is hidden, what is popular."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serving.messages import Item
+from towers.columns import CATEGORIES, IS_HIDDEN, ITEM_ID, TITLE
+
+
+class Catalog:
+    """The catalogue of a bundle.
+
+    Args:
+        table: catalogue in row order.
+        counts_I: training interactions of each row.
+
+    Attributes:
+        allowed_I: True for items that may be shown; None where none is hidden.
+        popular_I: rows, most popular first, ties by row.
+        share_I: float32 share of all training interactions, by row.
+    """
+
+    def __init__(self, table: pa.Table, counts_I: NDArray[np.int64]) -> None:
+        self._ids: list[str] = table.column(ITEM_ID).to_pylist()
+        self._rows = {item_id: row for row, item_id in enumerate(self._ids)}
+        self._titles = table.column(TITLE).combine_chunks()
+        self._categories = table.column(CATEGORIES).combine_chunks()
+        hidden_I = table.column(IS_HIDDEN).fill_null(False).to_numpy()
+        self.allowed_I: NDArray[np.bool_] | None = ~hidden_I if hidden_I.any() else None
+        self.popular_I = np.argsort(-counts_I, kind="stable").astype(np.int64)
+        self.share_I = (counts_I / max(1, int(counts_I.sum()))).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def row(self, item_id: str) -> int | None:
+        """Catalogue row, None for an unknown id."""
+        return self._rows.get(item_id)
+
+    def sample(self) -> str:
+        """The most popular item's id, for examples."""
+        return self._ids[self.popular_I[0]] if len(self._ids) else ""
+
+    def rows(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """Distinct rows of the known ids, ascending."""
+        found = {row for item_id in item_ids if (row := self._rows.get(item_id)) is not None}
+        return np.array(sorted(found), np.int64)
+
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
+        """What a reply says about each row, in the order given."""
+        chosen = pa.array(rows, pa.int64())
+        titles: Sequence[str | None] = self._titles.take(chosen).to_pylist()
+        categories: Sequence[list[str] | None] = self._categories.take(chosen).to_pylist()
+        ids = [self._ids[row] for row in rows.tolist()]
+        return [
+            Item(item_id, title, score, labels or [])
+            for item_id, title, score, labels in zip(ids, titles, scores.tolist(), categories, strict=True)
+        ]

@@ -1,0 +1,92 @@
+"""Typed settings of the serving jobs (index, serve)."""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from towers.errors import ConfigError
+
+LARGEST_K = 1000
+"""A list longer than this is a batch job's work, not a request's."""
+
+
+@dataclass
+class IndexConfig:
+    """How the item index is built and when it is refused.
+
+    Attributes:
+        name: auto | exact | ivf. auto = exact up to `exact_up_to` items.
+        recall_floor: least share of the exact top-k the index must return on held-out user vectors.
+        k: of that comparison.
+        queries: held-out user vectors it is judged on.
+    """
+
+    name: str = "auto"
+    exact_up_to: int = 20_000
+    recall_floor: float = 0.95
+    k: int = 100
+    queries: int = 1000
+
+
+@dataclass
+class ServeConfig:
+    """The HTTP service.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        bundle: a bundle folder; null = the one that run_dir/bundles/CURRENT names.
+        history: Parquet file of user histories; null = run_dir/export/histories.parquet where it exists.
+        key_file: the HMAC key that training used; null = $TOWERS_KEY_FILE or ~/.towers/user_key.
+        max_k: largest k answered.
+        max_history: most history events accepted in a request.
+        max_body_bytes: largest request body accepted.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    bundle: str | None = None
+    history: str | None = None
+    key_file: str | None = None
+    max_k: int = 1000
+    max_history: int = 10_000
+    max_body_bytes: int = 1_048_576
+
+
+@dataclass
+class ServingConfig:
+    """Everything the serving jobs share; `run_dir` is the run that training filled."""
+
+    run_dir: str = MISSING
+    seed: int = 0
+    index: IndexConfig = field(default_factory=IndexConfig)
+    serving: ServeConfig = field(default_factory=ServeConfig)
+
+
+def register() -> None:
+    """Tell Hydra the schema; conf/index.yaml and conf/serve.yaml start from it."""
+    ConfigStore.instance().store(name="serving_schema", node=ServingConfig)
+
+
+def validate(config: ServingConfig) -> None:
+    """Checks across fields, before any work.
+
+    Raises:
+        ConfigError: names the knob to turn.
+    """
+    if config.index.name not in ("auto", "exact", "ivf"):
+        raise ConfigError(f"index.name: got {config.index.name!r}, expected one of auto, exact, ivf")
+    if not 0 <= config.index.recall_floor <= 1:
+        raise ConfigError(f"index.recall_floor: got {config.index.recall_floor}, expected a share in [0, 1]")
+    for key, value in (
+        ("index.k", config.index.k),
+        ("index.queries", config.index.queries),
+        ("serving.max_k", config.serving.max_k),
+        ("serving.max_body_bytes", config.serving.max_body_bytes),
+    ):
+        if value < 1:
+            raise ConfigError(f"{key}: got {value}, expected at least 1")
+    if config.serving.max_k > LARGEST_K:
+        raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
+    if not 0 <= config.serving.port <= 65535:
+        raise ConfigError(f"serving.port: got {config.serving.port}, expected 0 to 65535")

@@ -1,0 +1,129 @@
+"""JSON or Python values to requests. A field at fault is named the way the caller wrote it: `history[3].timestamp`."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from serving.messages import Limits, Moment, RecommendRequest
+from towers.columns import MAX_ID_BYTES
+from towers.errors import RequestError
+
+_END_OF_TIME_S = 7_258_118_400  # 2200-01-01: later numbers are milli- or microseconds by mistake
+_DECODER = msgspec.json.Decoder(RecommendRequest)
+
+
+def decode(body: bytes) -> RecommendRequest:
+    """A request from JSON.
+
+    Raises:
+        RequestError: 400 for text that is not JSON, 422 naming the field for JSON that does not fit.
+    """
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise _misfit(error, _loose(body)) from None
+    except RecursionError:
+        raise RequestError("body", "nested too deeply; a request needs at most 4 levels") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        field = _not_finite(_loose(body), "")
+        if field:
+            raise RequestError(field, "NaN and Infinity are not numbers in JSON; leave the field out if it is unknown") from None
+        raise RequestError("body", f'not JSON: {error}. Expected an object such as {{"user_id": "42", "k": 10}}', 400) from None
+
+
+def from_python(fields: Mapping[str, Any]) -> RecommendRequest:
+    """A request from Python values, checked as strictly as JSON.
+
+    Raises:
+        RequestError: names the field.
+    """
+    try:
+        return msgspec.convert(dict(fields), RecommendRequest)
+    except msgspec.ValidationError as error:
+        raise _misfit(error, dict(fields)) from None
+    except RecursionError:
+        raise RequestError("request", "nested too deeply; a request needs at most 4 levels") from None
+
+
+def check_limits(request: RecommendRequest, limits: Limits) -> None:
+    """Bounds that depend on the deployment.
+
+    Raises:
+        RequestError: names the field.
+    """
+    check_k(request.k, limits)
+    for field, entries in (("history", request.history), ("exclude", request.exclude)):
+        if len(entries) > limits.max_history:
+            raise RequestError(field, f"got {len(entries)} entries, expected at most {limits.max_history}; send the newest")
+
+
+def check_k(k: int, limits: Limits) -> None:
+    """Raises RequestError unless 1 <= k <= max_k."""
+    if not 1 <= k <= limits.max_k:
+        shown = k if abs(k) < 10**18 else "a number of more than 18 digits"
+        raise RequestError("k", f"got {shown}, expected 1 to {limits.max_k}")
+
+
+def microseconds(field: str, moment: Moment) -> int:
+    """Microseconds UTC of a moment.
+
+    Raises:
+        RequestError: it is not finite, negative or absurdly late.
+    """
+    seconds = moment.timestamp() if isinstance(moment, datetime) else moment
+    if not 0 <= seconds < _END_OF_TIME_S:  # NaN compares false
+        raise RequestError(field, "expected Unix seconds from 1970 to 2199 or RFC 3339 text; divide milliseconds by 1000")
+    return round(seconds * 1_000_000)
+
+
+def _misfit(error: msgspec.ValidationError, raw: Any) -> RequestError:
+    """msgspec's message as field and reason; mapping keys, which msgspec leaves out, are looked up in `raw`."""
+    text = str(error)
+    reason, _, path = text.partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    unknown = re.search(r"(?:unknown|required) field `(.*)`$", reason)
+    if unknown:
+        field = f"{field}.{unknown[1]}".lstrip(".")
+    if "[...]" in field:
+        field = _keyed(field.partition("[...]")[0], raw)
+    return RequestError(field or "body", reason)
+
+
+def _keyed(name: str, raw: Any) -> str:
+    """`context` -> `context.hour`: the first entry that alone fails; `context` where the body cannot be read at all."""
+    entries = raw.get(name) if isinstance(raw, Mapping) else None
+    for key, value in entries.items() if isinstance(entries, Mapping) else ():
+        try:
+            msgspec.convert({name: {key: value}}, RecommendRequest)
+        except (msgspec.ValidationError, RecursionError):
+            return f"{name}.{str(key)[:MAX_ID_BYTES]}"
+    return name
+
+
+def _loose(body: bytes) -> Any:
+    """The body as forgiving JSON, only to find the field at fault; None where there is none."""
+    try:
+        # Python refuses to read whole numbers of more than 4300 digits; the first 400 are as far out of bounds
+        return json.loads(body, parse_int=lambda digits: int(digits[:400]))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _not_finite(value: Any, path: str) -> str | None:
+    """Path of the first NaN or infinity."""
+    if isinstance(value, float):
+        return path if not math.isfinite(value) else None
+    pairs: Any = ()
+    if isinstance(value, Mapping):
+        pairs = ((f"{path}.{key}".lstrip("."), entry) for key, entry in value.items())
+    elif isinstance(value, list):
+        pairs = ((f"{path}[{i}]", entry) for i, entry in enumerate(value))
+    try:
+        return next((found for at, entry in pairs if (found := _not_finite(entry, at))), None)
+    except RecursionError:
+        return None

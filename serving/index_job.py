@@ -1,0 +1,145 @@
+"""The work of `towers index`: build the index, tune it on held-out users, and publish a bundle that holds it."""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.config import ServingConfig
+from serving.index.build import build_ivf, choose_kind, metrics_for
+from serving.index.exact import ExactIndex
+from serving.index.faiss_index import FaissIndex
+from serving.index.meta import FAISS_FILE, META_FILE, CurvePoint, IndexMeta, vectors_sha256
+from serving.index.tune import Judge, exact_us, tune
+from towers.bundle import Bundle, current, publish
+from towers.errors import BundleError, DataError
+from towers.job import write_json
+
+_SEALED = ("format_version", "version", "created", "parent", "files")
+
+
+def run(config: ServingConfig) -> str:
+    """Index the current bundle's items; publishes a new version whose parent is the bundle that `towers export` made.
+
+    Returns:
+        path of run_dir/index.json.
+
+    Raises:
+        BundleError: there is no bundle, or it is damaged.
+        DataError: item or user vectors are missing or unusable, or the disk is full.
+        GateError: no index reaches index.recall_floor; nothing is published.
+    """
+    started = time.perf_counter()
+    run_dir = Path(config.run_dir)
+    core = core_bundle(run_dir / "bundles")
+    exact = ExactIndex.open(core)
+    query_QD = held_out_queries(run_dir / "export" / "queries.npy", exact.item_ID.shape[1], config.index.queries, config.seed)
+    if choose_kind(config.index.name, len(exact.item_ID), config.index.exact_up_to) == "exact":
+        meta, index = _exact_meta(config, core, exact, query_QD), None
+    else:
+        meta, index = _tuned_ivf(config, core, exact, query_QD)
+    folder = _publish(run_dir, core, meta, index)
+    report = {"bundle": str(folder), "parent": core.version, "wall_s": round(time.perf_counter() - started, 2), **meta.to_json()}
+    print(table(meta))
+    return str(write_json(run_dir / "index.json", report))
+
+
+def core_bundle(bundles_dir: Path) -> Bundle:
+    """The current bundle, or the one it was indexed from.
+
+    Raises:
+        BundleError: there is none, it is damaged, or its parent is gone.
+    """
+    bundle = Bundle.open(current(bundles_dir))
+    if not bundle.has(META_FILE):
+        return bundle
+    parent = bundle.manifest.get("parent")
+    if not parent:
+        raise BundleError(f"bundle {bundle.folder} holds an index and names no parent; run `towers export`, then `towers index`")
+    return Bundle.open(bundles_dir / str(parent))
+
+
+def held_out_queries(path: Path, dim: int, most: int, seed: int) -> NDArray[np.float32]:
+    """Up to `most` user vectors that export kept apart, drawn by seed: float32 [Q, D]; none where the file is absent.
+
+    Raises:
+        DataError: they do not fit the item vectors, or are not finite.
+    """
+    if not path.is_file():
+        return np.empty((0, dim), np.float32)
+    try:
+        query_QD = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a NumPy file ({error}); run `towers export` again") from error
+    if query_QD.ndim != 2 or query_QD.shape[1] != dim:
+        raise DataError(f"{path}: got shape {query_QD.shape}, expected [users, {dim}] as the item vectors; run `towers export` again")
+    chosen = np.random.default_rng(seed).choice(len(query_QD), min(most, len(query_QD)), replace=False)
+    query_QD = np.asarray(query_QD[np.sort(chosen)], np.float32)
+    bad = int((~np.isfinite(query_QD)).any(1).sum())
+    if bad:
+        raise DataError(f"{path}: {bad} of {len(query_QD)} user vectors hold NaN or infinity; did training diverge?")
+    return query_QD
+
+
+def table(meta: IndexMeta) -> str:
+    """What was measured, for people."""
+    lines = [
+        f"{meta.rows:,} items x {meta.dim}, {meta.factory or 'exact scan'}, {meta.metric}; top {meta.k} of {meta.queries:,} held-out users",
+        f"{'':2}{'nprobe':>8} {'recall@' + str(meta.k):>12} {'us/search':>10}",
+    ]
+    for point in (*meta.curve, CurvePoint(0, 1.0, meta.exact_us)):
+        chosen = "->" if point.nprobe == meta.nprobe else ""
+        lines.append(f"{chosen:2}{point.nprobe or 'exact':>8} {point.recall:>12.4f} {point.search_us:>10.1f}")
+    return "\n".join(lines)
+
+
+def _exact_meta(config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32]) -> IndexMeta:
+    rows, dim = exact.item_ID.shape
+    k = min(config.index.k, rows)
+    cost_us = exact_us(exact, query_QD, k)
+    return IndexMeta(
+        kind="exact", factory="", metric="inner_product", rows=rows, dim=dim, nlist=0, nprobe=0,
+        item_vectors_sha256=vectors_sha256(core), largest_norm=exact.largest_norm, k=k, queries=len(query_QD),
+        recall=1.0, recall_floor=config.index.recall_floor, search_us=cost_us, exact_us=cost_us, curve=(),
+    )  # fmt: skip
+
+
+def _tuned_ivf(config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32]) -> tuple[IndexMeta, FaissIndex]:
+    if not len(query_QD):
+        raise DataError(
+            "export/queries.npy holds no held-out user vectors, so an approximate index cannot be judged. Export again from a run with"
+            " validation users, or take index=exact"
+        )
+    judge = Judge(exact, query_QD, config.index.k)
+    metrics = metrics_for(core.model_config().similarity, exact)
+    tuned = tune(judge, [build_ivf(exact, metric, config.seed, judge.k, _progress) for metric in metrics], config.index.recall_floor)
+    stats = tuned.index.stats()
+    meta = IndexMeta(
+        kind=stats.kind, factory=stats.factory, metric=stats.metric, rows=stats.rows, dim=stats.dim, nlist=stats.nlist, nprobe=stats.nprobe,
+        item_vectors_sha256=vectors_sha256(core), largest_norm=exact.largest_norm, k=judge.k, queries=len(query_QD),
+        recall=tuned.point.recall, recall_floor=config.index.recall_floor, search_us=tuned.point.search_us,
+        exact_us=exact_us(exact, query_QD, judge.k), curve=tuned.curve,
+    )  # fmt: skip
+    return meta, tuned.index
+
+
+def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | None) -> Path:
+    bundles_dir = run_dir / "bundles"
+    number = next(n for n in range(1, 1_000_000) if not (bundles_dir / f"{core.version}-i{n}").exists())
+    facts = {name: fact for name, fact in core.manifest.items() if name not in _SEALED}
+    facts["model_version"] = facts.get("model_version", core.version)
+    facts["index"] = {"kind": meta.kind, "factory": meta.factory, "recall": meta.recall, "k": meta.k}
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".index-") as scratch:
+        files: dict[str, Path | bytes] = {META_FILE: (json.dumps(meta.to_json(), indent=2) + "\n").encode()}
+        if index is not None:
+            files[FAISS_FILE] = Path(scratch) / FAISS_FILE
+            index.save(Path(scratch) / FAISS_FILE)
+        return publish(bundles_dir, f"{core.version}-i{number}", files, facts, parent=core)
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,133 @@
+"""What requests and replies look like: the same types for HTTP, for Python callers and for the OpenAPI document.
+
+Unknown fields are refused (see serving.decoding).
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from towers.columns import MAX_ID_BYTES
+
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
+Moment = int | float | Annotated[datetime, Meta(tz=True)]
+"""Unix seconds (fractions allowed) or RFC 3339 with a zone."""
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Scalar = str | Whole | float | bool | None
+Value = str | Whole | float | bool | None | list[Scalar]
+"""Of a context feature. Whole numbers are bounded: Python refuses to print those of more than 4300 digits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one request may ask.
+
+    Attributes:
+        max_k: largest k.
+        max_history: most history events; also the most entries of `exclude`.
+        max_body_bytes: largest HTTP body.
+    """
+
+    max_k: int = 1000
+    max_history: int = 10_000
+    max_body_bytes: int = 1_048_576
+
+
+class HistoryEvent(Struct, frozen=True, forbid_unknown_fields=True):
+    """One event of a live history; a plain item id stands for an event without type and time."""
+
+    item_id: Id
+    event_type: str | None = None
+    timestamp: Moment | None = None
+
+
+class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asks, in which situation, for what.
+
+    Attributes:
+        user_id: the caller's id of a person; its stored history is used where there is one.
+        history: events to be used now, oldest first, after the stored ones. Sorted by time where every event has one.
+        context: value by declared context feature.
+        preferences: liked values by declared preferences feature; a plain list where exactly one is declared.
+        k: items wanted.
+        exclude: item ids never returned.
+        exclude_seen: leave out every item of the stored and the live history.
+        now: time of the request; the server's clock by default. Give it to replay a past moment.
+    """
+
+    user_id: Id | None = None
+    history: list[Id | HistoryEvent] = []
+    context: dict[str, Value] = {}
+    preferences: list[str] | dict[str, list[str]] = {}
+    k: Annotated[int, Meta(ge=1)] = 20
+    exclude: list[Id] = []
+    exclude_seen: bool = True
+    now: Moment | None = None
+
+
+class Item(Struct, frozen=True):
+    """One recommended item. `score` is the model's similarity; under a fallback the share of training interactions."""
+
+    item_id: str
+    title: str | None
+    score: float
+    categories: list[str]
+
+
+class Fallback(Struct, frozen=True):
+    """Why the list is not the tower's.
+
+    Attributes:
+        strategy: `most_popular`.
+        reason: `no_history` (nothing was sent or stored), `unknown_user`, `no_user_histories` (the service was started without any),
+            `unknown_history_items` or `unknown_preferences` (the model knows none of them).
+    """
+
+    strategy: str
+    reason: str
+
+
+class Recommendations(Struct, frozen=True):
+    """The answer to a RecommendRequest.
+
+    Attributes:
+        recommendation_id: names this list; give it back with feedback events.
+        mode: `personalized` (from a history), `cold` (from declared preferences alone) or `fallback`.
+        items: best first, no duplicates.
+        returned: how many; fewer than `k` where no more are left after exclusions.
+        unknown_history_items: history events whose item the model was not trained on; they carry no signal.
+    """
+
+    recommendation_id: str
+    model_version: str
+    index_version: str
+    mode: str
+    fallback: Fallback | None
+    items: list[Item]
+    returned: int
+    k: int
+    unknown_history_items: int
+
+
+class SimilarItems(Struct, frozen=True):
+    """Items nearest to `item_id`, best first, itself left out."""
+
+    item_id: str
+    model_version: str
+    index_version: str
+    items: list[Item]
+    returned: int
+    k: int
+
+
+class Problem(Struct, frozen=True, omit_defaults=True):
+    """RFC 9457 problem document; `field` is the request field at fault."""
+
+    title: str
+    status: int
+    detail: str
+    type: str = "about:blank"
+    field: str | None = None
+    request_id: str | None = None

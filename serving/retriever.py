@@ -1,0 +1,177 @@
+"""The recipe of a recommendation, top to bottom. The HTTP service calls this and nothing else; so can any Python program."""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.catalog import Catalog
+from serving.decoding import check_k, check_limits, from_python, microseconds
+from serving.fallback import MOST_POPULAR, most_popular
+from serving.index.interface import VectorIndex
+from serving.index.stored import open_index
+from serving.messages import Fallback, Limits, Moment, Recommendations, RecommendRequest, SimilarItems
+from serving.onnx_runtime import OnnxRuntime
+from serving.selector import Candidates, Policy, Selection, select
+from serving.signals import FALLBACK, read_signals
+from serving.user_state import StoredUser, UserHistories
+from towers.bundle import Bundle
+from towers.encoder import Encoder
+from towers.errors import BundleError, RequestError
+from towers.identity import UserKeys
+
+
+class Retriever:
+    """Recommendations from one bundle.
+
+    Args:
+        bundle: verified.
+        encoder: raw rows to vectors.
+        index: over the bundle's item vectors.
+        users: stored histories and the secret that finds a person in them; None = every user id is a stranger.
+        limits: of one request.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: Encoder,
+        index: VectorIndex,
+        users: tuple[UserHistories, UserKeys] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.encoder = encoder
+        self.index = index
+        self.catalog = Catalog(bundle.catalog(), bundle.popularity())
+        self.limits = limits or Limits()
+        self._users = users
+        self._vectors_ID = bundle.item_vectors()
+        if len(self._vectors_ID) != len(self.catalog):
+            raise BundleError(f"bundle {bundle.folder}: {len(self._vectors_ID)} item vectors but {len(self.catalog)} catalogue rows")
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path | str,
+        history: Path | str | None = None,
+        key_file: Path | str | None = None,
+        limits: Limits | None = None,
+    ) -> "Retriever":
+        """Open a bundle folder; torch is not needed.
+
+        Args:
+            bundle: its folder.
+            history: Parquet file of user histories; None = no user is known.
+            key_file: secret that user ids are keyed with; None = $TOWERS_KEY_FILE or ~/.towers/user_key. Read only with `history`.
+            limits: of one request.
+
+        Raises:
+            BundleError: the bundle is damaged or incomplete.
+            DataError, ConfigError: the histories or the secret cannot be read.
+        """
+        opened = Bundle.open(bundle)
+        preprocessor = opened.preprocessor()
+        encoder = Encoder(preprocessor, OnnxRuntime(opened, preprocessor), opened.model_config().history.length)
+        users = None
+        if history is not None:
+            users = (UserHistories.open(history), UserKeys.open(None if key_file is None else str(key_file)))
+        return cls(opened, encoder, open_index(opened), users, limits)
+
+    def recommend(
+        self,
+        user_id: str | None = None,
+        history: Sequence[str | Mapping[str, Any]] = (),
+        context: Mapping[str, Any] | None = None,
+        preferences: Sequence[str] | Mapping[str, Sequence[str]] = (),
+        k: int = 20,
+        exclude: Sequence[str] = (),
+        exclude_seen: bool = True,
+        now: Moment | None = None,
+    ) -> Recommendations:
+        """The k items for one person and moment; arguments as in `messages.RecommendRequest`.
+
+        Raises:
+            RequestError: names the argument at fault.
+        """
+        return self.answer(
+            from_python(
+                {
+                    "user_id": user_id,
+                    "history": history,
+                    "context": context or {},
+                    "preferences": preferences,
+                    "k": k,
+                    "exclude": exclude,
+                    "exclude_seen": exclude_seen,
+                    "now": now,
+                }
+            )
+        )
+
+    def answer(self, request: RecommendRequest) -> Recommendations:
+        """The same for a decoded request."""
+        check_limits(request, self.limits)
+        now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
+        stored = self._stored(request.user_id)
+        signals = read_signals(request, stored, self._users is not None, self.encoder.preprocessor, self.encoder.length, now)
+        excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
+        policy = Policy(request.k)
+        batch = self.encoder.user_batch([signals.row])
+        if signals.mode == FALLBACK:
+            candidates = most_popular(self.catalog, policy.candidates, excluded)
+        else:
+            vectors_HD = self.encoder.runtime.user(batch).vectors_BHD[0]
+            candidates = self._search(vectors_HD, policy.candidates, excluded)
+        chosen = select(candidates, policy)
+        fallback = Fallback(MOST_POPULAR, signals.reason) if signals.mode == FALLBACK else None
+        return self._reply(request, chosen, signals.mode, fallback, signals.unknown_items)
+
+    def similar_items(self, item_id: str, k: int = 20) -> SimilarItems:
+        """The k items whose vectors score highest with this item's, itself left out.
+
+        Raises:
+            RequestError: 404 for an unknown item, 422 for a k out of bounds.
+        """
+        check_k(k, self.limits)
+        row = self.catalog.row(item_id)
+        if row is None:
+            raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
+        chosen = select(self._search(self._vectors_ID[row : row + 1], k, np.array([row])), Policy(k))
+        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
+        return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
+
+    @property
+    def model_version(self) -> str:
+        """Version of the bundle that brought the model; an index built later has a version of its own."""
+        return str(self.bundle.manifest.get("model_version", self.bundle.version))
+
+    def _stored(self, user_id: str | None) -> StoredUser | None:
+        if user_id is None or self._users is None:
+            return None
+        histories, keys = self._users
+        return histories.get(keys.key(user_id))
+
+    def _search(self, vectors_HD: NDArray[np.float32], count: int, excluded: NDArray[np.int64]) -> Candidates:
+        found = self.index.search(vectors_HD, count, self.catalog.allowed_I, excluded)
+        return Candidates(found.rows, found.scores)
+
+    def _reply(
+        self, request: RecommendRequest, chosen: Selection, mode: str, fallback: Fallback | None, unknown_items: int
+    ) -> Recommendations:
+        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
+        return Recommendations(
+            recommendation_id=uuid.uuid4().hex,
+            model_version=self.model_version,
+            index_version=self.bundle.version,
+            mode=mode,
+            fallback=fallback,
+            items=items,
+            returned=len(items),
+            k=request.k,
+            unknown_history_items=unknown_items,
+        )

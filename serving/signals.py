@@ -1,0 +1,143 @@
+"""What is known about the person who asks, from the request and from what is stored, and whether it is enough for the tower."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.decoding import microseconds
+from serving.messages import HistoryEvent, RecommendRequest
+from serving.user_state import StoredUser
+from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME
+from towers.encoder import UserRow
+from towers.errors import RequestError
+from towers.preprocess import Preprocessor
+from towers.schema import Feature
+
+PERSONALIZED, COLD, FALLBACK = "personalized", "cold", "fallback"
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Everything the retriever needs to know about the asker.
+
+    Attributes:
+        row: what the user tower is given: the newest events that fit it, context, user features.
+        seen: item ids of the whole history, stored and live.
+        mode: `personalized`, `cold` or `fallback`.
+        reason: of the fallback, "" otherwise.
+        unknown_items: events of `row` whose item the model was not trained on.
+    """
+
+    row: UserRow
+    seen: Sequence[str]
+    mode: str
+    reason: str
+    unknown_items: int
+
+
+def read_signals(
+    request: RecommendRequest, stored: StoredUser | None, stores_users: bool, preprocessor: Preprocessor, length: int, now: int
+) -> Signals:
+    """Join the stored and the live history, check context and preferences, and decide the mode.
+
+    Args:
+        stored: the known user, None for strangers.
+        stores_users: whether there is a store that could have known them.
+        length: events the tower takes.
+        now: microseconds UTC of the request.
+
+    Raises:
+        RequestError: names the field.
+    """
+    _check_context(request.context, preprocessor)
+    live = live_history(request.history, preprocessor)
+    known = stored or StoredUser([], [], [])
+    items = [*known.items, *live.items]
+    rows = preprocessor.vocabularies[ITEM_ID].rows(items[-length:])
+    features = {**known.features, **declared_preferences(request.preferences, preprocessor)}
+    trained = int(np.count_nonzero(rows >= FIRST_ROW))
+    mode, reason = PERSONALIZED, ""
+    if not trained:
+        mode, reason = (COLD, "") if _has_preferences(features, preprocessor) else (FALLBACK, _reason(request, stored, stores_users, items))
+    row = UserRow(
+        history_items=items[-length:],
+        history_events=[*known.events, *live.events][-length:],
+        history_timestamps=[*known.timestamps, *live.timestamps][-length:],
+        now=now,
+        context=request.context,
+        features=features,
+    )
+    return Signals(row, items, mode, reason, len(rows) - trained)
+
+
+def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocessor) -> StoredUser:
+    """The request's own events, oldest first: in time order where every event has a time, else in the order given.
+
+    Raises:
+        RequestError: an event type that the model does not know, or an absurd time; names the event.
+    """
+    events = [HistoryEvent(entry) if isinstance(entry, str) else entry for entry in entries]
+    kinds = [event.event_type or DEFAULT_EVENT_TYPE for event in events]
+    types = preprocessor.vocabularies[EVENT_TYPE]
+    for i in np.flatnonzero(types.rows(kinds) < FIRST_ROW).tolist():
+        if events[i].event_type:
+            known = ", ".join(types.values().to_pylist()[:20])
+            raise RequestError(f"history[{i}].event_type", f"got {kinds[i][:60]!r}, expected one of {known}")
+    times = [
+        NO_TIME if event.timestamp is None else microseconds(f"history[{i}].timestamp", event.timestamp) for i, event in enumerate(events)
+    ]
+    order = list(range(len(events)))
+    if NO_TIME not in times:
+        order.sort(key=times.__getitem__)
+    return StoredUser([events[i].item_id for i in order], [kinds[i] for i in order], [times[i] for i in order])
+
+
+def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], preprocessor: Preprocessor) -> dict[str, list[str]]:
+    """Liked values by preferences feature.
+
+    Raises:
+        RequestError: the model has no such feature, or several and a plain list was given.
+    """
+    declared = [f.name for f in _preferences(preprocessor)]
+    if not given:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(declared) != 1:
+            raise RequestError("preferences", f"a plain list needs exactly one declared preferences feature; this model has {declared}")
+        return {declared[0]: list(given)}
+    for name in given:
+        if name not in declared:
+            raise RequestError(f"preferences.{name[:60]}", f"not declared; this model's preferences features are {declared}")
+    return {name: list(values) for name, values in given.items()}
+
+
+def _check_context(context: Mapping[str, Any], preprocessor: Preprocessor) -> None:
+    declared = [f.name for f in preprocessor.schema.owned_by("context")]
+    for name in context:
+        if name not in declared:
+            raise RequestError(f"context.{name[:60]}", f"not declared; this model's context features are {declared}")
+
+
+def _has_preferences(features: Mapping[str, Any], preprocessor: Preprocessor) -> bool:
+    """Whether a declared like is one that the model knows."""
+    for f in _preferences(preprocessor):
+        liked = preprocessor.vocabularies[f.vocabulary].rows(list(features.get(f.name) or ()))
+        if np.any(liked >= FIRST_ROW):
+            return True
+    return False
+
+
+def _preferences(preprocessor: Preprocessor) -> list[Feature]:
+    return [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"]
+
+
+def _reason(request: RecommendRequest, stored: StoredUser | None, stores_users: bool, items: Sequence[str]) -> str:
+    if items:
+        return "unknown_history_items"
+    if request.preferences:
+        return "unknown_preferences"
+    if request.user_id is None or stored is not None:
+        return "no_history"
+    return "unknown_user" if stores_users else "no_user_histories"

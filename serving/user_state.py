@@ -1,0 +1,106 @@
+"""What is stored about users: their histories, found by user key. Raw user ids never get here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from towers.columns import NO_TIME, USER_KEY
+from towers.errors import DataError
+from towers.identity import KEY_BYTES
+
+ITEMS, EVENTS, TIMES = "item_ids", "event_types", "timestamps"
+
+
+@dataclass(frozen=True)
+class StoredUser:
+    """A known user.
+
+    Attributes:
+        items: item ids, oldest first.
+        events: event type of each.
+        timestamps: microseconds UTC of each, NO_TIME where unknown.
+        features: value by user feature.
+    """
+
+    items: list[str]
+    events: list[str | None]
+    timestamps: list[int]
+    features: Mapping[str, Any] = field(default_factory=dict)
+
+
+class UserHistories:
+    """Histories of a Parquet file sorted by user key; ids are held once each, an event costs 16 bytes.
+
+    Args:
+        table: columns user_key, item_ids, event_types, timestamps and user features, sorted by user_key.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._columns = {name: _one_array(table.column(name)) for name in table.column_names}
+        self._features = [name for name in table.column_names if name not in (USER_KEY, ITEMS, EVENTS, TIMES)]
+        self._keys_U16 = _key_bytes(self._columns.pop(USER_KEY))
+        # the first 8 bytes find the place by binary search, all 16 decide
+        self._prefix_U = np.ascontiguousarray(self._keys_U16[:, :8]).view(">u8").ravel().astype(np.uint64)
+        if np.any(self._prefix_U[1:] < self._prefix_U[:-1]):
+            raise DataError(f"user histories are not sorted by {USER_KEY}; write them with `towers export`")
+
+    @classmethod
+    def open(cls, path: Path | str) -> "UserHistories":
+        """Read the file that `towers export` wrote.
+
+        Raises:
+            DataError: the file is missing, damaged or of another layout.
+        """
+        dictionaries = [f"{name}.list.element" for name in (ITEMS, EVENTS)]
+        try:
+            table = pq.read_table(path, memory_map=True, read_dictionary=dictionaries).unify_dictionaries()
+            missing = {USER_KEY, ITEMS, EVENTS, TIMES} - set(table.column_names)
+            if missing:
+                raise DataError(f"user histories {path}: no column {', '.join(sorted(missing))}; write them with `towers export`")
+            return cls(table)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"user histories {path} cannot be read: {error}. Run `towers export` again, or set serving.history") from error
+
+    def __len__(self) -> int:
+        return len(self._keys_U16)
+
+    def get(self, user_key: bytes) -> StoredUser | None:
+        """The user with this 16-byte key, None where there is none."""
+        prefix = np.uint64(int.from_bytes(user_key[:8], "big"))
+        place = int(np.searchsorted(self._prefix_U, prefix))
+        while place < len(self._prefix_U) and self._prefix_U[place] == prefix:
+            if self._keys_U16[place].tobytes() == user_key:
+                return self._at(place)
+            place += 1
+        return None
+
+    def _at(self, row: int) -> StoredUser:
+        items: list[str] = self._columns[ITEMS][row].as_py() or []
+        events = self._columns[EVENTS][row].as_py() or [None] * len(items)
+        times = self._columns[TIMES][row].as_py() or [None] * len(items)
+        return StoredUser(
+            items=items,
+            events=events,
+            timestamps=[NO_TIME if time is None else time for time in times],
+            features={name: self._columns[name][row].as_py() for name in self._features},
+        )
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    if not column.num_chunks:
+        return pa.array([], column.type)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _key_bytes(keys: pa.Array) -> NDArray[np.uint8]:
+    if keys.type != pa.binary(KEY_BYTES) or keys.null_count:
+        raise DataError(f"user histories: column {USER_KEY} is {keys.type}, expected {KEY_BYTES} bytes in every row")
+    data = keys.buffers()[1]
+    flat = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    return flat[keys.offset * KEY_BYTES : (keys.offset + len(keys)) * KEY_BYTES].reshape(-1, KEY_BYTES)

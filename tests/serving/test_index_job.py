@@ -1,0 +1,186 @@
+"""`towers index` on a run folder: what it publishes, what it refuses, what it leaves alone."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serving import index_job
+from serving.config import IndexConfig, ServingConfig
+from serving.index.exact import ExactIndex
+from serving.index.faiss_index import FaissIndex
+from serving.index.stored import open_index
+from towers.bundle import Bundle, current, publish, write_vectors
+from towers.errors import BundleError, DataError, GateError
+from towers.model_config import ModelConfig
+
+DIM = 16
+
+
+def vectors(rows: int, seed: int, norms: bool = False) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((rows, DIM))
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return (drawn * rng.uniform(0.1, 3, (rows, 1)) if norms else drawn).astype(np.float32)
+
+
+def exported(run_dir: Path, rows: int, similarity: str = "cosine", queries: int = 150) -> ServingConfig:
+    """A run as `towers export` leaves it, as far as indexing reads it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_vectors(run_dir / "vectors", vectors(rows, 0, similarity == "dot"))
+    model_config = json.dumps(asdict(ModelConfig(dim=DIM, similarity=similarity))).encode()
+    files: dict[str, Path | bytes] = {"item_vectors.arrow": run_dir / "vectors", "model_config.json": model_config}
+    publish(run_dir / "bundles", "v1", files, {"name": "towers", "metrics": {"test/recall@20": 0.1}})
+    (run_dir / "export").mkdir()
+    np.save(run_dir / "export" / "queries.npy", vectors(queries, 1))
+    return ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="ivf", k=20, recall_floor=0.9))
+
+
+def now(config: ServingConfig) -> Bundle:
+    return Bundle.open(current(Path(config.run_dir) / "bundles"))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_an_approximate_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], similarity: str) -> None:
+    config = exported(tmp_path / "run", 5000, similarity)
+    report = json.loads(Path(index_job.run(config)).read_text())
+    bundle = now(config)
+    assert (bundle.version, bundle.manifest["parent"], bundle.manifest["model_version"]) == ("v1-i1", "v1", "v1")
+    assert bundle.manifest["metrics"] == {"test/recall@20": 0.1}
+    assert report["bundle"] == str(bundle.folder)
+    assert report["recall"] >= 0.9 and report["queries"] == 150 and report["kind"] == "ivf" and report["exact_us"] > 0
+    assert [point["recall"] for point in report["curve"] if point["nprobe"] == report["nprobe"]] == [report["recall"]]
+    assert report["metric"] in ({"cosine": ("inner_product",), "dot": ("inner_product", "l2_augmented")}[similarity])
+    index = open_index(bundle)
+    assert isinstance(index, FaissIndex)
+    exact = ExactIndex.open(bundle)
+    found = [np.isin(index.search(q, 20).rows, exact.search(q, 20).rows).mean() for q in vectors(100, 1)]
+    assert np.mean(found) >= 0.88
+    shown = capsys.readouterr().out
+    assert "recall@20" in shown and f"->{report['nprobe']:>8}" in shown and "exact" in shown
+
+
+def test_a_small_catalogue_needs_no_index_file(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 900)
+    config.index.name = "auto"
+    report = json.loads(Path(index_job.run(config)).read_text())
+    assert (report["kind"], report["recall"], report["curve"], report["k"]) == ("exact", 1.0, [], 20)
+    bundle = now(config)
+    assert bundle.has("index.json") and not bundle.has("index.faiss")
+    assert isinstance(open_index(bundle), ExactIndex)
+
+
+def test_indexing_again_starts_from_the_core(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 3000)
+    index_job.run(config)
+    config.index.name = "exact"
+    index_job.run(config)
+    bundle = now(config)
+    assert (bundle.version, bundle.manifest["parent"]) == ("v1-i2", "v1")
+    assert not bundle.has("index.faiss")
+    assert Bundle.open(tmp_path / "run" / "bundles" / "v1-i1").has("index.faiss")
+
+
+def test_below_the_floor_nothing_is_published(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 5000)
+    config.index.recall_floor, config.index.k = 1.0, 400
+    with pytest.raises(GateError, match="Nothing was published"):
+        index_job.run(config)
+    assert now(config).version == "v1"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["bundles", "export", "vectors"]
+    assert sorted(path.name for path in (tmp_path / "run" / "bundles").iterdir()) == ["CURRENT", "v1"]
+
+
+def test_users_are_drawn_by_seed(tmp_path: Path) -> None:
+    exported(tmp_path / "run", 300)
+    path = tmp_path / "run" / "export" / "queries.npy"
+    one, same, other = (index_job.held_out_queries(path, DIM, 40, seed) for seed in (0, 0, 1))
+    assert one.shape == (40, DIM) and (one == same).all() and not (one == other).all()
+    assert len(index_job.held_out_queries(path, DIM, 10_000, 0)) == 150
+
+
+@pytest.mark.parametrize("queries", [None, np.zeros((0, DIM), np.float32)])
+def test_without_held_out_users(tmp_path: Path, queries: NDArray[np.float32] | None) -> None:
+    config = exported(tmp_path / "run", 3000)
+    path = tmp_path / "run" / "export" / "queries.npy"
+    path.unlink()
+    if queries is not None:
+        np.save(path, queries)
+    with pytest.raises(DataError, match=r"no held-out user vectors.*index=exact"):
+        index_job.run(config)
+    config.index.name = "exact"
+    assert json.loads(Path(index_job.run(config)).read_text())["exact_us"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no numpy", "not a NumPy file"),
+        (b"", "not a NumPy file"),
+        (np.zeros((5, DIM + 1), np.float32), r"expected \[users, 16\]"),
+        (np.zeros(DIM, np.float32), r"expected \[users, 16\]"),
+        (np.array([[{}] * DIM]), "not a NumPy file"),
+        (np.full((5, DIM), np.nan, np.float32), "5 of 5 user vectors hold NaN"),
+    ],
+)
+def test_bad_user_vectors(tmp_path: Path, content: bytes | NDArray[np.generic], message: str) -> None:
+    config = exported(tmp_path / "run", 3000)
+    path = tmp_path / "run" / "export" / "queries.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        index_job.run(config)
+    assert now(config).version == "v1"
+
+
+def test_vectors_that_contradict_the_similarity(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 3000, "dot")
+    core = now(config)
+    model_config = json.dumps(asdict(ModelConfig(dim=DIM, similarity="cosine"))).encode()
+    publish(core.folder.parent, "v2", {"model_config.json": model_config}, {}, parent=core)
+    with pytest.raises(DataError, match="similarity is cosine"):
+        index_job.run(config)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="towers export"):
+        index_job.run(ServingConfig(run_dir=str(tmp_path)))
+
+
+def test_a_damaged_bundle(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 300)
+    path = tmp_path / "run" / "bundles" / "v1" / "item_vectors.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="differs from its checksum"):
+        index_job.run(config)
+
+
+def test_its_main_loads_neither_faiss_nor_torch() -> None:
+    code = "import sys, serving.index_run; print(sorted({'faiss', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    exported(tmp_path / "run", 3000)
+
+    def towers_index(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "serving.index_run", f"run_dir={tmp_path / 'run'}", *overrides]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    done = towers_index("index=ivf", "index.k=20")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"index: done -> {tmp_path / 'run' / 'index.json'}"
+    refused = towers_index("index=ivf", "index.recall_floor=1", "index.k=500")
+    assert refused.returncode == 4 and "index.recall_floor" in refused.stderr and "Traceback" not in refused.stderr
+    wrong = towers_index("index.recal_floor=1")
+    assert wrong.returncode == 2 and "recal_floor" in wrong.stderr

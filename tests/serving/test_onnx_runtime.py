@@ -1,0 +1,69 @@
+"""The ONNX towers against torch, through the same preprocessing."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.onnx_runtime import OnnxRuntime
+from towers.bundle import Bundle
+from towers.encoder import Encoder, UserRow
+from towers.errors import BundleError
+from towers.runtime import TorchRuntime
+
+NOW_US = 20_000 * 86_400_000_000
+
+ROWS = [
+    UserRow(),
+    UserRow(["item-01"], ["play"], [NOW_US - 60_000_000], NOW_US),
+    UserRow([f"item-{i:02d}" for i in range(12)], ["play", "skip"] * 6, [NOW_US - i * 3_600_000_000 for i in range(12, 0, -1)], NOW_US),
+    UserRow(["who?", "a/b c"], [], [], NOW_US, {"hour": 7, "budget": 40}, {"likes": ["drama", "news", "no such"]}),
+]
+
+
+@pytest.mark.parametrize("world_name", ["world", "transformer_world"])
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[2:3]], ids=["many", "empty", "long"])
+def test_vectors_equal_torchs(request: pytest.FixtureRequest, world_name: str, rows: list[UserRow]) -> None:
+    world = request.getfixturevalue(world_name)
+    runtime = OnnxRuntime(Bundle.open(world.bundle), world.preprocessor)
+    found, wanted = (Encoder(world.preprocessor, one, 6).users(rows) for one in (runtime, TorchRuntime(world.model)))
+    np.testing.assert_allclose(found.vectors_BHD, wanted.vectors_BHD, atol=1e-5, rtol=0)
+    if world_name == "world":
+        assert found.history_weights_BL is not None and wanted.history_weights_BL is not None
+        np.testing.assert_allclose(found.history_weights_BL, wanted.history_weights_BL, atol=1e-5, rtol=0)
+    else:
+        assert found.history_weights_BL is wanted.history_weights_BL is None
+
+
+@pytest.mark.parametrize("world_name", ["world", "transformer_world"])
+def test_item_vectors_equal_the_bundles(request: pytest.FixtureRequest, world_name: str) -> None:
+    world = request.getfixturevalue(world_name)
+    bundle = Bundle.open(world.bundle)
+    encoder = Encoder(bundle.preprocessor(), OnnxRuntime(bundle, bundle.preprocessor()), 6)
+    columns = {name: world.catalog[name].to_pylist() for name in ("item_id", "categories")}
+    np.testing.assert_allclose(encoder.items(columns, len(world.catalog)), bundle.item_vectors(), atol=1e-5, rtol=0)
+
+
+def without(world: Any, folder: Path, dropped: str) -> Bundle:
+    opened = Bundle.open(world.bundle)
+    files = {name: facts for name, facts in opened.manifest["files"].items() if name != dropped}
+    return Bundle(opened.folder, {**opened.manifest, "files": files})
+
+
+@pytest.mark.parametrize("dropped", ["onnx/user.onnx", "tables/history_item.npy"])
+def test_a_bundle_without_a_part_is_refused(world: Any, tmp_path: Path, dropped: str) -> None:
+    with pytest.raises(BundleError, match=r"ONNX|tables/history_item\.npy"):
+        OnnxRuntime(without(world, tmp_path, dropped), world.preprocessor)
+
+
+def test_a_table_of_other_rows_is_refused(world: Any, tmp_path: Path) -> None:
+    opened = Bundle.open(world.bundle)
+    (tmp_path / "tables").mkdir()
+    for name in opened.manifest["files"]:
+        target = tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes((opened.folder / name).read_bytes())
+    np.save(tmp_path / "tables" / "history_item.npy", np.zeros((3, 8), np.float32))
+    with pytest.raises(BundleError, match="expected float32"):
+        OnnxRuntime(Bundle(tmp_path, opened.manifest), world.preprocessor)

@@ -1,0 +1,151 @@
+"""`towers serve` as people run it: a process of its own, where torch and training cannot be imported."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from serving.config import ServeConfig
+from serving.retriever import Retriever
+from serving.run import histories, listen, url
+from towers.encoder import Encoder, UserRow
+from towers.errors import ConfigError
+from towers.runtime import TorchRuntime
+
+BLOCKED = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "training", "pandas", "scipy", "onnx", "tensorboard"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+SERVE = BLOCKED + "from towers.cli import main\nsys.exit(main())"
+
+
+def command(run_dir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-c", SERVE, "serve", f"run_dir={run_dir}", *overrides]
+
+
+def environment(key_file: Path) -> dict[str, str]:
+    return {**os.environ, "TOWERS_KEY_FILE": str(key_file), "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def served(world: Any, run_dir: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A running server and its announcement."""
+    place = run_dir / "serve.json"
+    place.unlink(missing_ok=True)
+    server = subprocess.Popen(
+        command(run_dir, "serving.port=0", *overrides),
+        env=environment(world.key_file),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not place.exists():
+            assert server.poll() is None, server.stderr and server.stderr.read()
+            assert time.monotonic() < deadline, "not ready within a minute"
+            time.sleep(0.02)
+        yield server, json.loads(place.read_text())
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_is_served_without_torch_and_stops_in_good_order(world: Any, retriever: Retriever, stop: signal.Signals) -> None:
+    run_dir = world.bundle.parent.parent
+    body = {"user_id": "user-9", "history": ["item-03"], "context": {"hour": 5}, "k": 8, "now": 1_700_000_000}
+    with served(world, run_dir) as (server, announced):
+        assert announced["pid"] == server.pid and announced["state"] == "listening"
+        assert Path(announced["bundle"]) == world.bundle
+        with httpx.Client(base_url=announced["url"], timeout=10, trust_env=False) as client:
+            reply = client.post("/v1/recommend", json=body)
+            assert reply.status_code == 200, reply.text
+            expected = retriever.recommend(**body)
+            assert [item["item_id"] for item in reply.json()["items"]] == [item.item_id for item in expected.items]
+            scores = [item["score"] for item in reply.json()["items"]]
+            np.testing.assert_allclose(scores, [item.score for item in expected.items], atol=1e-5)
+        server.send_signal(stop)
+        out, err = server.communicate(timeout=20)
+    assert server.returncode == 0, err
+    assert f"serving on {announced['url']}" in out
+    assert out.strip().splitlines()[-1] == f"serve: done -> {run_dir / 'serve.json'}"
+    assert json.loads((run_dir / "serve.json").read_text())["state"] == "stopped"
+
+
+def test_vectors_without_torch_equal_torchs(world: Any, tmp_path: Path) -> None:
+    """The same row through the torch-free install and through torch."""
+    code = f"""{BLOCKED}
+import numpy as np
+from serving.retriever import Retriever
+from towers.encoder import UserRow
+retriever = Retriever.open({str(world.bundle)!r})
+context, features = {{"hour": 3, "budget": 2}}, {{"likes": ["drama"]}}
+row = UserRow(["item-01", "item-02"], ["play", "skip"], [10**15, 2 * 10**15], 3 * 10**15, context, features)
+np.save({str(tmp_path / "v.npy")!r}, retriever.encoder.users([row]).vectors_BHD)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+    context, features = {"hour": 3, "budget": 2}, {"likes": ["drama"]}
+    row = UserRow(["item-01", "item-02"], ["play", "skip"], [10**15, 2 * 10**15], 3 * 10**15, context, features)
+    wanted = Encoder(world.preprocessor, TorchRuntime(world.model), 6).users([row]).vectors_BHD
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_taken_port_is_a_config_error(world: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        run_dir = world.bundle.parent.parent
+        done = subprocess.run(
+            command(run_dir, f"serving.port={port}"), env=environment(world.key_file), capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 2, done.stderr
+    assert "serving.port" in done.stderr and str(port) in done.stderr and "serving.port=0" in done.stderr
+    assert not (run_dir / "serve.json").exists()
+
+
+def test_a_run_without_a_bundle_says_what_to_do(world: Any, tmp_path: Path) -> None:
+    done = subprocess.run(command(tmp_path), env=environment(world.key_file), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and "towers export" in done.stderr
+
+
+def test_an_unknown_key_is_a_config_error(world: Any, tmp_path: Path) -> None:
+    done = subprocess.run(command(tmp_path, "serving.prot=1"), env=environment(world.key_file), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "prot" in done.stderr
+
+
+def test_addresses() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        assert url("127.0.0.1", listener) == f"http://127.0.0.1:{port}"
+        assert url("0.0.0.0", listener) == f"http://127.0.0.1:{port}"
+        assert url("::", listener) == f"http://[::1]:{port}"
+    for host in ("not a host", "203.0.113.7"):
+        with pytest.raises(ConfigError, match=r"serving\.host"):
+            listen(host, 0)
+
+
+def test_histories_are_the_runs_unless_others_are_named(tmp_path: Path) -> None:
+    assert histories(ServeConfig(), tmp_path) is None
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "histories.parquet").touch()
+    assert histories(ServeConfig(), tmp_path) == tmp_path / "export" / "histories.parquet"
+    assert histories(ServeConfig(history="elsewhere.parquet"), tmp_path) == Path("elsewhere.parquet")

@@ -1,0 +1,78 @@
+"""Stored histories: every user is found, nobody else's is, and a damaged file says so."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.user_state import UserHistories
+from towers.columns import NO_TIME
+from towers.errors import DataError
+
+
+def table(keys: list[bytes]) -> pa.Table:
+    return pa.table(
+        {
+            "user_key": pa.array(keys, pa.binary(16)),
+            "item_ids": pa.array([[f"item-{i}", "shared"][: i % 3] for i in range(len(keys))], pa.list_(pa.string())),
+            "event_types": pa.array([["play", "skip"][: i % 3] for i in range(len(keys))], pa.list_(pa.string())),
+            "timestamps": pa.array([[i, None][: i % 3] for i in range(len(keys))], pa.list_(pa.int64())),
+            "age": pa.array([i if i % 2 else None for i in range(len(keys))], pa.int32()),
+        }
+    )
+
+
+@pytest.fixture
+def keys() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    random = [rng.bytes(16) for _ in range(200)]
+    twins = [b"\x80" * 8 + bytes([i]) * 8 for i in range(5)]  # one 8-byte prefix, five people
+    return sorted([*random, *twins, bytes(16), b"\xff" * 16, b"\x01" + bytes(15)])
+
+
+def test_every_user_is_found_over_several_row_groups(tmp_path: Path, keys: list[bytes]) -> None:
+    written = table(keys)
+    pq.write_table(written, tmp_path / "h.parquet", row_group_size=37)
+    users = UserHistories.open(tmp_path / "h.parquet")
+    assert len(users) == len(keys)
+    for row, expected in zip(keys, written.to_pylist(), strict=True):
+        user = users.get(row)
+        assert user is not None
+        assert user.items == expected["item_ids"] and user.events == expected["event_types"]
+        assert user.timestamps == [NO_TIME if time is None else time for time in expected["timestamps"]]
+        assert user.features == {"age": expected["age"]}
+
+
+def test_strangers_are_not_found(keys: list[bytes]) -> None:
+    users = UserHistories(table(keys))
+    for stranger in (b"\x80" * 8 + b"\x09" * 8, b"\x80" * 16, os.urandom(16)):
+        assert users.get(stranger) is None
+    assert UserHistories(table([])).get(bytes(16)) is None
+
+
+def test_a_slice_of_a_table_is_read_from_its_own_start(keys: list[bytes]) -> None:
+    users = UserHistories(table(keys).slice(50, 60))
+    assert users.get(keys[49]) is None and users.get(keys[110]) is None
+    assert all(users.get(key) is not None for key in keys[50:110])
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path, keys: list[bytes]) -> None:
+    with pytest.raises(DataError, match="not sorted"):
+        UserHistories(table(keys[::-1]))
+    path = tmp_path / "h.parquet"
+    with pytest.raises(DataError, match="cannot be read"):
+        UserHistories.open(path)
+    pq.write_table(table(keys).drop_columns(["timestamps"]), path)
+    with pytest.raises(DataError, match="no column timestamps"):
+        UserHistories.open(path)
+    pq.write_table(table(keys), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot be read"):
+        UserHistories.open(path)
+    wrong = table(keys).set_column(0, "user_key", pa.array([key.hex() for key in keys]))
+    pq.write_table(wrong, path)
+    with pytest.raises(DataError, match="expected 16 bytes"):
+        UserHistories.open(path)

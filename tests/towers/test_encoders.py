@@ -1,0 +1,156 @@
+"""History encoders: padding is invisible, prefixes agree with all positions, weights add up."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from towers.encoders import ENCODERS, make_encoder
+from towers.errors import ConfigError
+from towers.history import AGE_ROWS
+from towers.model_config import HistoryConfig, ModelConfig
+
+DIM, LENGTH, EVENTS = 8, 7, 6
+
+
+def build(name, **settings):
+    torch.manual_seed(3)
+    config = ModelConfig(dim=DIM, history=HistoryConfig(name=name, length=LENGTH, **settings))
+    encoder = make_encoder(config, EVENTS, reads_event=True, reads_age=name == "mean").eval()
+    for parameter in encoder.parameters():  # what starts at zero must matter too
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return encoder
+
+
+def histories(lengths, width=LENGTH, seed=0):
+    """Right-aligned histories, equal in their newest events whatever the width."""
+    g = torch.Generator().manual_seed(seed)
+    longest = 12
+    rows = torch.randn(len(lengths), longest, DIM, generator=g)
+    event = torch.randint(3, EVENTS, (len(lengths), longest), generator=g)
+    age = torch.randint(1, AGE_ROWS, (len(lengths), longest), generator=g)
+    mask = (torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]).float()
+    arrays = {
+        "history.item.rows": rows * mask.unsqueeze(-1),
+        "history.mask": mask,
+        "history.event": (event * mask).int(),
+        "history.age": (age * mask).int(),
+    }
+    return {k: v[:, longest - width :] for k, v in arrays.items()}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_longer_window_of_the_same_history_gives_the_same_vector(name):
+    encoder = build(name)
+    short, long = histories([1, 3, 4], width=4), histories([1, 3, 4], width=11)
+    assert torch.allclose(encoder(short).vector_BD, encoder(long).vector_BD, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_stands_in_padding_does_not_matter(name):
+    encoder = build(name)
+    clean = histories([2, 5])
+    dirty = {k: v.clone() for k, v in clean.items()}
+    padding = clean["history.mask"] == 0
+    dirty["history.item.rows"][padding] = 50.0
+    dirty["history.event"][padding] = 4
+    if name == "mean":
+        dirty["history.age"][padding] = 9
+    assert torch.allclose(encoder(clean).vector_BD, encoder(dirty).vector_BD, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_empty_history_is_one_learned_vector_and_never_nan(name):
+    encoder = build(name)
+    arrays = histories([0, 3, 0])
+    arrays["history.item.rows"].requires_grad_()
+    out = encoder(arrays).vector_BD
+    assert torch.equal(out[0], encoder.no_history_D) and torch.equal(out[2], encoder.no_history_D)
+    assert not torch.allclose(out[1], encoder.no_history_D)
+    out.square().sum().backward()
+    assert encoder.no_history_D.grad.any()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_rows_do_not_see_each_other(name):
+    encoder = build(name)
+    together = histories([3, 7, 0])
+    for row in range(3):
+        alone = {k: v[row : row + 1] for k, v in together.items()}
+        assert torch.allclose(encoder(alone).vector_BD[0], encoder(together).vector_BD[row], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_event_types_matter(name):
+    encoder = build(name)
+    one = histories([4, 5])
+    other = {**one, "history.event": torch.where(one["history.mask"] > 0, 3, 0).int()}
+    other["history.event"][:, -1] = 5
+    assert not torch.allclose(encoder(one).vector_BD, encoder(other).vector_BD, atol=1e-3)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_all_positions_equal_each_prefix_encoded_alone(layers, heads):
+    encoder = build("transformer", layers=layers, heads=heads)
+    arrays = histories([0, 1, 4, 7])
+    everywhere = encoder.positions(arrays)
+    for t in range(LENGTH):
+        prefix = {k: torch.zeros_like(v) for k, v in arrays.items()}
+        for k, v in arrays.items():
+            prefix[k][:, LENGTH - 1 - t :] = v[:, : t + 1]
+        assert torch.allclose(everywhere[:, t], encoder(prefix).vector_BD, atol=1e-5), t
+
+
+def test_order_matters_to_the_transformer_only():
+    arrays = histories([7, 7])
+    backwards = {k: v.flip(1) for k, v in arrays.items()}
+    mean, transformer = build("mean"), build("transformer")
+    assert torch.allclose(mean(arrays).vector_BD, mean(backwards).vector_BD, atol=1e-6)
+    assert not torch.allclose(transformer(arrays).vector_BD, transformer(backwards).vector_BD, atol=1e-2)
+
+
+def test_distance_bias_moves_attention():
+    encoder = build("transformer", layers=1)
+    arrays = histories([7])
+    before = encoder(arrays).vector_BD
+    encoder.blocks[0].bias_LH.data[1] += 20.0  # look at the event before the newest
+    after = encoder(arrays).vector_BD
+    changed = {**arrays, "history.item.rows": arrays["history.item.rows"].clone()}
+    changed["history.item.rows"][:, 2] += 3.0
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(after, encoder(changed).vector_BD, atol=1e-5)
+
+
+def test_mean_weights_are_the_formula_and_sum_to_one():
+    encoder = build("mean")
+    arrays = histories([0, 1, 5])
+    out = encoder(arrays)
+    for row, count in enumerate([0, 1, 5]):
+        raw = torch.exp(
+            encoder.event_log_weight[arrays["history.event"][row].long()] + encoder.age_log_weight[arrays["history.age"][row].long()]
+        )
+        raw = raw * arrays["history.mask"][row]
+        expected = raw / raw.sum() if count else raw
+        assert torch.allclose(out.weights_BL[row], expected, atol=1e-6)
+        assert out.weights_BL[row].sum().item() == pytest.approx(1.0 if count else 0.0, abs=1e-6)
+        rebuilt = out.weights_BL[row] @ arrays["history.item.rows"][row]
+        assert torch.allclose(out.vector_BD[row], rebuilt if count else encoder.no_history_D, atol=1e-6)
+
+
+def test_mean_weights_start_equal():
+    config = ModelConfig(dim=DIM, history=HistoryConfig(length=LENGTH))
+    weights = make_encoder(config, EVENTS, True, True)(histories([4])).weights_BL
+    assert torch.allclose(weights, torch.tensor([[0.0, 0.0, 0.0, 0.25, 0.25, 0.25, 0.25]]))
+
+
+def test_mean_cannot_give_all_positions():
+    with pytest.raises(ConfigError, match=r"model\.history\.name"):
+        build("mean").positions(histories([3]))
+
+
+def test_an_unknown_encoder_is_named():
+    config = dataclasses.replace(ModelConfig(), history=HistoryConfig(name="gru"))
+    with pytest.raises(ConfigError, match=r"model\.history\.name: got 'gru', expected one of mean, transformer"):
+        make_encoder(config, EVENTS, True, True)

@@ -1,0 +1,89 @@
+import dataclasses
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from towers.errors import ConfigError, DataError
+from training.sources import movielens, open_source
+
+SENSITIVE = {"name": "gender", "kind": "categorical", "owner": "user"}
+
+
+@pytest.fixture
+def ml_1m(tmp_path):
+    (tmp_path / "ratings.dat").write_bytes(b"2::10::5::978300019\n1::11::3::978300019\n1::10::4::978300018\n")
+    (tmp_path / "movies.dat").write_bytes('10::Café "Noir" (1995)::Comedy|Film-Noir\n11::Odd: A::Drama\n'.encode("latin-1"))
+    (tmp_path / "users.dat").write_bytes(b"1::F::1::10::48067\n2::M::56::16::02460\n")
+    return tmp_path
+
+
+@pytest.fixture
+def ml_100k(tmp_path):
+    (tmp_path / "u.data").write_text("196\t242\t3\t881250949\n186\t242\t2\t891717742\n")
+    (tmp_path / "u.genre").write_text("unknown|0\nAction|1\nComedy|2\n\n")
+    (tmp_path / "u.item").write_bytes("242|Amélie (1996)|24-Jan-1997||http://x|0|1|1\n267|unknown||||1|0|0\n".encode("latin-1"))
+    (tmp_path / "u.user").write_text("196|49|M|writer|55105\n186|39|F|executive|00000\n")
+    return tmp_path
+
+
+def test_ml_1m_in_file_order_with_titles_and_a_separate_audit_table(data_config, ml_1m):
+    source = open_source(data_config("ml_1m", path=str(ml_1m), chunk_rows=2))
+    log = pa.concat_tables(source.interactions())
+    assert [len(chunk) for chunk in source.interactions()] == [2, 1]
+    assert log.column_names == ["user_id", "item_id", "timestamp", "value"]
+    assert log["user_id"].to_pylist() == ["2", "1", "1"] and log["value"].to_pylist() == [5.0, 3.0, 4.0]
+    assert log["timestamp"].to_pylist()[0] == datetime(2000, 12, 31, 22, 0, 19, tzinfo=UTC)
+    assert source.items["title"].to_pylist() == ['Café "Noir" (1995)', "Odd: A"]
+    assert source.items["categories"].to_pylist() == [["Comedy", "Film-Noir"], ["Drama"]]
+    assert source.items["year"].to_pylist() == [1995.0, None]
+    assert source.users.column_names == ["user_id"]
+    assert source.audit is not None
+    assert source.audit.to_pylist()[1] == {"user_id": "2", "gender": "M", "age": "56+", "occupation": "self-employed", "zip": "02460"}
+
+
+def test_ml_100k(data_config, ml_100k):
+    source = open_source(data_config("ml_100k", path=str(ml_100k)))
+    log = pa.concat_tables(source.interactions())
+    assert log["user_id"].to_pylist() == ["196", "186"] and log["value"].to_pylist() == [3.0, 2.0]
+    assert source.items["title"].to_pylist() == ["Amélie (1996)", "unknown"]
+    assert source.items["categories"].to_pylist() == [["Action", "Comedy"], ["unknown"]]
+    assert source.audit is not None and source.audit["zip"].to_pylist() == ["55105", "00000"]
+
+
+def test_audit_columns_are_features_only_with_a_purpose(data_config, ml_1m):
+    with pytest.raises(ConfigError, match="'gender' is an audit column"):
+        open_source(data_config("ml_1m", path=str(ml_1m), features=[SENSITIVE]))
+    with pytest.raises(ConfigError, match="it is sensitive"):
+        open_source(data_config("ml_1m", path=str(ml_1m), features=[{**SENSITIVE, "sensitive": True}]))
+    allowed = {**SENSITIVE, "sensitive": True, "purposes": ["personalize"]}
+    assert open_source(data_config("ml_1m", path=str(ml_1m), features=[allowed])).users["gender"].to_pylist() == ["F", "M"]
+
+
+def test_missing_or_foreign_files_are_named(data_config, ml_1m):
+    (ml_1m / "users.dat").unlink()
+    with pytest.raises(DataError, match=r"no file 'users\.dat', which ml_1m needs; the folder holds movies\.dat, ratings\.dat"):
+        open_source(data_config("ml_1m", path=str(ml_1m)))
+    (ml_1m / "ratings.dat").write_text("userId,movieId,rating\n1,2,3\n")
+    with pytest.raises(DataError, match=r"ratings\.dat: not as published, lines of 4 fields"):
+        open_source(data_config("ml_1m", path=str(ml_1m)))
+
+
+def test_without_a_folder_it_downloads_and_says_so_when_it_cannot(data_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOWERS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(movielens, "ML_1M", dataclasses.replace(movielens.ML_1M, url="http://127.0.0.1:9/ml-1m.zip"))
+    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/ml-1m\.zip: cannot download.*set data\.path"):
+        open_source(data_config("ml_1m"))
+    assert not (tmp_path / "cache" / "towers" / "ml-1m").exists()
+
+
+@pytest.mark.realdata
+def test_real_ml_1m(data_config, real_data):
+    source = open_source(data_config("ml_1m", path=str(real_data("ml-1m"))))
+    log = pa.concat_tables(source.interactions())
+    assert len(log) == 1_000_209
+    assert len(log["user_id"].unique()) == 6040 and len(log["item_id"].unique()) == 3706
+    assert len(source.items) == 3883 and source.items["title"].to_pylist()[0] == "Toy Story (1995)"
+    assert source.audit is not None and len(source.audit) == 6040

@@ -1,0 +1,122 @@
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from towers.errors import ConfigError, DataError
+from training import trainer
+from training.checkpoint import STATE, TENSORS
+from training.config import LossConfig, OptimConfig, TrainerConfig, TrainingConfig
+from training.fit import run
+from training.interactions import write_prepared
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, make_toy):
+    return write_prepared(tmp_path_factory.mktemp("toy") / "prepared", make_toy())
+
+
+@pytest.fixture
+def make_config(tmp_path, prepared):
+    shutil.copytree(prepared, tmp_path / "prepared")
+
+    def build(optim=None, loss=None, **settings):
+        loop = TrainerConfig(**{"epochs": 2, "batch_size": 64, "device": "cpu", **settings})
+        config = TrainingConfig(run_dir=str(tmp_path), trainer=loop)
+        config.model.dim, config.model.history.length = 8, 6
+        config.optim, config.loss = optim or config.optim, loss or config.loss
+        return config
+
+    return build
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return lambda: load_file(tmp_path / "model" / "weights.safetensors")
+
+
+def newest(tmp_path):
+    return max(p for p in (tmp_path / "checkpoints").iterdir())
+
+
+def test_a_finished_run_is_not_trained_twice(make_config, weights, tmp_path, capsys):
+    run(make_config())
+    before, result = weights(), json.loads((tmp_path / "train.json").read_text())
+    run(make_config())
+    assert f"continuing after step {result['run']['steps']}" in capsys.readouterr().out
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights().items())
+    assert json.loads((tmp_path / "train.json").read_text())["valid"] == result["valid"]
+
+
+def test_other_settings_do_not_continue_a_run(make_config, tmp_path):
+    run(make_config())
+    with pytest.raises(ConfigError, match=r"other settings.*trainer\.resume=false.*another run_dir"):
+        run(make_config(optim=OptimConfig(lr=0.1)))
+    run(make_config(optim=OptimConfig(lr=0.1), resume=False, epochs=1))
+    assert json.loads((tmp_path / "train.json").read_text())["epochs"] == 1
+
+
+def test_settings_that_change_no_weight_may_change(make_config, capsys):
+    run(make_config())
+    run(make_config(log_every=1, keep_checkpoints=5, checkpoint_every=3))
+    assert "continuing" in capsys.readouterr().out
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over_and_said(make_config, weights, tmp_path, capfd):
+    run(make_config())
+    before = weights()
+    path = newest(tmp_path) / TENSORS
+    path.write_bytes(path.read_bytes()[:-100])
+    run(make_config())
+    assert re.search(r"checkpoint .* is damaged.*taking the checkpoint before it", capfd.readouterr().err)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights().items())
+
+
+def test_state_is_the_listed_parts_and_no_more(make_config, tmp_path):
+    run(make_config(epochs=1, evaluate_every=0))
+    state = json.loads((newest(tmp_path) / STATE).read_text())
+    assert set(state["values"]) == {"model", "optimizer", "loader", "progress"}
+    assert state["values"]["loader"] == {"epoch": 1, "step": 0}
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert result["valid"] == {} and result["best_epoch"] == 0
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "full_softmax"])
+def test_the_loss_asked_for_is_the_loss_taken(make_config, tmp_path, loss):
+    run(make_config(loss=LossConfig(name=loss), epochs=1))
+    assert json.loads((tmp_path / "train.json").read_text())["run"]["loss"] == loss
+
+
+def test_a_gpu_that_is_not_there_is_a_config_error(make_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"trainer\.device: got cuda"):
+        run(make_config(device="cuda"))
+
+
+def test_no_prepared_data(make_config, tmp_path):
+    shutil.rmtree(tmp_path / "prepared")
+    with pytest.raises(DataError, match="towers prepare"):
+        run(make_config())
+
+
+def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weights, tmp_path, monkeypatch, capsys):
+    """Ctrl-C anywhere: the next run starts from the newest checkpoint and ends as if nothing had been."""
+    real = trainer.Trainer.train_step
+
+    def interrupted(self, batch):
+        if self.progress.step == self.loader.steps_per_epoch + 2:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Trainer, "train_step", interrupted)
+        run(make_config())
+    assert not (tmp_path / "train.json").exists()
+    run(make_config())
+    assert "continuing after step" in capsys.readouterr().out
+    continued = weights()
+    run(make_config(resume=False))
+    assert all(torch.equal(tensor, continued[name]) for name, tensor in weights().items())

@@ -1,0 +1,83 @@
+"""The fused softmax: bf16 near fp32, blocks equal the whole, grouped rows equal single targets, bounded equal shifted."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from training import fused
+from training.fused import Targets, fused_softmax
+
+
+def unit(rows: int, dim: int, seed: int) -> Tensor:
+    return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))).requires_grad_()
+
+
+def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, of)]
+
+
+def far(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def sampled(user: Tensor, item: Tensor, half: bool) -> Tensor:
+    g = torch.Generator().manual_seed(7)
+    column = torch.randint(len(item), (len(user),), generator=g)
+    log_k = torch.randn(len(item), generator=g) * 2
+    return fused_softmax(user, item, 0.07, Targets(None, column, torch.full((len(user),), 1 / len(user)), log_k[column]), log_k, half)
+
+
+def test_bf16_products_stay_near_fp32() -> None:
+    user, item = unit(300, 64, 0), unit(500, 64, 1)
+    exact, rough = (gradients(sampled(user, item, half), user, item) for half in (False, True))
+    assert float(abs(rough[0] - exact[0])) < 5e-3
+    assert far(rough[1], exact[1]) < 6e-3 and far(rough[2], exact[2]) < 6e-3
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
+    user, item = unit(300, 16, 0), unit(50, 16, 1)
+    whole = gradients(sampled(user, item, half), user, item)
+    monkeypatch.setattr(fused, "FEWEST_ROWS", 7)
+    monkeypatch.setattr(fused, "BLOCK_SCORES", 1)
+    for got, want in zip(gradients(sampled(user, item, half), user, item), whole, strict=True):
+        assert far(got, want) < (5e-3 if half else 1e-6)
+
+
+def test_bounded_and_shifted_paths_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    user, item = unit(40, 16, 0), unit(50, 16, 1)
+    bounded = gradients(sampled(user, item, False), user, item)
+    monkeypatch.setattr(fused, "WIDEST_RANGE", 0.0)
+    for got, want in zip(gradients(sampled(user, item, False), user, item), bounded, strict=True):
+        assert far(got, want) < 1e-5
+
+
+def test_rows_with_several_targets_equal_rows_repeated() -> None:
+    user, item = unit(3, 8, 0), unit(20, 8, 1)
+    row, column, weight = torch.tensor([0, 0, 2, 0]), torch.tensor([3, 5, 3, 19]), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    grouped = gradients(fused_softmax(user, item, 0.1, Targets(row, column, weight)), user, item)
+    single = gradients(fused_softmax(user[row], item, 0.1, Targets(None, column, weight)), user, item)
+    for got, want in zip(grouped, single, strict=True):
+        assert torch.allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_only_candidate_costs_nothing() -> None:
+    user, item = unit(2, 4, 0), unit(1, 4, 1)
+    targets = Targets(None, torch.zeros(2, dtype=torch.int64), torch.ones(2), torch.zeros(2))
+    loss, *grads = gradients(fused_softmax(user, item, 0.1, targets, torch.zeros(1)), user, item)
+    assert abs(float(loss)) < 1e-6 and all(float(g.abs().max()) < 1e-5 for g in grads)
+
+
+def test_nan_vectors_reach_the_loss() -> None:
+    user, item = unit(2, 4, 0), unit(3, 4, 1).detach().clone()
+    item[1, 2] = float("nan")
+    assert torch.isnan(fused_softmax(user, item, 0.1, Targets(None, torch.tensor([0, 1]), torch.ones(2))))
+
+
+def test_autocast_does_not_reach_inside() -> None:
+    user, item = unit(30, 16, 0), unit(50, 16, 1)
+    plain = gradients(sampled(user, item, False), user, item)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradients(sampled(user, item, False), user, item)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))

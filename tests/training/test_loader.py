@@ -1,0 +1,188 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from towers.columns import NO_TIME, PAD_ROW, TRAIN
+from towers.encoder import Encoder, UserRow
+from training.examples import EventSampler, SequenceSampler, TrainingEvents
+from training.loader import Loader
+
+
+def make_loader(data, sampler="event", batch_size=32, length=6, seed=0):
+    events = TrainingEvents.select(data, (TRAIN,))
+    chosen = SequenceSampler(events, length) if sampler == "sequence" else EventSampler(events)
+    return Loader(data, events, chosen, length=length, batch_size=batch_size, seed=seed), events
+
+
+def equal(a, b):
+    same = all((a.user[k] == b.user[k]).all() for k in a.user)
+    return same and set(a.user) == set(b.user) and (a.targets_BT == b.targets_BT).all() and (a.weights_BT == b.weights_BT).all()
+
+
+def slow_event_rows(data, events, ends, length):
+    """History by plain loops: id rows, event types and target of each example."""
+    id_rows = data.item_features["item.item_id"]
+    for end in ends:
+        position = events.positions_E[end]
+        user = data.users_of(np.array([position]))[0]
+        before = [p for p in range(data.offsets[user], position) if data.split[p] == TRAIN][-length:]
+        pad = [PAD_ROW] * (length - len(before))
+        yield pad + [id_rows[data.item[p]] for p in before], pad + [data.event[p] for p in before], position
+
+
+def test_event_batches_equal_the_slow_way(make_toy):
+    toy = make_toy()
+    split = toy.split.copy()
+    split[::7] = 2  # held-out events in the middle of histories must not be seen
+    data = dataclasses.replace(toy, split=split)
+    loader, events = make_loader(data)
+    order = EventSampler(events).epoch(0, 0)
+    seen = 0
+    for batch in loader:
+        ends = order[seen : seen + 32]
+        for row, (items, kinds, position) in enumerate(slow_event_rows(data, events, ends, 6)):
+            assert batch.user["history.item"][row].tolist() == items
+            assert batch.user["history.event"][row].tolist() == kinds
+            assert batch.targets_BT[row].tolist() == [data.item[position]]
+            assert batch.weights_BT[row].tolist() == [data.weight[position]]
+            assert batch.user["context.hour"][row] == data.context["context.hour"][position]
+        seen += len(ends)
+    assert seen == len(order)
+
+
+def test_a_training_row_equals_the_same_row_encoded_for_serving(make_toy):
+    """The promise against skew between training and serving: raw values through the encoder, prepared rows through the loader."""
+    data = make_toy()
+    loader, events = make_loader(data, batch_size=50)
+    batch = loader.batch(0, 0)
+    ids, kinds = data.catalog["item_id"].to_pylist(), data.preprocessor.vocabularies["event_type"]
+    rows = []
+    for end in EventSampler(events).epoch(0, 0)[:50]:
+        position = events.positions_E[end]
+        before = range(data.offsets[data.users_of(np.array([position]))[0]], position)
+        hour = data.preprocessor.vocabularies["hour"].value(int(data.context["context.hour"][position]))
+        rows.append(
+            UserRow(
+                history_items=[ids[data.item[p]] for p in before],
+                history_events=[kinds.value(int(data.event[p])) for p in before],
+                history_timestamps=[int(data.timestamp[p]) for p in before],
+                now=int(data.timestamp[position]),
+                context={"hour": hour},
+            )
+        )
+    served = Encoder(data.preprocessor, None, 6).user_batch(rows)
+    assert set(served) == set(batch.user)
+    for name, array in served.items():
+        assert array.dtype == batch.user[name].dtype and (array == batch.user[name]).all(), name
+
+
+def test_ages_count_from_the_target(make_toy):
+    data = make_toy()
+    loader, _events = make_loader(data)
+    batch = loader.batch(0, 0)
+    age, items = batch.user["history.age"], batch.user["history.item"]
+    assert ((age == 0) == (items == PAD_ROW)).all()
+    # One event an hour: the newest is about 60 minutes old, 2 + floor(log2(61)) = 7 (6 or 7 with up to a minute of noise).
+    assert set(age[:, -1]) <= {0, 7}
+    assert (np.diff(np.where(age > 0, age, 99), axis=1) <= 0).all(), "older events are older"
+
+
+def test_negative_events_are_history_and_never_targets(make_toy):
+    data = make_toy()
+    loader, _ = make_loader(data, batch_size=10_000)
+    batch = loader.batch(0, 0)
+    skip = data.preprocessor.vocabularies["event_type"].rows(["skip"])[0]
+    assert (batch.user["history.event"] == skip).any()
+    assert (batch.weights_BT > 0).all()
+
+
+def test_sequence_columns_predict_the_next_event(make_toy):
+    data = make_toy()
+    length = 6
+    loader, events = make_loader(data, "sequence", length=length)
+    id_rows = data.item_features["item.item_id"]
+    targets = 0
+    for batch in loader:
+        items, wanted, hours = batch.user["history.item"], batch.targets_BT, batch.user["context.hour"]
+        assert wanted.shape == items.shape == hours.shape
+        for row in range(len(items)):
+            for t in range(length - 1):
+                if wanted[row, t] >= 0:
+                    assert id_rows[wanted[row, t]] == items[row, t + 1], "a column's target is the next column's input"
+        assert ((wanted >= 0) == (batch.weights_BT > 0)).all()
+        targets += np.count_nonzero(wanted >= 0)
+    assert targets == np.count_nonzero(events.target_E), "every target once an epoch"
+
+
+def test_sequence_context_is_that_of_the_predicted_event(make_toy):
+    data = make_toy()
+    loader, events = make_loader(data, "sequence", batch_size=4, length=5)
+    ends = SequenceSampler(events, 5).epoch(0, 0)[:4]
+    batch = loader.batch(0, 0)
+    for row, end in enumerate(ends):
+        user = events.users_of(np.array([end]))[0]
+        for t in range(5):
+            place = end - 4 + t
+            if place >= events.offsets_U1[user]:
+                assert batch.user["context.hour"][row, t] == data.context["context.hour"][events.positions_E[place]]
+
+
+def test_histories_of_a_set_are_other_events_of_the_user(make_toy):
+    data = make_toy(order="set")
+    loader, events = make_loader(data, batch_size=10_000, length=4)
+    batch = loader.batch(0, 0)
+    ends = EventSampler(events).epoch(0, 0)
+    later = 0
+    id_rows = data.item_features["item.item_id"]
+    for row, end in enumerate(ends):
+        user = events.users_of(np.array([end]))[0]
+        places = [e for e in range(events.offsets_U1[user], events.offsets_U1[user + 1]) if e != end]
+        others = [id_rows[data.item[events.positions_E[e]]] for e in places]
+        shown = [i for i in batch.user["history.item"][row] if i != PAD_ROW]
+        assert len(shown) == min(4, len(others)) and set(shown) <= set(others)
+        after = {id_rows[data.item[events.positions_E[e]]] for e in places if e > end}
+        later += bool(set(shown) & after)
+    assert later > len(ends) / 4, "a set has no order: events after the target belong to its history"
+    assert not equal(batch, loader.batch(1, 0)), "another draw each epoch"
+
+
+@pytest.mark.parametrize("order,sampler", [("time", "event"), ("set", "event"), ("position", "sequence")])
+def test_resuming_at_any_step_gives_the_same_batches(make_toy, order, sampler):
+    data = make_toy(order=order)
+    whole, _ = make_loader(data, sampler, batch_size=16)
+    batches = list(whole)
+    whole.end_epoch()
+    batches += list(whole)
+    for cut in (0, 1, len(batches) // 2, len(batches) // 2 + 1):
+        first, _ = make_loader(data, sampler, batch_size=16)
+        done = 0
+        while done < cut:
+            for _ in first:
+                done += 1
+                if done == cut:
+                    break
+            if done < cut:
+                first.end_epoch()
+        second, _ = make_loader(data, sampler, batch_size=16)
+        second.load_state_dict(first.state_dict())
+        rest = list(second)
+        while len(rest) < len(batches) - cut:
+            second.end_epoch()
+            rest += list(second)
+        assert all(equal(a, b) for a, b in zip(batches[cut:], rest, strict=True))
+
+
+def test_a_batch_larger_than_the_data_is_one_smaller_batch(make_toy):
+    data = make_toy(users=3)
+    loader, events = make_loader(data, batch_size=10_000)
+    batches = list(loader)
+    assert loader.steps_per_epoch == len(batches) == 1
+    assert len(batches[0].targets_BT) == np.count_nonzero(events.target_E)
+
+
+def test_unknown_times_give_unknown_ages(make_toy):
+    toy = make_toy()
+    data = dataclasses.replace(toy, timestamp=np.full(len(toy), NO_TIME))
+    age = make_loader(data)[0].batch(0, 0).user["history.age"]
+    assert set(np.unique(age)) <= {0, 1}

@@ -1,0 +1,42 @@
+from types import SimpleNamespace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training.tracking import Tracker
+
+
+def read(folder):
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return events
+
+
+def test_scalars_config_and_epoch_lines(tmp_path, capfd):
+    pace = SimpleNamespace(step=0, epochs=0, examples=0, seconds=0.0)
+    with Tracker.open(tmp_path, every=2, step=0, total_steps=4, config="seed: 7") as tracker:
+        for _ in range(4):
+            pace.step, pace.examples, pace.seconds = pace.step + 1, pace.examples + 100, pace.seconds + 0.5
+            tracker.step(pace, {"train/loss": 8.0 / pace.step, "train/lr": 0.1})
+        pace.epochs = 1
+        tracker.epoch(pace, {"valid/ndcg@20": 0.25, "valid/recall@20": 0.5}, "valid/ndcg@20", best=True)
+    events = read(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 4.0), (4, 2.0)]
+    assert [e.value for e in events.Scalars("train/examples_per_s")] == pytest.approx([200, 200])
+    assert [(e.step, e.value) for e in events.Scalars("valid/ndcg@20")] == [(4, 0.25)]
+    assert "seed: 7" in str(events.Tensors("config/text_summary")[0])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert lines == ["epoch 1 (step 4): loss 4.1667, valid/ndcg@20 0.2500 (best), 200 examples/s"], "no bar where there is no terminal"
+
+
+def test_scalars_past_the_resumed_step_are_dropped(tmp_path):
+    def run(step, last, loss):
+        pace = SimpleNamespace(step=step, epochs=0, examples=0, seconds=0.0)
+        with Tracker.open(tmp_path, every=1, step=step, total_steps=last, config="") as tracker:
+            while pace.step < last:
+                pace.step += 1
+                tracker.step(pace, {"train/loss": loss})
+
+    run(0, 4, 1.0)
+    run(2, 5, 2.0)  # cut off after 4, continued from a checkpoint at 2
+    assert [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]

@@ -1,0 +1,172 @@
+"""History encoders: from the rows of a user's history to one vector. Registered by name in ENCODERS.
+
+Legend: B rows, L history positions (right-aligned, newest last), D dim, H attention heads, K = D / H.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
+from towers.errors import ConfigError
+from towers.features import FEATURE_SCALE, embedding, linear
+from towers.history import AGE_ROWS
+from towers.lookups import HISTORY_MASK
+from towers.model_config import ModelConfig
+
+MASKED = -1e9
+"""Added to scores that must not count. Finite, so that a row without any valid position gives no NaN."""
+
+
+class History(NamedTuple):
+    """A history as a vector, and each position's share of it (all zeros where the encoder is no weighted sum)."""
+
+    vector_BD: Tensor
+    weights_BL: Tensor
+
+
+class HistoryEncoder(nn.Module):
+    """Common part: a learned vector stands for an empty history."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.no_history_D = nn.Parameter(torch.randn(dim) * dim**-0.5)
+
+    def forward(self, gathered: Mapping[str, Tensor]) -> History:
+        raise NotImplementedError
+
+    def positions(self, gathered: Mapping[str, Tensor]) -> Tensor:
+        """[B, L, D]: column t encodes the history up to and including column t.
+
+        Raises:
+            ConfigError: the encoder is not causal.
+        """
+        raise ConfigError(
+            "model.history.name: only a causal encoder gives all positions at once. Use transformer, or trainer.sampler=event"
+        )
+
+
+class MeanEncoder(HistoryEncoder):
+    """Weighted mean of the history's rows: w_j = exp(a[event_j] + b[age_j]) over valid positions, normalised to sum 1.
+
+    Linear in the rows, so a score is exactly a sum over history positions. All weights start equal.
+    """
+
+    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> None:
+        super().__init__(config.dim)
+        self.event_log_weight = nn.Parameter(torch.zeros(event_rows)) if reads_event else None
+        self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_age else None
+
+    def forward(self, gathered: Mapping[str, Tensor]) -> History:
+        rows_BLD, mask_BL = gathered[f"{HISTORY_ITEM}.rows"], gathered[HISTORY_MASK]
+        logits_BL = (1.0 - mask_BL) * MASKED
+        if self.event_log_weight is not None:
+            logits_BL = logits_BL + F.embedding(gathered[HISTORY_EVENT], self.event_log_weight.unsqueeze(1)).squeeze(-1)
+        if self.age_log_weight is not None:
+            logits_BL = logits_BL + F.embedding(gathered[HISTORY_AGE], self.age_log_weight.unsqueeze(1)).squeeze(-1)
+        weights_BL = torch.softmax(logits_BL, dim=-1) * mask_BL
+        mean_BD = torch.matmul(weights_BL.unsqueeze(1), rows_BLD).squeeze(1)
+        has_history_B1 = mask_BL.amax(-1, keepdim=True)
+        return History(mean_BD + (1.0 - has_history_B1) * self.no_history_D, weights_BL)
+
+
+class TransformerEncoder(HistoryEncoder):
+    """Causal pre-norm transformer (Kang & McAuley 2018, SASRec) with a learned bias by distance instead of positions.
+
+    Attention sees only how far back an event lies (Raffel et al. 2020, T5; Zhai et al. 2024, HSTU). Absolute positions would
+    differ between a prefix inside a training sequence and the same prefix served on its own; distances do not, so all
+    positions trained at once equal each prefix encoded alone.
+    """
+
+    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> None:
+        super().__init__(config.dim)
+        dim, history = config.dim, config.history
+        self.event = embedding(event_rows, dim, FEATURE_SCALE) if reads_event else None
+        self.drop = nn.Dropout(history.dropout)
+        self.blocks = nn.ModuleList(Block(dim, history.heads, history.length, history.dropout) for _ in range(history.layers))
+        self.norm = nn.LayerNorm(dim)
+        # Length about 1, as item rows and user features have it; LayerNorm alone would drown the features in sqrt(dim).
+        nn.init.constant_(self.norm.weight, dim**-0.5)
+
+    def forward(self, gathered: Mapping[str, Tensor]) -> History:
+        mask_BL = gathered[HISTORY_MASK]
+        states_B1D = self._encode(gathered, last_only=True)
+        vector_BD = torch.where(mask_BL[:, -1:] > 0, states_B1D.squeeze(1), self.no_history_D)
+        return History(vector_BD, torch.zeros_like(mask_BL))
+
+    def positions(self, gathered: Mapping[str, Tensor]) -> Tensor:
+        mask_BL1 = gathered[HISTORY_MASK].unsqueeze(-1)
+        return torch.where(mask_BL1 > 0, self._encode(gathered, last_only=False), self.no_history_D)
+
+    def _encode(self, gathered: Mapping[str, Tensor], last_only: bool) -> Tensor:
+        x_BLD = gathered[f"{HISTORY_ITEM}.rows"]
+        if self.event is not None:
+            x_BLD = x_BLD + self.event(gathered[HISTORY_EVENT])
+        x_BLD = self.drop(x_BLD)
+        padding_B11L = ((1.0 - gathered[HISTORY_MASK]) * MASKED)[:, None, None, :]
+        newest = len(self.blocks) - 1
+        for depth, block in enumerate(self.blocks):
+            # Serving needs the newest position only, so the top block computes no other.
+            x_BLD = block(x_BLD, padding_B11L, last_only and depth == newest)
+        if last_only and newest < 0:
+            x_BLD = x_BLD[:, -1:]
+        normed: Tensor = self.norm(x_BLD)
+        return normed
+
+
+class Block(nn.Module):
+    """Attention with a bias by distance, then a two-layer ReLU network; both pre-norm and residual."""
+
+    def __init__(self, dim: int, heads: int, length: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.length = heads, length
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value, self.out = linear(dim, dim), linear(dim, 2 * dim), linear(dim, dim)
+        self.up, self.down = linear(dim, 2 * dim), linear(2 * dim, dim)
+        self.bias_LH = nn.Parameter(torch.zeros(length, heads))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, padding_B11L: Tensor, last_only: bool) -> Tensor:
+        """[B, L, D] -> [B, L, D], or [B, 1, D] with `last_only`."""
+        normed_BLD = self.norm_attention(x_BLD)
+        length = x_BLD.shape[1]
+        first = length - 1 if last_only else 0
+        query_BHQK = self._split(self.query(normed_BLD[:, first:]))
+        key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
+        key_BHLK, value_BHLK = self._split(key), self._split(value)
+        scores_BHQL = torch.matmul(query_BHQK * query_BHQK.shape[-1] ** -0.5, key_BHLK.transpose(-1, -2))
+        scores_BHQL = scores_BHQL + self._bias(length, x_BLD.device)[:, first:] + padding_B11L
+        mixed_BQD = torch.matmul(torch.softmax(scores_BHQL, dim=-1), value_BHLK).transpose(1, 2).flatten(2)
+        attended_BQD: Tensor = x_BLD[:, first:] + self.drop(self.out(mixed_BQD))
+        output_BQD: Tensor = attended_BQD + self.drop(self.down(F.relu(self.up(self.norm_mlp(attended_BQD)))))
+        return output_BQD
+
+    def _split(self, x_BLD: Tensor) -> Tensor:
+        size, length, dim = x_BLD.shape
+        heads_BHLK: Tensor = x_BLD.reshape(size, length, self.heads, dim // self.heads).transpose(1, 2)
+        return heads_BHLK
+
+    def _bias(self, length: int, device: torch.device) -> Tensor:
+        """[H, L, L]: the learned bias of each query-key distance; MASKED where the key is newer than the query."""
+        column = torch.arange(length, device=device)
+        distance_LL = column.unsqueeze(1) - column.unsqueeze(0)
+        bias_LLH = F.embedding(distance_LL.clamp(0, self.length - 1), self.bias_LH)
+        return bias_LLH.permute(2, 0, 1) + (distance_LL < 0) * MASKED
+
+
+ENCODERS: dict[str, type[MeanEncoder] | type[TransformerEncoder]] = {"mean": MeanEncoder, "transformer": TransformerEncoder}
+
+
+def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> HistoryEncoder:
+    """The encoder that `model.history.name` names.
+
+    Raises:
+        ConfigError: no encoder has that name.
+    """
+    found = ENCODERS.get(config.history.name)
+    if found is None:
+        raise ConfigError(f"model.history.name: got {config.history.name!r}, expected one of {', '.join(ENCODERS)}")
+    return found(config, event_rows, reads_event, reads_age)

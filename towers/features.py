@@ -1,0 +1,128 @@
+"""Declared features as vectors: one embedding, bag or projection each, and their sum.
+
+Legend: B rows, L history positions (in sequence batches, after B), M values of a multi-valued input, W numbers, D dim.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from towers.columns import PAD_ROW
+from towers.model_config import InputSpec
+
+FEATURE_SCALE = 0.1
+"""Length of a freshly drawn feature vector against an id's (about 1): features start as a nudge and earn their say."""
+
+
+def embedding(rows: int, dim: int, scale: float = 1.0) -> nn.Embedding:
+    """A table of normal rows of length about `scale` (std scale/sqrt(dim)); row 0 is padding: zero, and never trained.
+
+    Under cosine similarity with a small temperature the usual std of 1 would make the first steps of the optimiser
+    sqrt(dim) times too small to turn a vector.
+    """
+    table = nn.Embedding(rows, dim, padding_idx=PAD_ROW)
+    with torch.no_grad():
+        table.weight.normal_(0.0, scale * dim**-0.5)
+        table.weight[PAD_ROW] = 0.0
+    return table
+
+
+def linear(inputs: int, outputs: int, bias: bool = True, std: float | None = None) -> nn.Linear:
+    """A projection with normal weights (std 1/sqrt(inputs) unless told) and no bias at the start."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=inputs**-0.5 if std is None else std)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def small_tables(specs: Iterable[InputSpec], large: Iterable[str], dim: int) -> nn.ModuleDict:
+    """The tables that live inside the cores, by name; inputs that share a vocabulary share one.
+
+    Raises:
+        ValueError: two inputs of one table disagree on its rows (our bug: the preprocessor numbers them).
+    """
+    outside = set(large)
+    rows: dict[str, int] = {}
+    for spec in specs:
+        if spec.rows and spec.table not in outside and rows.setdefault(spec.table, spec.rows) != spec.rows:
+            raise ValueError(f"table {spec.table}: {spec.name} has {spec.rows} rows, another input {rows[spec.table]}")
+    return nn.ModuleDict({_key(name): embedding(count, dim, FEATURE_SCALE) for name, count in rows.items()})
+
+
+def bag_mean(table: nn.Embedding, rows: Tensor) -> Tensor:
+    """Mean over the valid (non-padding) values of each row; zero where there is none: int [..., M] -> [..., D]."""
+    count = (rows != PAD_ROW).sum(-1, keepdim=True).clamp(min=1)
+    if torch.compiler.is_compiling():
+        # ONNX has no bags; plain rows and a sum are the same numbers (the padding row is zero).
+        plain: Tensor = table(rows).sum(-2)
+        return plain / count
+    flat = rows.reshape(-1, rows.shape[-1])
+    total = F.embedding_bag(flat, table.weight, mode="sum", padding_idx=PAD_ROW)
+    return total.reshape(*rows.shape[:-1], -1) / count
+
+
+def rows_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """Mean of gathered rows over valid values; zero where there is none: [..., M, D], [..., M] -> [..., D]."""
+    return (rows * mask.unsqueeze(-1)).sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+class FeatureSum(nn.Module):
+    """The sum of a tower's declared features.
+
+    Ids and categories contribute their row, multi-valued and text features the mean of theirs, numeric ones a linear map of
+    (value, missing), dense ones a linear map without bias. The sum is what keeps reasons exact: each part's share of a score
+    is its own dot product.
+
+    Args:
+        specs: the features, by owner; those of the context may carry a position axis.
+        large: names of tables whose rows come gathered (`<name>.rows`).
+    """
+
+    def __init__(self, specs: Sequence[InputSpec], large: Iterable[str], dim: int) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self._large = frozenset(large)
+        self.projections = nn.ModuleDict(
+            {
+                _key(s.name): linear(s.width, dim, bias=s.kind != "dense", std=FEATURE_SCALE * (s.width * dim) ** -0.5)
+                for s in specs
+                if not s.rows
+            }
+        )
+
+    def forward(self, gathered: Mapping[str, Tensor], tables: nn.ModuleDict, positions: bool = False) -> Tensor | None:
+        """Sum of all features; None where none is declared.
+
+        Args:
+            gathered: arrays by core input name.
+            tables: the small tables.
+            positions: context arrays have a position axis, so the sum is [B, L, D] (or [B, 1, D] without context).
+        """
+        total: Tensor | None = None
+        for spec in self.specs:
+            part = self.part(spec, gathered, tables)
+            if positions and not spec.name.startswith("context."):
+                part = part.unsqueeze(1)
+            total = part if total is None else total + part
+        return total
+
+    def part(self, spec: InputSpec, gathered: Mapping[str, Tensor], tables: nn.ModuleDict) -> Tensor:
+        """The contribution of one feature, [..., D]."""
+        if not spec.rows:
+            projected: Tensor = self.projections[_key(spec.name)](gathered[spec.name])
+            return projected
+        if spec.table in self._large:
+            rows = gathered[f"{spec.name}.rows"]
+            return rows_mean(rows, gathered[f"{spec.name}.mask"]) if spec.width else rows
+        table = tables[_key(spec.table)]
+        if not isinstance(table, nn.Embedding):
+            raise TypeError(f"table {spec.table}: expected nn.Embedding, got {type(table).__name__}")
+        return bag_mean(table, gathered[spec.name]) if spec.width else table(gathered[spec.name])
+
+
+def _key(name: str) -> str:
+    """A module's name may hold no dot, and no feature name holds a colon, so this cannot collide."""
+    return name.replace(".", ":")

@@ -1,0 +1,193 @@
+"""Running a job: Hydra's only door. Composes the typed config, runs, writes the result file, maps errors to exit codes.
+
+Every runnable module is `main() -> register(); run_job("train", "training.train_run:run", validate)`: the same `--help`, exit codes
+and last line for all.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from towers.combination import combination_dir, share_prepared
+from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, TowersError
+from towers.help_text import meanings
+from towers.verbs import conf_dir, missing_library
+
+Run = Callable[[Any], str | Path]
+
+
+def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
+    """Compose conf/<name>.yaml with the command line's overrides, run, and exit with the decided code.
+
+    Args:
+        name: the job, and its YAML's name.
+        run: does the work on the typed config; returns the path of its result, printed as the last line. As a string,
+            `module:function`, it is imported only after the settings are known to be right, so that a mistyped key does not wait for
+            torch.
+        validate: cross-field checks, run before the work.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting 1, and `_guard` decides.
+    signal.signal(signal.SIGTERM, _interrupt)
+    OmegaConf.register_new_resolver("towers.meanings", _meanings, replace=True)
+
+    def one_run(raw: DictConfig) -> None:
+        _refuse_unknown(raw)
+        _place(name, raw)
+        config = OmegaConf.to_object(raw)
+        validate(config)
+        work = _resolve(name, run)
+        write_resolved(Path(raw.run_dir), name, raw)
+        print(f"{name}: done -> {work(config)}", flush=True)
+
+    sys.exit(_guard(lambda: _compose_and_run(name, one_run)))
+
+
+def overrides() -> list[str]:
+    """The command line's overrides of the running job, as typed."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
+    """Keep the resolved config beside the results: run_dir/config/<job>.yaml."""
+    folder = run_dir / "config"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(raw, resolve=True))
+    except OSError as error:
+        raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from error
+
+
+def write_json(path: Path, document: dict[str, Any]) -> Path:
+    """Write a JSON result atomically: a reader sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=2, sort_keys=False, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _compose_and_run(name: str, one_run: Callable[[DictConfig], None]) -> None:
+    """Let Hydra read the command line and call `one_run` once, or once per combination until one fails."""
+    failures: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
+    def main(raw: DictConfig) -> None:
+        # Hydra would print a line of its own on the way of an exception, so none passes through it.
+        if not failures:
+            try:
+                one_run(raw)
+            except Exception as error:
+                failures.append(error)
+
+    main()
+    if failures:
+        raise failures[0]
+
+
+def _meanings(schema: str) -> str:
+    """`${towers.meanings:training_schema}` in a job's help; Hydra reads that as a template, in which `$` is doubled."""
+    declared = OmegaConf.get_type(ConfigStore.instance().load(f"{schema}.yaml").node)
+    return meanings(declared).replace("$", "$$") if declared else ""
+
+
+def _refuse_unknown(raw: DictConfig, where: str = "") -> None:
+    """Hydra lets `+key=1` add a key that the schema does not have, and would then drop it."""
+    known = getattr(OmegaConf.get_type(raw), "__dataclass_fields__", None)
+    for key in map(str, raw):
+        if known is not None and key not in known:
+            raise ConfigError(_no_such_setting(where + key, list(known)))
+        if not OmegaConf.is_missing(raw, key) and OmegaConf.is_dict(raw[key]):
+            _refuse_unknown(raw[key], f"{where}{key}.")
+
+
+def _place(name: str, raw: DictConfig) -> None:
+    """In a multirun, give each combination a folder of its own under run_dir."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        whole = Path(raw.run_dir)
+        own = combination_dir(whole, overrides(), sys.argv[1:])
+        if name == "train":
+            share_prepared(whole, own)
+        raw.run_dir = str(own)
+        print(f"== {own}", flush=True)
+
+
+def _resolve(name: str, run: Run | str) -> Run:
+    if not isinstance(run, str):
+        return run
+    module, _, function = run.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        problem = missing_library(name, error)
+        if problem is None:
+            raise
+        raise ConfigError(problem) from error
+
+
+def _guard(main: Callable[[], None]) -> int:
+    try:
+        main()
+    except TowersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        print("interrupted: what was saved is kept; run the same command again to continue", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in Towers; the lines above say where", file=sys.stderr)
+        return EXIT_BUG
+    return EXIT_DONE
+
+
+def _explain(error: Exception) -> str:
+    """What was wrong with the settings, in our words where the key is known, else in Hydra's without what speaks of its insides."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, (ConfigKeyError, ConfigAttributeError)) and isinstance(cause.parent_node, DictConfig):
+        if not dataclasses.is_dataclass(OmegaConf.get_type(cause.parent_node)):
+            return f"{cause.full_key}: a map without that key yet; to add it: +{cause.full_key}=..."
+        return _no_such_setting(str(cause.full_key), [str(key) for key in cause.parent_node])
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return f"{cause.full_key}: {cause.msg or cause}".partition("\n")[0]
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: no option {option!r}{_nearest(option, error.options)}"
+    text = str(error).partition("Config search path:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "hydra.cc" not in line and "To append" not in line]
+    if isinstance(error, OverrideParseException):
+        lines[:0] = [] if error.override in text else [f"cannot read {error.override!r}"]
+        lines.append("settings are written as key=value; quote values with spaces or signs: 'key=\"a value\"'")
+    return "\n  ".join(lines)
+
+
+def _no_such_setting(key: str, siblings: list[str]) -> str:
+    group, _, last = key.rpartition(".")
+    return f"{key}: no such setting{f' in {group}' if group else ''}{_nearest(last, siblings)}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

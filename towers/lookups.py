@@ -1,0 +1,144 @@
+"""Which inputs a tower's core reads, and which of them are rows gathered from large tables before it runs.
+
+Large tables (items, users, other ids) stay outside the cores: torch gathers their rows in training, NumPy gathers them from
+memory-mapped files in serving. Both follow the plan made here, so the two cannot differ.
+
+Legend: B rows, L history length, M values of a multi-valued input, D dim, V rows of a table.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM, FeatureBatch
+from towers.columns import FIRST_ROW, ITEM_ID, USER_ID
+from towers.errors import ConfigError
+from towers.model_config import InputSpec, ModelConfig
+
+ITEM_TABLE = ITEM_ID
+HISTORY_TABLE = "history_item"
+USER_TABLE = USER_ID
+HISTORY_MASK = "history.mask"
+
+
+@dataclass(frozen=True)
+class CoreInput:
+    """One array that a core reads.
+
+    Attributes:
+        name: its key among the gathered arrays, and its name in the ONNX graph.
+        source: the FeatureBatch array it comes from.
+        dtype: `int32` or `float32`.
+        shape: its shape after the batch axis.
+        table: the large table whose rows it holds, "" where it is the source itself or a mask.
+        is_mask: 1.0 where the source is not padding, else 0.0.
+    """
+
+    name: str
+    source: str
+    dtype: str
+    shape: tuple[int, ...]
+    table: str = ""
+    is_mask: bool = False
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """What the two cores read.
+
+    Attributes:
+        user, item: the arrays of each core, in the order of the ONNX graph's inputs.
+        user_specs, item_specs: the declared features among them.
+        tables: rows of each large table.
+        reads_event, reads_age: whether the history's event types and ages are read.
+    """
+
+    user: tuple[CoreInput, ...]
+    item: tuple[CoreInput, ...]
+    user_specs: tuple[InputSpec, ...]
+    item_specs: tuple[InputSpec, ...]
+    tables: Mapping[str, int]
+    reads_event: bool
+    reads_age: bool
+
+
+def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: int) -> TowerPlan:
+    """Decide what each core reads.
+
+    Args:
+        inputs: the fitted preprocessor's inputs.
+        event_rows: rows of the event type vocabulary, the reserved ones included.
+
+    Raises:
+        ConfigError: the item id is not among the inputs, or `model.use_user_id` is set and the user id is not.
+    """
+    user_id = f"user.{USER_ID}"
+    user_specs = tuple(s for s in inputs if not s.name.startswith("item.") and (config.use_user_id or s.name != user_id))
+    item_specs = tuple(s for s in inputs if s.name.startswith("item."))
+    by_name = {s.name: s for s in inputs}
+    if f"item.{ITEM_ID}" not in by_name:
+        raise ConfigError(f"data.features: no input item.{ITEM_ID}, got {sorted(by_name)}; the item tower needs the item's id")
+    if config.use_user_id and user_id not in by_name:
+        raise ConfigError(
+            "model.use_user_id: there is no user id among the inputs. Declare it in data.features"
+            " (name: user_id, kind: id, owner: user) and prepare again, or set model.use_user_id=false"
+        )
+    tables = {s.table: s.rows for s in (*user_specs, *item_specs) if s.kind == "id"}
+    history_table = ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE
+    tables[history_table] = tables[ITEM_TABLE]
+    # One real event type tells nothing, and the transformer reads recency off the order of its columns.
+    reads_event = config.history.use_event_type and event_rows > FIRST_ROW + 1
+    reads_age = config.history.use_age and config.history.name != "transformer"
+    length, dim = config.history.length, config.dim
+    history = [
+        CoreInput(f"{HISTORY_ITEM}.rows", HISTORY_ITEM, "float32", (length, dim), table=history_table),
+        CoreInput(HISTORY_MASK, HISTORY_ITEM, "float32", (length,), is_mask=True),
+    ]
+    if reads_event:
+        history.append(CoreInput(HISTORY_EVENT, HISTORY_EVENT, "int32", (length,)))
+    if reads_age:
+        history.append(CoreInput(HISTORY_AGE, HISTORY_AGE, "int32", (length,)))
+    return TowerPlan(
+        user=(*history, *_feature_inputs(user_specs, tables, dim)),
+        item=tuple(_feature_inputs(item_specs, tables, dim)),
+        user_specs=user_specs,
+        item_specs=item_specs,
+        tables=tables,
+        reads_event=reads_event,
+        reads_age=reads_age,
+    )
+
+
+def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a core, with the rows of large tables looked up.
+
+    Args:
+        tables: float32 [V, D] arrays by name; memory-mapped ones are read only where rows are asked for.
+    """
+    gathered: dict[str, NDArray[np.generic]] = {}
+    for entry in wanted:
+        source = batch[entry.source]
+        if entry.table:
+            gathered[entry.name] = np.asarray(tables[entry.table][source])
+        elif entry.is_mask:
+            gathered[entry.name] = np.not_equal(source, 0).astype(np.float32)
+        else:
+            gathered[entry.name] = source
+    return gathered
+
+
+def _feature_inputs(specs: Iterable[InputSpec], tables: Mapping[str, int], dim: int) -> list[CoreInput]:
+    found: list[CoreInput] = []
+    for spec in specs:
+        values = (spec.width,) if spec.width else ()
+        if not spec.rows:
+            found.append(CoreInput(spec.name, spec.name, "float32", values))
+        elif spec.table not in tables:
+            found.append(CoreInput(spec.name, spec.name, "int32", values))
+        else:
+            found.append(CoreInput(f"{spec.name}.rows", spec.name, "float32", (*values, dim), table=spec.table))
+            if values:
+                found.append(CoreInput(f"{spec.name}.mask", spec.name, "float32", values, is_mask=True))
+    return found

@@ -1,0 +1,231 @@
+"""The two towers: users and items into one space.
+
+Large tables are gathered first (`lookup_user`, `lookup_item`); the cores turn gathered rows into vectors and are what ONNX
+exports. `user`, `user_sequence` and `item` do both.
+
+Legend: B user rows, C item rows, L history length, H interests (1), D dim, M values of a multi-valued input, V table rows.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from towers.batch import HISTORY_ITEM
+from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
+from towers.encoders import HistoryEncoder, make_encoder
+from towers.errors import ConfigError
+from towers.features import FeatureSum, embedding, linear, small_tables
+from towers.lookups import HISTORY_TABLE, CoreInput, plan_towers
+from towers.model_config import HeadConfig, InputSpec, ModelConfig
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
+"""Bounds of a learned temperature."""
+
+
+class UserOutput(NamedTuple):
+    """User vectors, and each history position's share (all zeros where the history encoder is no weighted sum)."""
+
+    vectors_BHD: Tensor
+    history_weights_BL: Tensor
+
+
+class TwoTower(nn.Module):
+    """User tower and item tower; scores are dot products of their vectors.
+
+    Initial weights come from torch's global generator, so a caller's `torch.manual_seed` decides them.
+
+    Args:
+        config: the shape.
+        inputs: the fitted preprocessor's inputs.
+        event_rows: rows of the event type vocabulary, reserved ones included.
+
+    Raises:
+        ConfigError: names the knob of a shape that cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig, inputs: Sequence[InputSpec], event_rows: int) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.plan = plan_towers(config, inputs, event_rows)
+        self.tables = nn.ModuleDict({name: embedding(rows, config.dim) for name, rows in self.plan.tables.items()})
+        if HISTORY_TABLE in self.tables:
+            # Rows that training never reaches stay silent instead of adding noise: unknown items of a live history.
+            _table(self.tables, HISTORY_TABLE).weight.data[: MISSING_ROW + 1] = 0.0
+        specs = (*self.plan.user_specs, *self.plan.item_specs)
+        self.small_tables = small_tables(specs, self.plan.tables, config.dim)
+        self.history: HistoryEncoder = make_encoder(config, event_rows, self.plan.reads_event, self.plan.reads_age)
+        self.user_features = FeatureSum(self.plan.user_specs, self.plan.tables, config.dim)
+        self.item_features = FeatureSum(self.plan.item_specs, self.plan.tables, config.dim)
+        self.user_head = make_head("user_head", config.user_head, config.dim)
+        self.item_head = make_head("item_head", config.item_head, config.dim)
+        self.temperature_logit = nn.Parameter(_temperature_logit(config.temperature)) if config.learn_temperature else None
+
+    def user(self, batch: Mapping[str, Tensor]) -> UserOutput:
+        """Vectors of users given by their newest L events, features and context."""
+        return self.user_core(self.lookup_user(batch))
+
+    def user_sequence(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of all history positions, [B, L, D]: column t has seen the history up to and including column t.
+
+        Column t equals `user` of that prefix alone. Columns left of the first event encode an empty history. Context arrays
+        carry a position axis after B; user features do not.
+
+        Raises:
+            ConfigError: the history encoder is not causal.
+        """
+        gathered = self.lookup_user(batch)
+        features = self.user_features(gathered, self.small_tables, positions=True)
+        return self._finish(self.history.positions(gathered), features, self.user_head)
+
+    def item(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Vectors of items, [C, D]."""
+        return self.item_core(self.lookup_item(batch))
+
+    def user_core(self, gathered: Mapping[str, Tensor]) -> UserOutput:
+        """From gathered rows (see `plan.user`) to vectors and history weights."""
+        history = self.history(gathered)
+        features = self.user_features(gathered, self.small_tables)
+        vector_BD = self._finish(history.vector_BD, features, self.user_head)
+        return UserOutput(vector_BD.unsqueeze(1), history.weights_BL)
+
+    def item_core(self, gathered: Mapping[str, Tensor]) -> Tensor:
+        """From gathered rows (see `plan.item`) to vectors, [C, D]."""
+        features = self.item_features(gathered, self.small_tables)
+        return self._finish(features, None, self.item_head)
+
+    def lookup_user(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The user core's arrays: rows of large tables gathered, tokens and context hidden at random in training."""
+        return self._gather(self._hide(batch) if self.training else batch, self.plan.user)
+
+    def lookup_item(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The item core's arrays; in training, item ids give way to the OOV row at random (`model.id_dropout`)."""
+        if self.training and self.config.id_dropout:
+            name = f"item.{ITEM_ID}"
+            ids_C = batch[name]
+            hidden_C = _chance(ids_C.shape, self.config.id_dropout, ids_C.device)
+            batch = {**batch, name: ids_C.masked_fill(hidden_C, OOV_ROW)}
+        return self._gather(batch, self.plan.item)
+
+    def table_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The large tables as NumPy arrays [V, D] by name, for gathering outside torch."""
+        return {name: _table(self.tables, name).weight.detach().cpu().float().numpy() for name in self.tables}
+
+    def temperature(self) -> Tensor:
+        """What scores are divided by in the loss: a scalar."""
+        if self.temperature_logit is None:
+            return torch.tensor(self.config.temperature, device=self.history.no_history_D.device)
+        # A sigmoid between the bounds (on the log scale): unlike a clamp it keeps its gradient wherever training pushes it.
+        span = math.log(HIGHEST_TEMPERATURE / LOWEST_TEMPERATURE)
+        return LOWEST_TEMPERATURE * torch.exp(span * torch.sigmoid(self.temperature_logit))
+
+    def _gather(self, batch: Mapping[str, Tensor], wanted: Iterable[CoreInput]) -> dict[str, Tensor]:
+        gathered: dict[str, Tensor] = {}
+        for entry in wanted:
+            source = batch[entry.source]
+            if entry.table:
+                gathered[entry.name] = _table(self.tables, entry.table)(source)
+            else:
+                gathered[entry.name] = (source > PAD_ROW).to(torch.float32) if entry.is_mask else source
+        return gathered
+
+    def _hide(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Hide history events behind the OOV row, and the whole context of some rows behind missing values."""
+        hidden = dict(batch)
+        item_BL = batch[HISTORY_ITEM]
+        if self.config.history.token_dropout:
+            drop_BL = _chance(item_BL.shape, self.config.history.token_dropout, item_BL.device) & (item_BL != PAD_ROW)
+            hidden[HISTORY_ITEM] = item_BL.masked_fill(drop_BL, OOV_ROW)
+        if self.config.context_dropout:
+            drop_B = _chance(item_BL.shape[:1], self.config.context_dropout, item_BL.device)
+            for spec in self.plan.user_specs:
+                if spec.name.startswith("context."):
+                    values = hidden[spec.name]
+                    rows = drop_B.reshape(-1, *[1] * (values.dim() - 1))
+                    hidden[spec.name] = torch.where(rows, missing_value(spec, values), values)
+        return hidden
+
+    def _finish(self, vector: Tensor, features: Tensor | None, head: nn.Module) -> Tensor:
+        finished: Tensor = head(vector if features is None else vector + features)
+        return normalise(finished) if self.config.similarity == "cosine" else finished
+
+
+class ExportCore(nn.Module):
+    """One core with positional inputs, in the order of `plan.user` or `plan.item`, as `torch.onnx.export` wants them.
+
+    The user side returns (vectors_BHD, history_weights_BL), the item side (vectors_CD,).
+    """
+
+    def __init__(self, model: TwoTower, side: Literal["user", "item"]) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+        self.inputs = model.plan.user if side == "user" else model.plan.item
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        gathered = {entry.name: array for entry, array in zip(self.inputs, arrays, strict=True)}
+        return tuple(self.model.user_core(gathered)) if self.side == "user" else (self.model.item_core(gathered),)
+
+
+def normalise(vectors: Tensor) -> Tensor:
+    """To length 1, in fp32 at least; a zero vector stays zero."""
+    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
+    return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-12)
+
+
+def make_head(key: str, config: HeadConfig, dim: int) -> nn.Module:
+    """What follows a tower's sum: `linear` (the sum is the vector) or `mlp` (ReLU layers, then dim).
+
+    Raises:
+        ConfigError: no head has that name, or a hidden layer has no width.
+    """
+    if config.name == "linear":
+        return nn.Identity()
+    if config.name != "mlp":
+        raise ConfigError(f"model.{key}.name: got {config.name!r}, expected one of linear, mlp")
+    if any(width < 1 for width in config.hidden):
+        raise ConfigError(f"model.{key}.hidden: got {list(config.hidden)}, expected widths of at least 1")
+    layers: list[nn.Module] = []
+    width = dim
+    for hidden in config.hidden:
+        # sqrt(2 / inputs) keeps the scale through ReLU (He et al. 2015)
+        layers += [linear(width, hidden, std=(2 / width) ** 0.5), nn.ReLU(), nn.Dropout(config.dropout)]
+        width = hidden
+    return nn.Sequential(*layers, linear(width, dim))
+
+
+def missing_value(spec: InputSpec, like: Tensor) -> Tensor:
+    """What preprocessing gives for a missing value of this input, shaped like `like`."""
+    missing = torch.zeros_like(like)
+    if spec.kind == "numeric":
+        missing[..., 1] = 1.0
+    elif spec.kind in ("multi_categorical", "preferences"):
+        missing[..., 0] = MISSING_ROW
+    elif spec.kind in ("id", "categorical", "time"):
+        missing.fill_(MISSING_ROW)
+    return missing
+
+
+def _table(tables: nn.ModuleDict, name: str) -> nn.Embedding:
+    table = tables[name]
+    if not isinstance(table, nn.Embedding):
+        raise TypeError(f"table {name}: expected nn.Embedding, got {type(table).__name__}")
+    return table
+
+
+def _chance(shape: Sequence[int], share: float, device: torch.device) -> Tensor:
+    return torch.rand(tuple(shape), device=device) < share
+
+
+def _temperature_logit(start: float) -> Tensor:
+    if not LOWEST_TEMPERATURE < start < HIGHEST_TEMPERATURE:
+        raise ConfigError(
+            f"model.temperature: got {start}, expected between {LOWEST_TEMPERATURE} and {HIGHEST_TEMPERATURE}"
+            " where model.learn_temperature is set"
+        )
+    share = math.log(start / LOWEST_TEMPERATURE) / math.log(HIGHEST_TEMPERATURE / LOWEST_TEMPERATURE)
+    return torch.tensor(math.log(share / (1 - share)))

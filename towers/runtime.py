@@ -1,0 +1,140 @@
+"""The torch runtime: prepared NumPy inputs to NumPy vectors; and a model's two files, weights and config.
+
+Legend: B rows, C item rows, H interests, L history length, D dim.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from towers.batch import FeatureBatch, UserEncoding
+from towers.errors import BundleError, ConfigError
+from towers.model import TwoTower
+from towers.model_config import InputSpec, model_config_from_json, model_config_to_json
+
+CONFIG_FILE = "model_config.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class Fitted(Protocol):
+    """What a model is built from besides its config: a fitted preprocessor."""
+
+    @property
+    def inputs(self) -> Sequence[InputSpec]:
+        """Its inputs."""
+        ...
+
+    @property
+    def event_rows(self) -> int:
+        """Rows of its event type vocabulary."""
+        ...
+
+
+class TorchRuntime:
+    """Runs a model without gradients or dropout. A model in training is put back as it was after each call.
+
+    Args:
+        model: the towers; moved to `device`.
+        device: `cpu`, `cuda`, ...
+    """
+
+    def __init__(self, model: TwoTower, device: str | torch.device = "cpu") -> None:
+        self.model = model.to(device)
+        self.device = torch.device(device)
+        self._weighs_history = model.config.history.name == "mean" and model.config.user_head.name == "linear"
+
+    def user(self, batch: FeatureBatch) -> UserEncoding:
+        """User vectors; history weights too where they tell each event's exact share (mean encoder, linear head)."""
+        with _evaluating(self.model), torch.inference_mode():
+            vectors_BHD, weights_BL = self.model.user(to_tensors(batch, self.device))
+        return UserEncoding(_numpy(vectors_BHD), _numpy(weights_BL) if self._weighs_history else None)
+
+    def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        """Item vectors, float32 [C, D]."""
+        with _evaluating(self.model), torch.inference_mode():
+            return _numpy(self.model.item(to_tensors(batch, self.device)))
+
+
+def to_tensors(batch: FeatureBatch, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Arrays as tensors on a device. Memory is shared on CPU where the array may be written to, else copied."""
+    return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device) for name, array in batch.items()}
+
+
+def save_model(model: TwoTower, folder: Path) -> None:
+    """Write model_config.json and weights.safetensors; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = folder / f"{WEIGHTS_FILE}.tmp"
+    save_file(state, weights)
+    os.replace(weights, folder / WEIGHTS_FILE)
+    config = folder / f"{CONFIG_FILE}.tmp"
+    config.write_text(json.dumps(model_config_to_json(model.config), indent=2, sort_keys=True) + "\n")
+    os.replace(config, folder / CONFIG_FILE)
+
+
+def load_model(folder: Path, preprocessor: Fitted, device: str | torch.device = "cpu") -> TwoTower:
+    """Rebuild the model that `save_model` wrote, in evaluation mode; every weight must fit.
+
+    Raises:
+        BundleError: a file is missing or damaged, or weights, config and preprocessing do not belong together.
+    """
+    try:
+        raw = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / CONFIG_FILE} cannot be read: {error}. Train or export again") from error
+    if not isinstance(raw, Mapping):
+        raise BundleError(f"{folder / CONFIG_FILE}: got {type(raw).__name__}, expected an object of settings")
+    config = model_config_from_json(raw)
+    try:
+        state = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{folder / WEIGHTS_FILE} cannot be read: {error}. Train or export again") from error
+    try:
+        model = TwoTower(config, preprocessor.inputs, preprocessor.event_rows)
+    except (ConfigError, TypeError) as error:
+        raise BundleError(f"{folder / CONFIG_FILE} does not fit the preprocessing beside it: {error}") from error
+    _check_fit(folder, model, state)
+    model.load_state_dict(state, strict=True)
+    return model.to(device).eval()
+
+
+def _check_fit(folder: Path, model: TwoTower, state: Mapping[str, Tensor]) -> None:
+    expected = model.state_dict()
+    faults = [f"{name} is missing" for name in expected if name not in state]
+    faults += [f"{name} is unknown" for name in state if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+        raise BundleError(f"{folder / WEIGHTS_FILE} does not fit the config and preprocessing: {shown}. Use files of one training run")
+
+
+class _evaluating:
+    """Evaluation mode for a while; the mode before is restored."""
+
+    def __init__(self, model: TwoTower) -> None:
+        self._model = model
+        self._was_training = model.training
+
+    def __enter__(self) -> None:
+        self._model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self._model.train(self._was_training)
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.float().cpu().numpy()
+    return array

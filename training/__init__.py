@@ -1,0 +1,1 @@
+"""From logs to a bundle: sources, prepare, train, evaluate, export."""

@@ -1,0 +1,89 @@
+"""What goes into the bundle's core: preprocessing, weights, tables, vectors, catalogue, and a card that says what it is."""
+
+import json
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from towers.bundle import write_vectors
+from towers.columns import ITEM_ID
+from towers.model import TwoTower
+from training.config import TrainingConfig
+from training.facts import git_commit
+from training.interactions import Interactions
+
+LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "onnx", "onnxruntime")
+
+
+def version_name(name: str, fingerprint: str) -> str:
+    """A bundle version: the model's name, the moment, the start of its weights' digest."""
+    return f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{fingerprint[:8]}"
+
+
+def bundle_parts(
+    run_dir: Path, data: Interactions, model: TwoTower, vectors_ID: NDArray[np.float32], folder: Path
+) -> dict[str, Path | bytes]:
+    """Files of the bundle by name; those made here are written under `folder`, where `onnx/` lies already if wanted."""
+    data.preprocessor.save(folder)
+    write_vectors(folder / "item_vectors.arrow", vectors_ID)
+    counts = pa.table({ITEM_ID: data.catalog.column(ITEM_ID), "count": pa.array(data.train_counts(), pa.int64())})
+    pq.write_table(counts, folder / "popularity.parquet", compression="zstd")
+    pq.write_table(data.catalog, folder / "catalog.parquet", compression="zstd")
+    (folder / "tables").mkdir()
+    for name, rows_VD in model.table_arrays().items():
+        np.save(folder / "tables" / f"{name}.npy", rows_VD, allow_pickle=False)
+    parts: dict[str, Path | bytes] = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    for name in ("model_config.json", "weights.safetensors"):
+        parts[name] = run_dir / "model" / name
+    parts["card.md"] = _card(run_dir, data, model).encode()
+    return parts
+
+
+def bundle_facts(run_dir: Path, config: TrainingConfig, data: Interactions) -> dict[str, Any]:
+    """What the manifest says besides files and checksums."""
+    return {
+        "name": config.export.name,
+        "data": config.data.name,
+        "git_commit": git_commit(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "schema_hash": data.schema.hash(),
+        "metrics": _headline(run_dir),
+    }
+
+
+def _headline(run_dir: Path) -> dict[str, Any]:
+    """Whole-set figures of metrics.json, where the run was evaluated."""
+    path = run_dir / "metrics.json"
+    if not path.is_file():
+        return {}
+    return {name: figure["value"] for name, figure in json.loads(path.read_text())["metrics"].items() if "=" not in name}
+
+
+def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
+    """A page for people: what the model is, what it was trained on, how good it was found."""
+    config = model.config
+    lines = [
+        "# Model card",
+        "",
+        f"Two towers, {config.dim} dimensions, {config.similarity} similarity; history encoder `{config.history.name}`"
+        f" over the last {config.history.length} events.",
+        f"Trained on {int(data.train_counts().sum()):,} interactions of {data.n_users:,} users with {data.n_items:,} items.",
+        "",
+        "Inputs: " + ", ".join(f"`{f.input_name}` ({f.kind})" for f in data.schema.features) + ".",
+        "The user vector comes from history, context and declared features"
+        + ("; it also has an embedding of the user's key." if config.use_user_id else "; there is no per-user parameter."),
+        "",
+    ]
+    headline = _headline(run_dir)
+    if headline:
+        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in headline.items()), ""]
+        lines.append("Protocol, intervals and baselines: `metrics.json` of the run.")
+    else:
+        lines.append("Not evaluated before export: run `towers evaluate`, then export again.")
+    return "\n".join(lines) + "\n"

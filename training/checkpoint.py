@@ -1,0 +1,220 @@
+"""Checkpoints: all that a run needs to continue, saved so that a kill, a full disk or a damaged file never loses what was saved.
+
+    checkpoints/000007-step-420/
+        tensors.safetensors     every tensor, by `<part>:<key>`
+        state.json              the other values, the config's hash, the best checkpoint so far, and checksums
+
+A checkpoint is written under another name, fsynced and renamed, and only then are older ones removed. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from towers.errors import ConfigError, DataError
+
+FORMAT = 0
+TENSORS, STATE = "tensors.safetensors", "state.json"
+_TEMPORARY, _DAMAGED = ".tmp", ".damaged"
+
+
+class Part(Protocol):
+    """Something with state: a flat mapping from names to tensors or JSON values."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> object: ...
+
+
+class Checkpointer:
+    """Saves and restores the named parts of a run.
+
+    Args:
+        folder: run_dir/checkpoints.
+        parts: every stateful part of the run, by name; all are restored, strictly.
+        config_hash: of everything that decides the result; a checkpoint of another hash is refused.
+        every: steps between checkpoints for `maybe_save`; 0 = it saves none.
+        keep: newest checkpoints kept, besides the best of each.
+        say: prints a line for the user.
+    """
+
+    def __init__(
+        self, folder: Path, parts: Mapping[str, Part], *, config_hash: str, every: int, keep: int, say: Callable[[str], None]
+    ) -> None:
+        self.folder = folder
+        self.best: str | None = None
+        self._parts = dict(parts)
+        self._config_hash = config_hash
+        self._every = every
+        self._keep = max(1, keep)
+        self._say = say
+
+    def maybe_save(self, step: int) -> None:
+        """Save where `step` is due."""
+        if self._every > 0 and step % self._every == 0:
+            self.save(step)
+
+    def save(self, step: int, best: bool = False) -> Path:
+        """Save all parts; `best` marks this checkpoint as the best so far.
+
+        Raises:
+            DataError: the disk is full or cannot be written; what was saved before is untouched.
+        """
+        names = self._names()
+        name = f"{int(names[-1].partition('-')[0]) + 1 if names else 1:06d}-step-{step}"
+        self.best = name if best else self.best
+        temporary = self.folder / (name + _TEMPORARY)
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            self._write(temporary, step)
+            os.rename(temporary, self.folder / name)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = f"{names[-1]} and older ones are kept" if names else "none was saved before"
+            raise DataError(
+                f"checkpoint {name} could not be written to {self.folder}: {error}. {kept}. Free some space, then run the same"
+                " command again to continue"
+            ) from error
+        self._prune()
+        return self.folder / name
+
+    def restore(self) -> int | None:
+        """Load the newest checkpoint that is whole into all parts; says which ones it had to pass over.
+
+        Returns:
+            its step; None where there is no checkpoint.
+
+        Raises:
+            ConfigError: it belongs to another config.
+            DataError: there are checkpoints, and none of them is whole.
+        """
+        names = self._names()
+        for name in reversed(names):
+            try:
+                state = self._read(name)
+            except DataError as error:
+                self._say(f"{error}; taking the checkpoint before it")
+                shutil.rmtree(self.folder / (name + _DAMAGED), ignore_errors=True)
+                os.rename(self.folder / name, self.folder / (name + _DAMAGED))
+                continue
+            self._check_config(name, state)
+            self._load(name, state, list(self._parts))
+            self.best = state["best"]
+            return int(state["step"])
+        if names:
+            raise DataError(f"{self.folder}: no checkpoint is whole. Start anew with trainer.resume=false")
+        return None
+
+    def load_best(self, part: str) -> None:
+        """Load one part from the best checkpoint (the newest one where none was marked).
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        name = self.best or self._names()[-1]
+        self._load(name, self._read(name), [part])
+
+    def clear(self) -> None:
+        """Remove every checkpoint: a run that starts anew must not continue from an old one later."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.best = None
+
+    def _names(self) -> list[str]:
+        """Whole or damaged, oldest first: serial numbers sort."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p.name for p in self.folder.glob("*-step-*") if p.suffix not in (_TEMPORARY, _DAMAGED))
+
+    def _write(self, folder: Path, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, dict[str, Any]] = {}
+        for part, holder in self._parts.items():
+            state = holder.state_dict()
+            tensors |= {f"{part}:{k}": v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+            values[part] = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
+        save_file(tensors, folder / TENSORS)
+        document = {
+            "format": FORMAT,
+            "step": step,
+            "best": self.best,
+            "config_hash": self._config_hash,
+            "values": values,
+            "tensors_sha256": _sha256(folder / TENSORS),
+        }
+        document["sha256"] = _document_sha256(document)
+        (folder / STATE).write_text(json.dumps(document, indent=1, allow_nan=False))
+        for path in (folder / TENSORS, folder / STATE, folder):
+            _sync(path)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """state.json of a checkpoint whose two checksums hold."""
+        folder = self.folder / name
+        try:
+            state: dict[str, Any] = json.loads((folder / STATE).read_text())
+            whole = state["sha256"] == _document_sha256(state) and state["tensors_sha256"] == _sha256(folder / TENSORS)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"checkpoint {folder} is damaged ({error})") from error
+        if not whole:
+            raise DataError(f"checkpoint {folder} is damaged (its checksum does not hold)")
+        if state["format"] != FORMAT:
+            raise DataError(f"checkpoint {folder} has format {state['format']}, expected {FORMAT}")
+        return state
+
+    def _check_config(self, name: str, state: Mapping[str, Any]) -> None:
+        if state["config_hash"] != self._config_hash:
+            raise ConfigError(
+                f"trainer.resume: {self.folder / name} was trained with other settings or other prepared data"
+                f" (hash {state['config_hash'][:12]}, now {self._config_hash[:12]}), and continuing would mix the two."
+                " Start anew with trainer.resume=false (removes these checkpoints), or choose another run_dir"
+            )
+
+    def _load(self, name: str, state: Mapping[str, Any], parts: list[str]) -> None:
+        tensors = load_file(self.folder / name / TENSORS)
+        for part in parts:
+            own = {k.removeprefix(part + ":"): v for k, v in tensors.items() if k.startswith(part + ":")}
+            self._parts[part].load_state_dict({**own, **state["values"][part]})
+
+    def _best_of(self, name: str) -> set[str]:
+        try:
+            best = json.loads((self.folder / name / STATE).read_text())["best"]
+        except (OSError, ValueError, KeyError):  # damaged since it was written: `restore` will pass it over
+            return set()
+        return {best} if best else set()
+
+    def _prune(self) -> None:
+        """Keep the newest, and the best that each of them names: the one before the newest may have to be taken."""
+        names = self._names()
+        kept = set(names[-self._keep :])
+        for name in list(kept):
+            kept |= self._best_of(name)
+        for name in set(names) - kept:
+            shutil.rmtree(self.folder / name)
+        for leftover in self.folder.glob("*" + _TEMPORARY):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _document_sha256(document: Mapping[str, Any]) -> str:
+    without = {k: v for k, v in document.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(without, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,235 @@
+"""Typed settings of the training jobs (prepare, train, evaluate, export): one schema, so that one experiment fits them all.
+
+The dataclasses are plain; `register` hands them to Hydra, which refuses unknown keys and wrong types. `validate` holds every check
+that crosses fields or files. Nothing here imports torch, so that a mistyped key fails within a second.
+"""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from towers.errors import ConfigError
+from towers.model_config import ModelConfig
+from training.data_config import DataConfig, SplitConfig, schema_of
+
+
+@dataclass
+class IdentityConfig:
+    """How raw user ids become keys: HMAC-SHA256 under a secret kept outside every artefact.
+
+    Attributes:
+        key_file: null = $TOWERS_KEY_FILE or ~/.towers/user_key; made with mode 0600 where absent.
+        keep_raw_ids: keep a table of raw user ids in the run, so that `export` may write them.
+    """
+
+    key_file: str | None = None
+    keep_raw_ids: bool = False
+
+
+@dataclass
+class LossConfig:
+    """The training objective.
+
+    Attributes:
+        name: auto | sampled_softmax | full_softmax. auto takes full_softmax where the catalogue has at most `full_up_to` items.
+        logq_correction: strength of the logQ correction: 1 = unbiased, 0 = off (favours the tail).
+        remove_accidental_hits: negatives equal to the row's positive do not count.
+        precision: auto | fp32 | bf16: of the loss's matrix products. auto = bf16 where the processor multiplies it natively.
+    """
+
+    name: str = "auto"
+    full_up_to: int = 5000
+    logq_correction: float = 1.0
+    remove_accidental_hits: bool = True
+    precision: str = "auto"
+
+
+@dataclass
+class NegativesConfig:
+    """Where sampled negatives come from: in_batch | uniform | mixed, and how many are drawn uniformly."""
+
+    name: str = "mixed"
+    count: int = 1024
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and schedule: adam, learning rate, decoupled weight decay, linear warm-up then constant | cosine."""
+
+    name: str = "adam"
+    lr: float = 0.003
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_share: float = 0.03
+    clip_norm: float = 0.0
+
+
+@dataclass
+class TrainerConfig:
+    """The loop.
+
+    Attributes:
+        sampler: auto | event | sequence. auto = sequence for a transformer, else event.
+        device: auto | cpu | cuda.
+        precision: fp32 | bf16 (autocast).
+        max_steps: 0 = no bound besides epochs.
+        evaluate_every: epochs between validations; 0 = never.
+        monitor: validation metric that chooses the best checkpoint.
+        patience: validations without improvement before stopping; 0 = never.
+        checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 = only epochs.
+        keep_checkpoints: newest ones kept, besides the best.
+        resume: continue from the newest checkpoint of run_dir.
+        threads: torch CPU threads; 0 = all cores.
+    """
+
+    sampler: str = "auto"
+    batch_size: int = 1024
+    epochs: int = 10
+    max_steps: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    evaluate_every: int = 1
+    monitor: str = "valid/ndcg@20"
+    patience: int = 3
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    log_every: int = 20
+    resume: bool = True
+    threads: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """What is measured, and how.
+
+    Attributes:
+        split: valid | test.
+        ks: cut-offs.
+        unit: auto | user | event: one query per user with all held-out items relevant, or one per held-out event with
+            its own time, context and history strictly before it. auto = user for `given`, event otherwise.
+        seen: masked | unmasked | both: whether items of the user's history may be recommended.
+        baselines: auto, or names among most_popular, recent_popular, markov, random, oracle.
+        draws: bootstrap draws over users for the 95 % intervals.
+        slices: metrics by history length, item age and popularity decile.
+        max_queries: most queries evaluated, drawn by seed; 0 = all.
+    """
+
+    split: str = "test"
+    ks: list[int] = field(default_factory=lambda: [10, 20, 50])
+    unit: str = "auto"
+    seen: str = "masked"
+    baselines: list[str] = field(default_factory=lambda: ["auto"])
+    draws: int = 1000
+    slices: bool = True
+    max_queries: int = 0
+
+
+@dataclass
+class ExportConfig:
+    """Batch export and the bundle.
+
+    Attributes:
+        name: of the model, in the bundle's manifest.
+        rows_per_shard: of the Parquet shards.
+        users: export user vectors too.
+        raw_user_ids: write raw user ids beside the keys (needs identity.keep_raw_ids at prepare).
+        onnx: write ONNX towers, checked equal to torch.
+        history_events: newest events of each user kept for serving.
+    """
+
+    name: str = "towers"
+    rows_per_shard: int = 100_000
+    users: bool = True
+    raw_user_ids: bool = False
+    onnx: bool = True
+    history_events: int = 1000
+
+
+@dataclass
+class DemoConfig:
+    """`towers demo`: port 0 takes a free one; `k` items are asked for."""
+
+    k: int = 5
+    port: int = 0
+
+
+@dataclass
+class TrainingConfig:
+    """Everything the training jobs share. `run_dir` holds a run; `seed` is the only one training uses."""
+
+    run_dir: str = MISSING
+    seed: int = 0
+    experiment: str = "default"
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    identity: IdentityConfig = field(default_factory=IdentityConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+
+
+def register() -> None:
+    """Tell Hydra the schema; every conf/<job>.yaml starts from it."""
+    ConfigStore.instance().store(name="training_schema", node=TrainingConfig)
+
+
+def validate(config: TrainingConfig) -> None:
+    """Checks across fields, before any work.
+
+    Raises:
+        ConfigError: names the knob to turn.
+    """
+    config.model.validate()
+    schema_of(config.data)
+    _choice("split.name", config.split.name, ("global_temporal", "leave_one_out", "given", "item_cold"))
+    _choice("loss.name", config.loss.name, ("auto", "sampled_softmax", "full_softmax"))
+    _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))
+    _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "mixed"))
+    _choice("optim.name", config.optim.name, ("adam",))
+    _choice("optim.schedule", config.optim.schedule, ("constant", "cosine"))
+    _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence"))
+    _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
+    _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
+    _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
+    _choice("evaluate.unit", config.evaluate.unit, ("auto", "user", "event"))
+    _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))
+    for name in config.evaluate.baselines:
+        _choice("evaluate.baselines", name, ("auto", "most_popular", "recent_popular", "markov", "random", "oracle"))
+    if config.split.name == "global_temporal" and config.data.order != "time":
+        raise ConfigError(
+            f"split.name: global_temporal needs timestamps, and data.order is {config.data.order!r}. Use leave_one_out or given"
+        )
+    if config.split.name == "leave_one_out" and config.data.order == "set":
+        raise ConfigError("split.name: leave_one_out needs an order, and data.order is 'set'. Use given")
+    if config.model.history.name == "transformer" and config.data.order == "set":
+        raise ConfigError("model.history.name: a transformer reads an order, and data.order is 'set'. Use mean")
+    if config.trainer.sampler == "sequence" and config.model.history.name != "transformer":
+        raise ConfigError("trainer.sampler: 'sequence' trains all positions of a causal encoder. Use model=transformer")
+    for name, share in (("valid_share", config.split.valid_share), ("test_share", config.split.test_share)):
+        if not 0 < share < 0.5:
+            raise ConfigError(f"split.{name}: got {share}, expected a share between 0 and 0.5")
+    for key, value in (
+        ("trainer.batch_size", config.trainer.batch_size),
+        ("trainer.epochs", config.trainer.epochs),
+        ("data.chunk_rows", config.data.chunk_rows),
+        ("evaluate.draws", config.evaluate.draws),
+        ("export.rows_per_shard", config.export.rows_per_shard),
+        ("demo.k", config.demo.k),
+    ):
+        if value < 1:
+            raise ConfigError(f"{key}: got {value}, expected at least 1")
+    if config.evaluate.max_queries < 0:
+        raise ConfigError(f"evaluate.max_queries: got {config.evaluate.max_queries}, expected 0 (all) or more")
+    if not config.evaluate.ks or min(config.evaluate.ks) < 1:
+        raise ConfigError(f"evaluate.ks: got {list(config.evaluate.ks)}, expected cut-offs of at least 1")
+
+
+def _choice(key: str, got: str, allowed: tuple[str, ...]) -> None:
+    if got not in allowed:
+        raise ConfigError(f"{key}: got {got!r}, expected one of {', '.join(allowed)}")

@@ -1,0 +1,98 @@
+"""Typed settings of where data comes from and how it is divided."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from towers.schema import Feature, Schema, make_schema
+
+
+@dataclass
+class FeatureConfig:
+    """A declared feature; see towers.schema.Feature."""
+
+    name: str = MISSING
+    kind: str = MISSING
+    owner: str = MISSING
+    column: str = ""
+    like: str = ""
+    max_values: int = 8
+    min_count: int = 1
+    buckets: int = 4096
+    width: int = 0
+    sensitive: bool = False
+    purposes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SyntheticConfig:
+    """Size and seed of the embedded synthetic world."""
+
+    seed: int = 0
+    users: int = 2000
+    items: int = 1200
+    days: int = 60
+    events_per_user: float = 40.0
+
+
+@dataclass
+class DataConfig:
+    """Where interactions come from and what their columns mean.
+
+    Attributes:
+        name: synthetic | ml_1m | ml_100k | lightgcn | sequences | table.
+        path: folder of the dataset; null looks in $TOWERS_DATA_DIR/<folder>, then downloads where the publisher allows it.
+        order: time | position | set.
+        interactions, items, users, audit: files under `path` for `table` (Parquet or CSV).
+        preset: movielens | personalize | recbole | gorse | rectools: a ready `columns` map.
+        columns: our column name -> the file's, over the preset (`user_id: userId`).
+        timestamp_unit: s | ms | us | auto, for timestamps that are plain numbers.
+        features: declared features; other columns are dropped and counted.
+        event_weights: training weight by event type (others weigh 1).
+        min_user_events, min_item_events: users and items with fewer interactions are left out (counted).
+        deduplicate: drop rows equal in user, item, timestamp and event type, and repeated event ids.
+        max_rejected_share: share of bad rows past which prepare stops.
+        chunk_rows: rows read at a time.
+    """
+
+    name: str = "synthetic"
+    path: str | None = None
+    order: str = "time"
+    interactions: str | None = None
+    items: str | None = None
+    users: str | None = None
+    audit: str | None = None
+    preset: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    timestamp_unit: str = "auto"
+    features: list[FeatureConfig] = field(default_factory=list)
+    event_weights: dict[str, float] = field(default_factory=dict)
+    min_user_events: int = 1
+    min_item_events: int = 1
+    deduplicate: bool = True
+    max_rejected_share: float = 0.05
+    chunk_rows: int = 1_000_000
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass
+class SplitConfig:
+    """How interactions are divided.
+
+    Attributes:
+        name: global_temporal | leave_one_out | given | item_cold.
+        valid_share, test_share: of rows (global_temporal, item_cold: of items), or of each user's given training rows
+            (given without a validation file: valid_share).
+        seed: of the random choices of `given` and `item_cold`.
+    """
+
+    name: str = "global_temporal"
+    valid_share: float = 0.1
+    test_share: float = 0.1
+    seed: int = 0
+
+
+def schema_of(data: DataConfig) -> Schema:
+    """The declared Schema of a dataset's config."""
+    features = [Feature(**{**vars(f), "purposes": tuple(f.purposes)}) for f in data.features]
+    return make_schema(features, data.order, data.event_weights)

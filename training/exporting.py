@@ -1,0 +1,143 @@
+"""The work of `towers export`: encode everyone and everything, write shards, seal the bundle core."""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from towers import bundle
+from towers.batch import take
+from towers.columns import ITEM_ID, NO_TIME, USER_ID, USER_KEY
+from towers.errors import ConfigError, DataError
+from towers.job import write_json
+from towers.model import TwoTower
+from towers.runtime import TorchRuntime, load_model
+from training.batches import user_inputs
+from training.bundle_parts import bundle_facts, bundle_parts, version_name
+from training.config import TrainingConfig
+from training.facts import Stopwatch, run_facts
+from training.histories import write_histories
+from training.interactions import Interactions
+from training.onnx_export import export_towers
+from training.queries import make_queries
+from training.rank_queries import encode_items, encode_users
+from training.shards import embedding_column, write_shards
+
+USER_BLOCK = 4096
+INDEX_QUERIES = 5000
+ONNX_SAMPLE = 64
+
+
+def run(config: TrainingConfig) -> Path:
+    """Export the run's model; returns the path of export.json.
+
+    Raises:
+        DataError: there is no trained model or prepared data in run_dir.
+        GateError: the ONNX towers differ from torch.
+    """
+    watch = Stopwatch()
+    run_dir = Path(config.run_dir)
+    data = Interactions.open(run_dir / "prepared")
+    if not (run_dir / "model" / "weights.safetensors").is_file():
+        raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
+    model = load_model(run_dir / "model", data.preprocessor, torch.device("cpu"))
+    runtime = TorchRuntime(model, torch.device("cpu"))
+    fingerprint = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
+    vectors_ID = encode_items(runtime, data)
+    _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
+    if config.export.users:
+        _export_users(run_dir, data, runtime, model.config.history.length, fingerprint, config)
+    write_histories(run_dir / "export" / "histories.parquet", data, run_dir / "prepared" / "users.parquet", config.export.history_events)
+    _write_queries(run_dir / "export" / "queries.npy", data, runtime, config)
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
+        difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
+        parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))
+        facts = bundle_facts(run_dir, config, data)
+        folder_made = bundle.publish(run_dir / "bundles", version_name(config.export.name, fingerprint), parts, facts)
+    print(f"   {data.n_items:,} items, {data.n_users:,} users; bundle {folder_made.name}", flush=True)
+    document = {
+        "run": run_facts(config, watch),
+        "items": data.n_items,
+        "users": data.n_users if config.export.users else 0,
+        "dim": int(vectors_ID.shape[1]),
+        "bundle": str(folder_made),
+        "onnx_max_difference": difference,
+    }
+    return write_json(run_dir / "export.json", document)
+
+
+def _export_items(run_dir: Path, data: Interactions, vectors_ID: NDArray[np.float32], fingerprint: str, rows_per_shard: int) -> None:
+    ids = data.catalog.column(ITEM_ID)
+
+    def make(start: int, stop: int) -> pa.Table:
+        return pa.table({"item_id": ids.slice(start, stop - start), "embedding": embedding_column(vectors_ID[start:stop])})
+
+    _drain("items", data.n_items, run_dir / "export" / "items", rows_per_shard, fingerprint, make)
+
+
+def _export_users(run_dir: Path, data: Interactions, runtime: TorchRuntime, length: int, fingerprint: str, config: TrainingConfig) -> None:
+    """Vectors of all users as of the end of the log, without context (nobody knows the next request's)."""
+    raw = _raw_ids(run_dir, data) if config.export.raw_user_ids else None
+    now = int(data.timestamp.max()) if len(data) else NO_TIME
+
+    def make(start: int, stop: int) -> pa.Table:
+        blocks = [slice(at, min(at + USER_BLOCK, stop)) for at in range(start, stop, USER_BLOCK)]
+        vectors = np.concatenate([_user_vectors(data, runtime, np.arange(b.start, b.stop), now, length) for b in blocks])
+        columns: dict[str, pa.Array] = {USER_KEY: _key_column(data.user_keys[start:stop])}
+        if raw is not None:
+            columns[USER_ID] = raw.slice(start, stop - start)
+        return pa.table({**columns, "embedding": embedding_column(vectors)})
+
+    content = f"{fingerprint}-raw" if raw is not None else fingerprint
+    _drain("users", data.n_users, run_dir / "export" / "users", config.export.rows_per_shard, content, make)
+
+
+def _user_vectors(data: Interactions, runtime: TorchRuntime, users_B: NDArray[np.int64], now: int, length: int) -> NDArray[np.float32]:
+    context = data.preprocessor.encode("context", {}, len(users_B))
+    now_B = np.full(len(users_B), now, np.int64)
+    inputs = user_inputs(data, users_B, data.offsets[users_B + 1], now_B, context, length)
+    vectors_BHD = runtime.user(inputs).vectors_BHD
+    return vectors_BHD.reshape(len(users_B), -1)
+
+
+def _drain(what: str, rows: int, folder: Path, rows_per_shard: int, fingerprint: str, make: Callable[[int, int], pa.Table]) -> None:
+    with tqdm(total=rows, desc=f"export {what}", unit="rows", disable=not sys.stderr.isatty()) as bar:
+        for done in write_shards(folder, rows, rows_per_shard, fingerprint, make):
+            bar.update(done)
+
+
+def _write_queries(path: Path, data: Interactions, runtime: TorchRuntime, config: TrainingConfig) -> None:
+    """Held-out user vectors, float32 [Q, D] (each interest is one), on which the index is judged; kept outside the bundle."""
+    queries = make_queries(data, "valid", config.evaluate.unit, config.split.name, INDEX_QUERIES, config.seed)
+    vectors_QHD = encode_users(runtime, queries, runtime.model.config.history.length)
+    np.save(path, vectors_QHD.reshape(-1, vectors_QHD.shape[-1]), allow_pickle=False)
+
+
+def _onnx(model: TwoTower, data: Interactions, folder: Path) -> float:
+    """Export and compare on real rows: the first users with their whole history, the first items."""
+    users = np.arange(min(ONNX_SAMPLE, data.n_users))
+    context = data.preprocessor.encode("context", {}, len(users))
+    now = np.full(len(users), data.timestamp.max(), np.int64)
+    user = user_inputs(data, users, data.offsets[users + 1], now, context, model.config.history.length)
+    return export_towers(model, user, take(data.item_features, slice(0, ONNX_SAMPLE)), folder)
+
+
+def _raw_ids(run_dir: Path, data: Interactions) -> pa.ChunkedArray:
+    path = run_dir / "prepared" / "raw_user_ids.parquet"
+    if not path.is_file():
+        raise ConfigError("export.raw_user_ids: raw ids were not kept; run `towers prepare` with identity.keep_raw_ids=true")
+    table = pq.read_table(path)
+    if len(table) != data.n_users:
+        raise DataError(f"{path}: {len(table)} rows, expected {data.n_users}. Run `towers prepare` again")
+    return table.column(USER_ID)
+
+
+def _key_column(keys_U16: NDArray[np.uint8]) -> pa.Array:
+    return pa.array([key.tobytes() for key in keys_U16], pa.binary(16))

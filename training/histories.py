@@ -1,0 +1,65 @@
+"""What serving must know of users: their newest events and declared features by user key. A file beside the bundle, not in it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, USER_KEY
+from training.interactions import Interactions
+
+BLOCK_USERS = 50_000
+
+
+def write_histories(path: Path, data: Interactions, users: Path, events: int) -> None:
+    """Write user_key, item_ids, event_types, timestamps and the users' declared features, sorted by key.
+
+    Args:
+        path: the Parquet file, replaced atomically.
+        data: all prepared interactions, held-out ones included: serving continues where the log ends.
+        users: prepared/users.parquet, raw declared features in user row order.
+        events: newest events kept of each user.
+    """
+    features = pq.read_table(users).drop_columns([USER_KEY]) if users.is_file() else pa.table({})
+    temporary = path.with_suffix(".tmp")
+    writer: pq.ParquetWriter | None = None
+    try:
+        for start in range(0, data.n_users, BLOCK_USERS):
+            table = _block(data, start, min(start + BLOCK_USERS, data.n_users), events, features)
+            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+            writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
+    temporary.rename(path)
+
+
+def _block(data: Interactions, start: int, stop: int, events: int, features: pa.Table) -> pa.Table:
+    ends = data.offsets[start + 1 : stop + 1]
+    begins = np.maximum(data.offsets[start:stop], ends - events)
+    lengths = ends - begins
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    index = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
+    times = pa.array(data.timestamp[index], pa.int64(), mask=np.asarray(data.timestamp[index] == NO_TIME))
+    columns = {
+        USER_KEY: pa.array([key.tobytes() for key in data.user_keys[start:stop]], pa.binary(16)),
+        "item_ids": _lists(offsets, data.catalog.column(ITEM_ID).take(pa.array(data.item[index]))),
+        "event_types": _lists(offsets, _event_types(data, index)),
+        "timestamps": _lists(offsets, times),
+    }
+    block = pa.table(columns)
+    for name in features.column_names:
+        block = block.append_column(name, features.column(name).slice(start, stop - start))
+    return block
+
+
+def _event_types(data: Interactions, index: np.ndarray) -> pa.Array:
+    """Names of the event types; one that no training event had is "", which serving finds as unknown as training did."""
+    names = pa.concat_arrays([pa.array([""], pa.string()), data.preprocessor.vocabularies[EVENT_TYPE].values()])
+    return names.take(pa.array(np.maximum(data.event[index] - FIRST_ROW + 1, 0)))
+
+
+def _lists(offsets: np.ndarray, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)

@@ -1,0 +1,87 @@
+"""The towers as ONNX graphs without their large tables, checked equal to torch before anything is published.
+
+A graph takes rows already gathered from the tables (`history.item.rows`), so that servers map the tables from disk and share them.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from towers.errors import GateError
+from towers.lookups import gather
+from towers.model import ExportCore, TwoTower
+
+TOLERANCE = 1e-5
+OPSET = 20
+
+
+def export_towers(model: TwoTower, user: Mapping[str, NDArray[np.generic]], item: Mapping[str, NDArray[np.generic]], folder: Path) -> float:
+    """Write user.onnx and item.onnx, and compare each with torch on the sample.
+
+    Args:
+        model: the trained towers.
+        user, item: sample batches of real rows; the comparison runs on all of them and on one row alone.
+        folder: where the files go.
+
+    Returns:
+        the largest absolute difference of any vector component.
+
+    Raises:
+        GateError: a graph differs from torch by more than TOLERANCE.
+    """
+    model = model.to("cpu").eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = model.table_arrays()
+    worst = 0.0
+    for core, sample in ((ExportCore(model, "user"), user), (ExportCore(model, "item"), item)):
+        arrays = gather(sample, core.inputs, tables)
+        gathered = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        path = folder / f"{core.side}.onnx"
+        _export(core, gathered, path)
+        worst = max(worst, _difference(core, gathered, path))
+    if not worst <= TOLERANCE:
+        raise GateError(f"the ONNX towers differ from torch by {worst:.2e}, allowed is {TOLERANCE:.0e}; export.onnx=false goes without")
+    return worst
+
+
+def _export(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> None:
+    names = list(gathered)
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    outputs = ["vectors", "weights"] if core.side == "user" else ["vectors"]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        # the exporter and onnxscript warn about their own internals, which nobody here can act on
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            core,
+            tuple(gathered.values()),
+            str(path),
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes=(tuple({0: batch} for _ in names),),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _difference(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> float:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    taken = {node.name for node in session.get_inputs()}
+    worst = 0.0
+    for rows in (slice(None), slice(0, 1)):
+        part = {name: tensor[rows] for name, tensor in gathered.items()}
+        with torch.no_grad():
+            expected = core(*part.values())
+        got = session.run(None, {name: tensor.numpy() for name, tensor in part.items() if name in taken})
+        for want, have in zip(expected, got, strict=True):
+            worst = max(worst, float(np.abs(want.numpy() - have).max(initial=0.0)))
+    return worst

@@ -1,0 +1,174 @@
+"""The work of `towers prepare`: ingest, sort, assemble, split, fit, encode; then one rename makes the result visible."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from towers.columns import NEGATIVE_EVENT_TYPES, NO_TIME
+from towers.errors import ConfigError, DataError
+from towers.identity import UserKeys
+from towers.job import write_json
+from towers.schema import Schema
+from training.assemble import Assembler, Kept, sort_buckets
+from training.catalogue import Catalogue, build_catalogue
+from training.config import TrainingConfig
+from training.data_card import Stages, data_card, data_facts
+from training.divide import Divider
+from training.encode_columns import Encoder
+from training.facts import Stopwatch, run_facts
+from training.ingest import Ingest, Ingested
+from training.npy_stream import NpyReader
+from training.people import build_people, write_audit, write_users
+from training.sources import open_source
+from training.sources.base import SourceTables
+
+PREPARED = "prepared"
+
+
+def run(config: TrainingConfig) -> str:
+    """Prepare config.data into run_dir/prepared; returns that folder.
+
+    Raises:
+        DataError: the data cannot be used as they are; an earlier run_dir/prepared stays as it was.
+        ConfigError: a setting does not fit the data.
+    """
+    watch = Stopwatch()
+    run_dir = Path(config.run_dir)
+    with new_folder(run_dir / PREPARED) as folder:
+        stages = prepare(open_source(config.data), config, folder)
+        document = {"run": run_facts(config, watch), **data_facts(stages)}
+        write_json(folder / "prepare.json", document)
+        (folder / "data_card.md").write_text(data_card(stages, config))
+    audit = stages.source.audit
+    if audit is not None:
+        write_audit(run_dir / "audit.parquet", audit, UserKeys.open(config.identity.key_file))
+    write_json(run_dir / "prepare.json", document)
+    return str(run_dir / PREPARED)
+
+
+def prepare(source: SourceTables, config: TrainingConfig, folder: Path) -> Stages:
+    """Write a source's prepared columns into an empty folder, all but prepare.json and the data card.
+
+    Raises:
+        DataError: see `run`.
+    """
+    work = folder / "work"
+    work.mkdir()
+    keys = UserKeys.open(config.identity.key_file, create=True)
+    log = ingest(source, config, keys, folder, work)
+    items, duplicates = sort_and_list(source, config, log)
+    weights = event_weights(source.schema, log.events.texts)
+    kept = assemble(log, items.row_of_code, weights, config, folder, work)
+    division = Divider(folder, work, config.split, kept.offsets, len(items.ids)).run()
+    keys_U = NpyReader(folder / "user_keys.npy").read(0, kept.users)
+    people = build_people(source.users, source.schema, keys, keys_U)
+    write_users(folder, people, keys_U, log.raw_users)
+    encoder = Encoder(folder, work, source.schema, log, items, people, division)
+    encoder.write(encoder.fit())
+    pq.write_table(items.with_train_counts(division.train_items), folder / "catalog.parquet")
+    shutil.rmtree(work)
+    times = time_range(NpyReader(folder / "timestamp.npy"))
+    events = dict(zip(log.events.texts, encoder.event_counts.tolist(), strict=True))
+    return Stages(source, config.split.name, log, duplicates, items, kept, division, people, events, times)
+
+
+def ingest(source: SourceTables, config: TrainingConfig, keys: UserKeys, folder: Path, work: Path) -> Ingested:
+    """First pass: check every row, spill the good ones."""
+    by_split = config.split.name == "given"
+    reader = Ingest(source, keys, work, folder / "rejected.parquet", by_split, config.identity.keep_raw_ids)
+    try:
+        _show("reading", reader.chunks())
+        return reader.finish(config.data.max_rejected_share)
+    finally:
+        reader.close()
+
+
+def sort_and_list(source: SourceTables, config: TrainingConfig, log: Ingested) -> tuple[Catalogue, int]:
+    """Sort the buckets, then list the items that have enough events; also how many duplicates were dropped."""
+    counts = np.zeros(len(log.items), np.int64)
+    duplicates = 0
+    for bucket_counts, _, dropped in sort_buckets(log, source.schema.order, config.data.deduplicate):
+        counts += bucket_counts
+        duplicates += dropped
+    return build_catalogue(source.items, source.schema, log.items.texts, counts, config.data.min_item_events), duplicates
+
+
+def assemble(
+    log: Ingested, row_of_code: NDArray[np.int32], weights: NDArray[np.float32], config: TrainingConfig, folder: Path, work: Path
+) -> Kept:
+    """Second pass: write the columns.
+
+    Raises:
+        DataError: fewer than two users are left.
+    """
+    assembler = Assembler(log, folder, work)
+    _show("writing", assembler.run(row_of_code, weights, config.data.min_user_events))
+    kept = assembler.finish()
+    if kept.users < 2:
+        raise DataError(
+            f"interactions: {kept.users} users left of {kept.users_read} read, expected at least 2: a recommender learns what users have"
+            " in common. Check data.columns.user_id, or lower data.min_user_events and data.min_item_events"
+        )
+    return kept
+
+
+def event_weights(schema: Schema, event_types: list[str]) -> NDArray[np.float32]:
+    """Training weight by event code: 0 for negative types, else as declared, else 1.
+
+    Raises:
+        ConfigError: a negative or infinite weight, or one for a type that the log does not have.
+    """
+    for name, weight in schema.event_weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"data.event_weights.{name}: got {weight}, expected a number of at least 0 (0 = never a target)")
+        if name not in event_types:
+            raise ConfigError(f"data.event_weights.{name}: the log has no such event type; found are {', '.join(sorted(event_types)[:20])}")
+    weights = [0.0 if name in NEGATIVE_EVENT_TYPES else schema.event_weights.get(name, 1.0) for name in event_types]
+    return np.array(weights, np.float32)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes `target`'s place once the block is done; after an error or a kill the old one stands as it was."""
+    temporary, old = target.with_name(target.name + ".tmp"), target.with_name(target.name + ".old")
+    if old.exists() and not target.exists():
+        os.rename(old, target)  # killed between the two renames below
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        os.rename(target, old)
+    os.rename(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def time_range(timestamps: NpyReader) -> tuple[int, int] | None:
+    """First and last time of the log in microseconds; None without times."""
+    low, high = [], []
+    for block in timestamps.blocks():
+        known = block[block != NO_TIME]
+        if len(known):
+            low.append(int(known.min()))
+            high.append(int(known.max()))
+    return (min(low), max(high)) if low else None
+
+
+def _show(what: str, steps: Iterable[int]) -> None:
+    """Run the steps under a progress bar; each yields the rows done so far."""
+    with tqdm(desc=f"prepare: {what}", unit=" rows", unit_scale=True, disable=None) as bar:
+        for rows in steps:
+            bar.update(rows - bar.n)

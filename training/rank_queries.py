@@ -1,0 +1,72 @@
+"""Queries to ranked lists: block by block, with what each user has seen masked or not.
+
+Legend: Q queries, H heads, D dimensions, I items.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from towers.batch import take
+from towers.encoder import Runtime
+from towers.topk import Fill, TopK, rank
+from training.interactions import Interactions
+from training.queries import Queries
+
+_BLOCK_ROWS = 4096
+
+
+def rank_queries(
+    fill: Fill,
+    queries: Queries,
+    k: int,
+    *,
+    masked: bool,
+    allowed_I: NDArray[np.bool_],
+    label: str = "",
+    device: torch.device | str = "cpu",
+) -> TopK:
+    """The k best items of each query.
+
+    Args:
+        fill: writes the scores of a slice of queries.
+        masked: leave out what each query's user has seen.
+        allowed_I: items that may be recommended.
+        label: names the progress bar on standard error; "" = no bar.
+        device: where `fill` writes.
+    """
+    rows_Qk = np.empty((len(queries), k), np.int32)
+    scores_Qk = np.empty((len(queries), k), np.float32)
+    for block in _blocks(len(queries), label):
+
+        def fill_block(inner: slice, out_BI: Tensor, start: int = block.start) -> None:
+            fill(slice(start + inner.start, start + inner.stop), out_BI)
+
+        seen = queries.seen_items(block) if masked else None
+        top = rank(fill_block, block.stop - block.start, queries.data.n_items, k, seen, allowed_I, device=device)
+        rows_Qk[block], scores_Qk[block] = top.rows_Qk, top.scores_Qk
+    return TopK(rows_Qk, scores_Qk)
+
+
+def encode_items(runtime: Runtime, data: Interactions) -> NDArray[np.float32]:
+    """Vectors of the whole catalogue: float32 [I, D]."""
+    return np.concatenate([runtime.item(take(data.item_features, block)) for block in _blocks(data.n_items)])
+
+
+def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "") -> NDArray[np.float32]:
+    """Vectors of all queries: float32 [Q, H, D].
+
+    Args:
+        length: history events the user tower takes.
+        label: names the progress bar on standard error; "" = no bar.
+    """
+    return np.concatenate([runtime.user(queries.inputs(block, length)).vectors_BHD for block in _blocks(len(queries), label)])
+
+
+def _blocks(rows: int, label: str = "") -> "tqdm[slice]":
+    blocks = [slice(start, min(rows, start + _BLOCK_ROWS)) for start in range(0, rows, _BLOCK_ROWS)]
+    return tqdm(blocks, desc=label, file=sys.stderr, disable=not (label and sys.stderr.isatty()), leave=False)

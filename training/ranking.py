@@ -1,0 +1,158 @@
+"""The work of `towers evaluate`: model and baselines rank the same queries under the same masks; metrics.json tells how they compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from towers.columns import SPLIT_NAMES
+from towers.errors import DataError
+from towers.job import write_json
+from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_model
+from towers.topk import Fill, dot_products
+from training.baseline_choice import baseline_fills, choose_baselines, choose_days
+from training.config import TrainingConfig
+from training.device import choose_device
+from training.facts import Stopwatch, run_facts
+from training.interactions import Interactions
+from training.measure import Measured, compare, measure
+from training.metrics_table import print_result
+from training.protocol import below, doubts, protocol
+from training.queries import Queries, make_queries, recommendable
+from training.rank_queries import encode_items, encode_users, rank_queries
+from training.slices import all_slices
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of treating seen items, and the queries that it leaves.
+
+    Attributes:
+        prefix: of the metrics' names: `test`, or `test/masked` and `test/unmasked` where both are reported.
+    """
+
+    prefix: str
+    masked: bool
+    queries: Queries
+
+
+def run(config: TrainingConfig) -> str:
+    """Evaluate the model of config.run_dir; returns the path of metrics.json.
+
+    Raises:
+        DataError: no prepared data, no model, or nothing held out.
+        ConfigError: a baseline is asked for that the data cannot have.
+    """
+    watch = Stopwatch()
+    settings, run_dir = config.evaluate, Path(config.run_dir)
+    data = Interactions.open(run_dir / "prepared")
+    if not (run_dir / "model" / WEIGHTS_FILE).is_file():
+        raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
+    if config.trainer.threads > 0:
+        torch.set_num_threads(config.trainer.threads)
+    names = choose_baselines(settings.baselines, data.schema.order, config.data.name)
+    asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed)
+    allowed_I = recommendable(data)
+    ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
+    forms = make_forms(asked, settings.seen)
+    days = choose_days(data, config, allowed_I, forms[0].masked) if "recent_popular" in names else 0
+    device = choose_device(config.trainer.device)
+    runtime = TorchRuntime(load_model(run_dir / "model", data.preprocessor, device), device)
+    item_ID = torch.as_tensor(encode_items(runtime, data), device=device)
+    document: dict[str, Any] = {
+        "run": {},
+        "data": data_facts(data, config),
+        "metrics": {},
+        "baselines": {name: {} for name in names},
+        "paired": {name: {} for name in names},
+        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), names, days, runtime.model.config.history.length),
+        "warnings": warnings,
+    }
+    for form in forms:
+        queries = form.queries
+        users_QHD = encode_users(runtime, queries, runtime.model.config.history.length, "encode users")
+        model = rank_and_measure(dot_products(users_QHD, item_ID), form, ks, allowed_I, "rank: model", config.evaluate.slices, device)
+        fills = baseline_fills(names, data, queries, config, days)
+        baselines = {name: rank_and_measure(fill, form, ks, allowed_I, f"rank: {name}") for name, fill in fills.items()}
+        results, theirs, paired = compare(model, baselines, queries.user_Q, settings.draws, config.seed)
+        document["metrics"] |= results
+        for name in names:
+            document["baselines"][name] |= theirs[name]
+            document["paired"][name] |= paired[name]
+        warnings += doubts(asked, queries, form.prefix)
+    warnings += below(document)
+    document["run"] = run_facts(config, watch)
+    path = write_json(run_dir / "metrics.json", document)
+    print_result(document, [form.prefix for form in forms], ks)
+    return str(path)
+
+
+def rank_and_measure(
+    fill: Fill,
+    form: Form,
+    ks: Sequence[int],
+    allowed_I: NDArray[np.bool_],
+    label: str,
+    slices: bool = False,
+    device: torch.device | str = "cpu",
+) -> Measured:
+    """Rank the form's queries and measure the lists."""
+    top = rank_queries(fill, form.queries, max(ks), masked=form.masked, allowed_I=allowed_I, label=label, device=device)
+    parts = all_slices(form.queries, form.queries.data.train_counts()) if slices else []
+    return measure(top.rows_Qk, form.queries, ks, form.prefix, int(allowed_I.sum()), parts)
+
+
+def make_forms(asked: Queries, seen: str) -> list[Form]:
+    """The forms that evaluate.seen asks for.
+
+    Raises:
+        DataError: masking leaves nothing to find.
+    """
+    both = seen == "both"
+    forms = []
+    for masked in (True, False):
+        if not both and masked != (seen == "masked"):
+            continue
+        word = "masked" if masked else "unmasked"
+        queries = asked.unseen() if masked else asked
+        if not len(queries):
+            raise DataError(
+                f"split {asked.split!r}: every held-out item was seen before by its user, so nothing is left where seen items are masked."
+                " Use evaluate.seen=unmasked"
+            )
+        forms.append(Form(f"{asked.split}/{word}" if both else asked.split, masked, queries))
+    return forms
+
+
+def cut_ks(ks: Sequence[int], n_recommendable: int) -> tuple[list[int], list[str]]:
+    """Cut-offs within the catalogue, and a warning where one was not.
+
+    Raises:
+        DataError: there is no item to recommend.
+
+    >>> cut_ks([10, 500], 100)[0]
+    [10, 100]
+    """
+    if n_recommendable < 1:
+        raise DataError("no item may be recommended: the catalogue is empty, or is_hidden is true for every item")
+    cut = sorted({min(k, n_recommendable) for k in ks})
+    over = [k for k in ks if k > n_recommendable]
+    said = [f"evaluate.ks: {over} exceed the {n_recommendable} items that may be recommended, and were cut to {n_recommendable}"]
+    return cut, said if over else []
+
+
+def data_facts(data: Interactions, config: TrainingConfig) -> dict[str, Any]:
+    """The `data` section of metrics.json."""
+    rows = np.bincount(data.split, minlength=len(SPLIT_NAMES))
+    return {
+        "name": config.data.name,
+        "users": data.n_users,
+        "items": data.n_items,
+        "rows": len(data),
+        "split": config.split.name,
+        "split_rows": {name: int(count) for name, count in zip(SPLIT_NAMES, rows, strict=True)},
+    }

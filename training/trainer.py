@@ -1,0 +1,194 @@
+"""The training loop. Each part decides for itself what a step means to it; all resume state is in the parts' state_dict."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from towers.batch import TrainBatch
+from towers.errors import ConfigError, DataError, TrainingError
+from towers.model import TwoTower
+from training.checkpoint import Checkpointer
+from training.config import TrainerConfig
+from training.examples import NEGATIVES_STREAM, TORCH_STREAM, generator
+from training.loader import Loader
+from training.objective import Objective, not_finite
+from training.optim import Optimizer
+from training.tracking import Tracker
+
+MODEL = "model"
+"""Name of the model among the checkpoint's parts."""
+Validate = Callable[[TwoTower], Mapping[str, float]]
+
+
+@dataclass
+class Progress:
+    """How far a run is, and how good.
+
+    Attributes:
+        step, epochs: optimiser steps and epochs done.
+        examples, seconds: targets trained on, and the seconds that took (loading included, validation not).
+        best_epoch: epoch of the best validation so far, counted from 1; 0 = none yet.
+        best: its metrics.
+        waited: validations since.
+    """
+
+    step: int = 0
+    epochs: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    waited: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in asdict(self):
+            setattr(self, name, state[name])
+
+    def judge(self, metrics: Mapping[str, float], monitor: str) -> bool:
+        """Take a validation's metrics; True where they are the best so far.
+
+        Raises:
+            ConfigError: the metric to watch was not measured.
+        """
+        value = metrics.get(monitor, math.nan)
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"trainer.monitor: {monitor} has the value {value} after epoch {self.epochs}; measured are"
+                f" {', '.join(sorted(metrics)) or 'none'}. Choose one of them, or set trainer.evaluate_every=0"
+            )
+        if self.best and value <= self.best[monitor]:
+            self.waited += 1
+            return False
+        self.best, self.best_epoch, self.waited = dict(metrics), self.epochs, 0
+        return True
+
+
+class Trainer:
+    """Trains a model until its steps are done or validation no longer improves.
+
+    Args:
+        model: on its device.
+        objective: loss of a batch.
+        optimizer: moves the model's parameters.
+        loader: the examples; tells where in which epoch the run is.
+        progress: steps done and best so far.
+        checkpointer: saves the parts above.
+        tracker: told about every step and epoch.
+        validate: measures the model on validation queries; returns values by metric name.
+        config: the loop's settings.
+        seed: all of a step's randomness comes from (seed, step).
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        objective: Objective,
+        optimizer: Optimizer,
+        loader: Loader,
+        progress: Progress,
+        checkpointer: Checkpointer,
+        tracker: Tracker,
+        validate: Validate,
+        config: TrainerConfig,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.optimizer = optimizer
+        self.loader = loader
+        self.progress = progress
+        self.checkpointer = checkpointer
+        self.tracker = tracker
+        self.validate = validate
+        self.config = config
+        self.seed = seed
+        self.total_steps = total_steps(config, loader)
+
+    def fit(self) -> Progress:
+        """Train from wherever the parts stand to the end; the model then holds its best weights.
+
+        Raises:
+            TrainingError: the loss or gradient is not finite.
+            DataError: inputs are not finite, or a checkpoint cannot be written.
+        """
+        while not self.finished():
+            self.model.train()
+            since = time.perf_counter()
+            for batch in self.loader:
+                scalars = self.train_step(batch)
+                now = time.perf_counter()
+                self.progress.seconds, since = self.progress.seconds + now - since, now
+                self.tracker.step(self.progress, scalars)
+                if self.finished():
+                    break
+                self.checkpointer.maybe_save(self.progress.step)
+            self.end_epoch()
+        self.checkpointer.load_best(MODEL)
+        return self.progress
+
+    def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimiser step; returns its scalars. Nothing moves where the loss or its gradient is not finite."""
+        step = self.progress.step
+        torch.manual_seed(int(generator(self.seed, TORCH_STREAM, step).integers(2**62)))
+        self.optimizer.zero_grad()
+        with torch.autocast(self.objective.items.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.objective(self.model, batch, generator(self.seed, NEGATIVES_STREAM, step))
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = self.optimizer.grad_norm()
+        scalars = {"train/loss": loss.item(), "train/grad_norm": norm.item()}
+        self._check_finite(batch, scalars)
+        scalars["train/lr"] = self.optimizer.step(step, norm)
+        scalars["train/temperature"] = self.model.temperature().item()
+        self.progress.step += 1
+        self.progress.examples += int((batch.targets_BT >= 0).sum())
+        return scalars
+
+    def end_epoch(self) -> None:
+        """Validate where it is due, save, tell."""
+        progress, every = self.progress, self.config.evaluate_every
+        self.loader.end_epoch()
+        progress.epochs += 1
+        metrics: Mapping[str, float] = {}
+        best = False
+        if every > 0 and (progress.epochs % every == 0 or self.finished()):
+            self.model.eval()
+            metrics = self.validate(self.model)
+            best = progress.judge(metrics, self.config.monitor)
+        self.checkpointer.save(progress.step, best)
+        self.tracker.epoch(progress, metrics, self.config.monitor, best)
+
+    def finished(self) -> bool:
+        """All steps are done, or validation has not improved for `patience` validations."""
+        stopped = self.config.patience > 0 and self.progress.waited >= self.config.patience
+        return stopped or self.progress.step >= self.total_steps
+
+    def _check_finite(self, batch: TrainBatch, scalars: Mapping[str, float]) -> None:
+        if all(math.isfinite(value) for value in scalars.values()):
+            return
+        step, loss, norm = self.progress.step + 1, scalars["train/loss"], scalars["train/grad_norm"]
+        what = f"step {step}: the loss is {loss} and its gradient's norm {norm}; the optimiser was not moved"
+        inputs = not_finite(batch.user) + not_finite(_on_cpu(self.objective.items.inputs))
+        if inputs:
+            raise DataError(f"{what}. These inputs hold NaN or infinity: {', '.join(inputs)}. Repair the columns and prepare again")
+        raise TrainingError(
+            f"{what}. Lower optim.lr, set optim.clip_norm=1, raise model.temperature, or use trainer.precision=fp32; then start"
+            " anew with trainer.resume=false"
+        )
+
+
+def total_steps(config: TrainerConfig, loader: Loader) -> int:
+    """Optimiser steps of the whole run: all epochs, or trainer.max_steps where that is less."""
+    steps = config.epochs * loader.steps_per_epoch
+    return min(steps, config.max_steps) if config.max_steps > 0 else steps
+
+
+def _on_cpu(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in inputs.items()}

@@ -1,0 +1,81 @@
+"""Validation while training: the evaluation's queries and ranking, without intervals, baselines or slices."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from towers.errors import ConfigError
+from towers.model import TwoTower
+from towers.runtime import TorchRuntime
+from towers.topk import dot_products
+from training import metrics
+from training.config import TrainingConfig
+from training.interactions import Interactions
+from training.queries import make_queries, recommendable
+from training.rank_queries import encode_items, encode_users, rank_queries
+
+MOST_QUERIES = 20_000
+"""Enough for a standard error of 0.003 on a hit rate; more would make validation longer than an epoch on large logs."""
+
+
+class Validator:
+    """Measures a model on the validation split; queries are made once.
+
+    `valid/recall@k`, `valid/ndcg@k`, `valid/hit_rate@k`, `valid/mrr@k` and `valid/map@k` for k in evaluate.ks and the monitor's; seen
+    items are masked unless evaluate.seen is `unmasked`.
+
+    Args:
+        data: the prepared interactions.
+        config: of the run.
+
+    Raises:
+        DataError: the validation split holds no answer.
+        ConfigError: trainer.monitor is no validation metric.
+    """
+
+    def __init__(self, data: Interactions, config: TrainingConfig) -> None:
+        settings = config.evaluate
+        self._masked = settings.seen != "unmasked"
+        self._ks = sorted({*settings.ks, monitored_k(config.trainer.monitor)})
+        most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
+        queries = make_queries(data, "valid", settings.unit, config.split.name, most, config.seed)
+        self._queries = queries.unseen() if self._masked else queries
+        self._allowed_I = recommendable(data)
+        self._data = data
+
+    def __call__(self, model: TwoTower) -> dict[str, float]:
+        """The metrics of the model as it stands; its training mode is left as it was."""
+        device = next(model.parameters()).device
+        runtime, queries = TorchRuntime(model, device), self._queries
+        users = encode_users(runtime, queries, model.config.history.length)
+        items = torch.as_tensor(encode_items(runtime, self._data), device=device)
+        fill = dot_products(users, items)
+        top = rank_queries(fill, queries, max(self._ks), masked=self._masked, allowed_I=self._allowed_I, device=device)
+        hits_Qk = metrics.hits(top.rows_Qk, queries.relevant, self._data.n_items)
+        return {
+            f"valid/{name}@{k}": float(np.mean(metric(hits_Qk, queries.relevant_Q, k)))
+            for name, metric in metrics.PER_QUERY.items()
+            for k in self._ks
+        }
+
+
+def validate(model: TwoTower, data: Interactions, config: TrainingConfig) -> Mapping[str, float]:
+    """One validation; to validate often, keep a Validator."""
+    return Validator(data, config)(model)
+
+
+def monitored_k(monitor: str) -> int:
+    """The cut-off of trainer.monitor.
+
+    Raises:
+        ConfigError: it names no validation metric.
+
+    >>> monitored_k("valid/ndcg@20")
+    20
+    """
+    split, _, rest = monitor.partition("/")
+    name, _, k = rest.partition("@")
+    if split != "valid" or name not in metrics.PER_QUERY or not k.isdigit() or int(k) < 1:
+        raise ConfigError(f"trainer.monitor: got {monitor!r}, expected valid/<{'|'.join(metrics.PER_QUERY)}>@<k>")
+    return int(k)
