@@ -63,6 +63,11 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def config_dirs() -> list[str]:
+    """The `--config-dir` of the running job, as typed, for a job that starts others."""
+    return [f"--config-dir={source.path}" for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+
+
 def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
     """Keep the resolved config beside the results: run_dir/config/<job>.yaml."""
     folder = run_dir / "config"

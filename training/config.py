@@ -71,6 +71,7 @@ class TrainerConfig:
 
     Attributes:
         sampler: auto | event | sequence. auto = sequence for a transformer, else event.
+        batch_size: examples a step: events, or windows of the sequence sampler. 0 = 1024 events or 128 windows.
         device: auto | cpu | cuda.
         precision: fp32 | bf16 (autocast).
         max_steps: 0 = no bound besides epochs.
@@ -84,7 +85,7 @@ class TrainerConfig:
     """
 
     sampler: str = "auto"
-    batch_size: int = 1024
+    batch_size: int = 0
     epochs: int = 10
     max_steps: int = 0
     device: str = "auto"
@@ -215,7 +216,6 @@ def validate(config: TrainingConfig) -> None:
         if not 0 < share < 0.5:
             raise ConfigError(f"split.{name}: got {share}, expected a share between 0 and 0.5")
     for key, value in (
-        ("trainer.batch_size", config.trainer.batch_size),
         ("trainer.epochs", config.trainer.epochs),
         ("data.chunk_rows", config.data.chunk_rows),
         ("evaluate.draws", config.evaluate.draws),
@@ -226,6 +226,8 @@ def validate(config: TrainingConfig) -> None:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.evaluate.max_queries < 0:
         raise ConfigError(f"evaluate.max_queries: got {config.evaluate.max_queries}, expected 0 (all) or more")
+    if config.trainer.batch_size < 0:
+        raise ConfigError(f"trainer.batch_size: got {config.trainer.batch_size}, expected at least 1, or 0 for the sampler's own")
     if not config.evaluate.ks or min(config.evaluate.ks) < 1:
         raise ConfigError(f"evaluate.ks: got {list(config.evaluate.ks)}, expected cut-offs of at least 1")
 

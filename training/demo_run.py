@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from towers.errors import DataError, TowersError
-from towers.job import overrides, write_json
+from towers.job import config_dirs, overrides, write_json
 from training.config import TrainingConfig
 from training.demo_asks import Ask, asks, show_reply
 from training.demo_table import show_metrics
@@ -38,7 +38,7 @@ def run(config: TrainingConfig) -> Path:
     typed = [o for o in overrides() if not o.startswith(("run_dir=", "demo."))]
     shared = [f"run_dir={run_dir}"]
     for number, job in enumerate(JOBS, start=1):
-        training = [*typed, "identity.keep_raw_ids=true"] if job != "index" else []
+        training = [*config_dirs(), *typed, "identity.keep_raw_ids=true"] if job != "index" else []
         _run_job(f"{number}/{len(JOBS) + 1}", job, [*shared, *training])
     print(f"\n== {len(JOBS) + 1}/{len(JOBS) + 1} towers serve", flush=True)
     with _server(run_dir, config) as url:

@@ -24,6 +24,10 @@ from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
 
 
+BATCH_SIZES = {"event": 1024, "sequence": 128}
+"""Examples a step where the config leaves it open: a window holds up to a hundred targets, an event one."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """A run, put together and not yet restored; `why` says which loss was chosen and why."""
@@ -85,8 +89,8 @@ def assemble(config: TrainingConfig, data: Interactions, device: torch.device) -
     model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
     events = TrainingEvents.select(data, (TRAIN,))
     sampler = choose_sampler(config, events)
-    length, batch_size = config.model.history.length, config.trainer.batch_size
-    loader = Loader(data, events, sampler, length=length, batch_size=batch_size, seed=config.seed)
+    batch_size = config.trainer.batch_size or BATCH_SIZES[sampler.name]
+    loader = Loader(data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed)
     objective, why = choose_objective(config.loss, config.negatives, CandidateItems(data, events, device), data.n_items)
     steps = total_steps(config.trainer, loader)
     optimizer = Optimizer(model, config.optim, steps)

@@ -59,7 +59,7 @@ def fused_softmax(
         scalar, float32 (float64 for float64 vectors).
     """
     scale = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
-    loss: Tensor = _Fused.apply(user_ND, item_CD, scale, targets, log_k_C, half)
+    loss: Tensor = _Fused.apply(user_ND, item_CD, scale, targets, log_k_C, half)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -17,7 +17,7 @@ from towers.topk import Fill, TopK, rank
 from training.interactions import Interactions
 from training.queries import Queries
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS = 512
 
 
 def rank_queries(
