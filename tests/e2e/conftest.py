@@ -1,0 +1,158 @@
+"""The whole path once, on a tiny synthetic world, through the public commands; the tests look at what it left."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+
+from serving.retriever import Retriever
+from towers.bundle import current
+from training.config import TrainingConfig
+from training.interactions import Interactions
+from training.sources import open_source
+
+WORLD = ("experiment=synthetic_fast", "data.synthetic.users=120", "data.synthetic.items=100", "trainer.epochs=1", "trainer.threads=1")
+EXPORT = ("export.rows_per_shard=40",)
+TRAINING_JOBS = ("prepare", "train", "evaluate", "export")
+END_S = 1_706_572_800
+"""2024-01-30, the last day of the simulated log."""
+ASKED: tuple[dict[str, Any], ...] = (
+    {"user_id": "u0003", "k": 10, "now": END_S},
+    {"user_id": "u0003", "k": 10, "now": END_S, "context": {"device": "tv", "hour": "21", "channel": "home"}},
+    {"user_id": "u0007", "history": ["i0004", "i0011"], "exclude": ["i0020"], "k": 7, "now": END_S},
+    {"history": ["i0004", {"item_id": "i0011", "event_type": "like", "timestamp": END_S - 60}], "k": 5, "exclude_seen": False},
+    {"user_id": "a stranger", "preferences": ["Jazz"], "k": 5},
+    {"user_id": "a stranger", "k": 1000},
+)
+
+
+@dataclass(frozen=True)
+class Spine:
+    """What a whole run left.
+
+    Attributes:
+        cwd: the folder the commands ran in; paths in their output are relative to it.
+        run_dir: `cwd / "run"`.
+        jobs: each job's exit code and output.
+        asked, replies: request bodies, and the server's replies to them.
+        similar: of the server to /v1/items/i0004/similar?k=5.
+    """
+
+    cwd: Path
+    jobs: dict[str, "subprocess.CompletedProcess[str]"]
+    asked: tuple[dict[str, Any], ...]
+    replies: list[dict[str, Any]]
+    similar: dict[str, Any]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.cwd / "run"
+
+    def config(self, job: str = "prepare") -> TrainingConfig:
+        """The settings that a training job ran with, read back from the run."""
+        kept = OmegaConf.load(self.run_dir / "config" / f"{job}.yaml")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainingConfig), kept))
+        assert isinstance(config, TrainingConfig)
+        return config
+
+    def result(self, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.run_dir / name).read_text())
+        return document
+
+    def user_ids(self) -> list[str]:
+        """The raw ids of the simulated users."""
+        ids: list[str] = open_source(self.config().data).users.column("user_id").to_pylist()
+        return ids
+
+    def shards(self, what: str) -> list[Path]:
+        """Exported files of `items` or `users`, in order."""
+        return sorted((self.run_dir / "export" / what).glob("part-*.parquet"))
+
+    def exported(self, what: str) -> pa.Table:
+        """All exported rows of `items` or `users`."""
+        return pa.concat_tables(pq.read_table(path) for path in self.shards(what))
+
+    def copy(self, cwd: Path) -> "Spine":
+        """Data, model and export under another folder, to change; file times are kept."""
+        for part in ("config", "prepared", "model", "export"):
+            shutil.copytree(self.run_dir / part, cwd / "run" / part)
+        return replace(self, cwd=cwd)
+
+    def again(self, job: str, *overrides: str) -> "subprocess.CompletedProcess[str]":
+        """Run a training job once more."""
+        return _towers(self.cwd, job, *WORLD, *EXPORT, "run_dir=run", *overrides)
+
+
+def _towers(cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`towers <job> ...` as a process, in a folder that is not the checkout."""
+    command = [sys.executable, "-W", "error", "-m", "towers", *arguments]
+    return subprocess.run(command, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, timeout=250, check=False)
+
+
+@pytest.fixture(scope="session")
+def spine(tmp_path_factory: pytest.TempPathFactory) -> Spine:
+    cwd = tmp_path_factory.mktemp("spine")
+    jobs = {job: _towers(cwd, job, *WORLD, *EXPORT, "run_dir=run") for job in TRAINING_JOBS}
+    jobs["index"] = _towers(cwd, "index", "run_dir=run")
+    with _served(cwd) as (url, finish):
+        replies = [_ask(url, body) for body in ASKED]
+        with urllib.request.urlopen(f"{url}/v1/items/i0004/similar?k=5", timeout=30) as reply:
+            similar = json.load(reply)
+        jobs["serve"] = finish()
+    return Spine(cwd, jobs, ASKED, replies, similar)
+
+
+@pytest.fixture(scope="session")
+def retriever(spine: Spine) -> Retriever:
+    return Retriever.open(current(spine.run_dir / "bundles"), spine.run_dir / "export" / "histories.parquet")
+
+
+@pytest.fixture(scope="session")
+def data(spine: Spine) -> Interactions:
+    return Interactions.open(spine.run_dir / "prepared")
+
+
+@contextmanager
+def _served(cwd: Path) -> Iterator[tuple[str, Any]]:
+    """A `towers serve` process; yields its URL, and a function that stops it and tells how it ended."""
+    command = [sys.executable, "-W", "error", "-m", "towers", "serve", "run_dir=run", "serving.port=0"]
+    server = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish() -> "subprocess.CompletedProcess[str]":
+        server.send_signal(signal.SIGTERM)
+        out, err = server.communicate(timeout=30)
+        return subprocess.CompletedProcess(command, server.returncode, out, err)
+
+    try:
+        deadline = time.monotonic() + 60
+        while not (cwd / "run" / "serve.json").exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                pytest.fail(f"the server did not start: {server.communicate()[1]}")
+            time.sleep(0.02)
+        yield json.loads((cwd / "run" / "serve.json").read_text())["url"], finish
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.communicate()
+
+
+def _ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(f"{url}/v1/recommend", json.dumps(body).encode(), {"content-type": "application/json"}, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        document: dict[str, Any] = json.load(reply)
+        return document

@@ -1,0 +1,33 @@
+"""Whom the demo asks for: requests that fit the data, and what is printed of their answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.demo_asks import show_reply
+from training.demo_table import show_metrics
+
+FIGURE = {"value": 0.25, "ci95": [0.2, 0.3], "n": 10}
+
+
+def test_table_shows_whole_set_figures_beside_baselines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {name: FIGURE for name in ("test/recall@20", "test/ndcg@20", "test/ndcg@10", "test/cold/ndcg@20", "test/history=1-2/ndcg@20")}
+    metrics["test/coverage@20"] = {"value": 0.5, "ci95": None, "n": 10}
+    document = {"metrics": metrics, "baselines": {"most_popular": {"test/ndcg@20": FIGURE}}}
+    (tmp_path / "metrics.json").write_text(json.dumps(document))
+    show_metrics(tmp_path)
+    header, *rows = capsys.readouterr().out.splitlines()[2:]
+    assert header.split() == ["test/recall@20", "test/ndcg@20"]
+    assert [row.split()[0] for row in rows] == ["model", "most_popular"]
+    assert rows[1].split()[1:] == ["-", "0.2500", "[0.2000,", "0.3000]"]
+
+
+def test_reply_shows_titles_scores_and_says_fallback(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [{"item_id": "a", "title": None, "score": 0.5, "categories": []}, {"item_id": "b", "title": "B!", "score": 0.4, "categories": ["x"]}]
+    fallback = {"strategy": "most_popular", "reason": "unknown_user"}
+    reply = {"mode": "fallback", "fallback": fallback, "items": items}
+    show_reply({"who": "Someone", "known": ["likes x"], "latency_ms": 1.25, "reply": reply})
+    out = capsys.readouterr().out
+    assert "most_popular, because unknown user" in out and "likes x" in out
+    assert "1.  0.5000  a" in out and "2.  0.4000  B!  [x]" in out
