@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.decoding import decode
 from serving.messages import Limits, Problem
-from serving.openapi import document, start_page
+from serving.openapi import document
+from serving.page import Page, start_page
 from serving.retriever import Retriever
 from towers.errors import RequestError
 
@@ -41,8 +42,8 @@ def build_app(retriever: Retriever) -> Starlette:
         Route("/v1/items/{id:path}/similar", _similar(retriever)),
         Route("/health/live", _constant({"status": "live"})),
         Route("/health/ready", _constant(_readiness(retriever))),
-        Route("/openapi.json", _constant(document(retriever.limits))),
-        Route("/", _page(start_page(retriever.model_version, len(retriever.catalog), retriever.catalog.sample()))),
+        Route("/openapi.json", _constant(document(retriever.limits, retriever.encoder.preprocessor))),
+        Route("/", _page(start_page())),
     ]
     handlers = {RequestError: _refused, HTTPException: _http_error, Exception: _our_bug}
     return Starlette(routes=routes, middleware=[Middleware(RequestIds)], exception_handlers=handlers)  # type: ignore[arg-type]
@@ -138,9 +139,9 @@ def _constant(value: object) -> Handler:
     return constant
 
 
-def _page(text: str) -> Handler:
+def _page(shown: Page) -> Handler:
     async def page(request: Request) -> Response:
-        return HTMLResponse(text)
+        return HTMLResponse(shown.text, headers=shown.headers)
 
     return page
 

@@ -40,10 +40,6 @@ class Catalog:
         """Catalogue row, None for an unknown id."""
         return self._rows.get(item_id)
 
-    def sample(self) -> str:
-        """The most popular item's id, for examples."""
-        return self._ids[self.popular_I[0]] if len(self._ids) else ""
-
     def rows(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """Distinct rows of the known ids, ascending."""
         found = {row for item_id in item_ids if (row := self._rows.get(item_id)) is not None}

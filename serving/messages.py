@@ -54,14 +54,15 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
         k: items wanted.
         exclude: item ids never returned.
         exclude_seen: leave out every item of the stored and the live history.
-        now: time of the request; the server's clock by default. Give it to replay a past moment.
+        now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
+            before it are used.
     """
 
     user_id: Id | None = None
     history: list[Id | HistoryEvent] = []
     context: dict[str, Value] = {}
     preferences: list[str] | dict[str, list[str]] = {}
-    k: Annotated[int, Meta(ge=1)] = 20
+    k: int = 20
     exclude: list[Id] = []
     exclude_seen: bool = True
     now: Moment | None = None

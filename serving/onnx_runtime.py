@@ -26,7 +26,9 @@ class OnnxRuntime:
 
     def __init__(self, bundle: Bundle, preprocessor: Preprocessor) -> None:
         if not bundle.has("onnx/user.onnx"):
-            raise BundleError(f"bundle {bundle.folder} holds no ONNX towers, which serving needs; run `towers export` again")
+            raise BundleError(
+                f"bundle {bundle.folder} holds no ONNX towers, which serving needs; run `towers export` with export.onnx=true"
+            )
         config = bundle.model_config()
         plan = plan_towers(config, preprocessor.inputs, preprocessor.event_rows)
         self._tables = {name: _table(bundle, name, rows, config.dim) for name, rows in plan.tables.items()}
@@ -53,7 +55,8 @@ class _Graph:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(bundle.path(name)), options, providers=["CPUExecutionProvider"])
+        with bundle.reading(name) as path:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         wanted = {entry.name for entry in self._session.get_inputs()}
         unplanned = wanted - {entry.name for entry in planned}
         if unplanned:
@@ -70,7 +73,8 @@ class _Graph:
 
 
 def _table(bundle: Bundle, name: str, rows: int, dim: int) -> NDArray[np.float32]:
-    table = np.load(bundle.path(f"tables/{name}.npy"), mmap_mode="r", allow_pickle=False)
+    with bundle.reading(f"tables/{name}.npy") as path:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
     if table.dtype != np.float32 or table.shape != (rows, dim):
         raise BundleError(f"bundle {bundle.folder}: tables/{name}.npy is {table.dtype} {table.shape}, expected float32 {(rows, dim)}")
     return np.asarray(table)

@@ -1,21 +1,29 @@
-"""The OpenAPI document and the start page: what the service can be asked."""
+"""The OpenAPI document: what the service can be asked, and what this model's context and preferences are called."""
 
-import html
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from serving.messages import Limits, Problem, Recommendations, RecommendRequest, SimilarItems
 from towers import __version__
+from towers.preprocess import VOCABULARY_KINDS, Preprocessor
+from towers.schema import Feature
+
+EXAMPLES = 50
+"""Most values named of a feature that takes one of a vocabulary."""
 
 
-def document(limits: Limits) -> dict[str, Any]:
-    """OpenAPI 3.1: paths by hand, schemas from the message types."""
+def document(limits: Limits, preprocessor: Preprocessor) -> dict[str, Any]:
+    """OpenAPI 3.1: paths by hand, schemas from the message types, declared features from the model."""
     types = (RecommendRequest, Recommendations, SimilarItems, Problem)
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    schemas["RecommendRequest"]["properties"]["k"]["maximum"] = limits.max_k
+    asked = schemas["RecommendRequest"]["properties"]
+    asked["k"] |= {"minimum": 1, "maximum": limits.max_k}
     for field in ("history", "exclude"):
-        schemas["RecommendRequest"]["properties"][field]["maxItems"] = limits.max_history
+        asked[field]["maxItems"] = limits.max_history
+    _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor)
+    _declare(asked["preferences"]["anyOf"][1], [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"], preprocessor)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Towers", "version": __version__, "description": "Recommendations from a two-tower model."},
@@ -27,6 +35,22 @@ def document(limits: Limits) -> dict[str, Any]:
         },
         "components": {"schemas": schemas},
     }
+
+
+def _declare(mapping: dict[str, Any], features: Sequence[Feature], preprocessor: Preprocessor) -> None:
+    """Name the keys that a mapping takes, instead of any: others are refused."""
+    value = mapping["additionalProperties"]
+    mapping["properties"] = {}
+    mapping["additionalProperties"] = False
+    for f in features:
+        # ids and what is sensitive are not told to whoever asks
+        named = f.kind in VOCABULARY_KINDS and f.kind != "id" and not f.sensitive
+        known = preprocessor.vocabularies[f.vocabulary].values()[:EXAMPLES].to_pylist() if named else []
+        examples = {"examples": known} if known else {}
+        if f.kind == "preferences":
+            mapping["properties"][f.name] = {**value, "description": f.kind, "items": {**value["items"], **examples}}
+        else:
+            mapping["properties"][f.name] = {**value, "description": f.kind, **examples}
 
 
 def _recommend() -> dict[str, Any]:
@@ -74,22 +98,3 @@ def _problem(description: str) -> dict[str, Any]:
         "description": description,
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-
-
-def start_page(model_version: str, items: int, sample_id: str) -> str:
-    """A page for people who open the address in a browser."""
-    body = html.escape(f'{{"history": ["{sample_id}"], "k": 5}}')
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Towers</title>
-<style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 3rem auto; padding: 0 1rem }}
-pre {{ background: #f4f4f4; padding: 1rem; overflow: auto }}</style>
-<h1>Towers</h1>
-<p>Model <b>{html.escape(model_version)}</b>, {items:,} items.</p>
-<ul>
-<li><code>POST /v1/recommend</code>: user_id or history, context, preferences, k, exclude, exclude_seen</li>
-<li><code>GET /v1/items/{{id}}/similar?k=20</code></li>
-<li><a href="/health/live">/health/live</a>, <a href="/health/ready">/health/ready</a>, <a href="/openapi.json">/openapi.json</a></li>
-</ul>
-<pre>curl -s http://HOST:PORT/v1/recommend -d '{body}'</pre>
-</html>
-"""

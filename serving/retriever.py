@@ -21,8 +21,9 @@ from serving.signals import FALLBACK, read_signals
 from serving.user_state import StoredUser, UserHistories
 from towers.bundle import Bundle
 from towers.encoder import Encoder
-from towers.errors import BundleError, RequestError
+from towers.errors import BundleError, ConfigError, RequestError
 from towers.identity import UserKeys
+from towers.identity import key_file as secret_file
 
 
 class Retriever:
@@ -47,12 +48,17 @@ class Retriever:
         self.bundle = bundle
         self.encoder = encoder
         self.index = index
-        self.catalog = Catalog(bundle.catalog(), bundle.popularity())
+        table, counts_I = bundle.catalog(), bundle.popularity()
+        self._vectors_ID = bundle.item_vectors()
+        if not len(self._vectors_ID) == len(table) == len(counts_I):
+            raise BundleError(
+                f"bundle {bundle.folder}: {len(self._vectors_ID)} item vectors, {len(table)} catalogue rows and the popularity of"
+                f" {len(counts_I)} items do not belong together; export it anew"
+            )
+        with bundle.reading("catalog.parquet"):
+            self.catalog = Catalog(table, counts_I)
         self.limits = limits or Limits()
         self._users = users
-        self._vectors_ID = bundle.item_vectors()
-        if len(self._vectors_ID) != len(self.catalog):
-            raise BundleError(f"bundle {bundle.folder}: {len(self._vectors_ID)} item vectors but {len(self.catalog)} catalogue rows")
 
     @classmethod
     def open(
@@ -72,14 +78,14 @@ class Retriever:
 
         Raises:
             BundleError: the bundle is damaged or incomplete.
-            DataError, ConfigError: the histories or the secret cannot be read.
+            DataError, ConfigError: the histories or the secret cannot be read, or do not belong together.
         """
         opened = Bundle.open(bundle)
         preprocessor = opened.preprocessor()
         encoder = Encoder(preprocessor, OnnxRuntime(opened, preprocessor), opened.model_config().history.length)
         users = None
         if history is not None:
-            users = (UserHistories.open(history), UserKeys.open(None if key_file is None else str(key_file)))
+            users = _open_users(history, None if key_file is None else str(key_file))
         return cls(opened, encoder, open_index(opened), users, limits)
 
     def recommend(
@@ -175,3 +181,13 @@ class Retriever:
             k=request.k,
             unknown_history_items=unknown_items,
         )
+
+
+def _open_users(history: Path | str, key_file: str | None) -> tuple[UserHistories, UserKeys]:
+    histories, keys = UserHistories.open(history), UserKeys.open(key_file)
+    if histories.secret_fingerprint not in (None, keys.fingerprint()):
+        raise ConfigError(
+            f"user-key secret {secret_file(key_file)}: not the one that the users of {history} were keyed with, so every user would be"
+            " unknown. Point serving.key_file or $TOWERS_KEY_FILE at the file that `towers prepare` used"
+        )
+    return histories, keys

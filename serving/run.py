@@ -26,9 +26,9 @@ def run(config: ServingConfig) -> str:
     """
     settings, run_dir = config.serving, Path(config.run_dir)
     place = run_dir / "serve.json"
-    place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's
-    folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
     with listen(settings.host, settings.port) as listener:
+        place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
+        folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
         retriever = Retriever.open(folder, histories(settings, run_dir), settings.key_file, limits(settings))
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
 

@@ -54,6 +54,8 @@ def read_signals(
     _check_context(request.context, preprocessor)
     live = live_history(request.history, preprocessor)
     known = stored or StoredUser([], [], [])
+    if request.now is not None:  # a moment replayed must not know what came after; the server's own clock may well be behind the log's
+        known = known.before(now)
     items = [*known.items, *live.items]
     rows = preprocessor.vocabularies[ITEM_ID].rows(items[-length:])
     features = {**known.features, **declared_preferences(request.preferences, preprocessor)}

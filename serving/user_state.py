@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.columns import NO_TIME, USER_KEY
 from towers.errors import DataError
-from towers.identity import KEY_BYTES
+from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 
 ITEMS, EVENTS, TIMES = "item_ids", "event_types", "timestamps"
 
@@ -33,16 +34,31 @@ class StoredUser:
     timestamps: list[int]
     features: Mapping[str, Any] = field(default_factory=dict)
 
+    def before(self, moment: int) -> "StoredUser":
+        """The same without the events at `moment` (microseconds UTC) or after it; those of unknown time stay."""
+        kept = [place for place, time in enumerate(self.timestamps) if time < moment]
+        if len(kept) == len(self.timestamps):
+            return self
+        return StoredUser([self.items[i] for i in kept], [self.events[i] for i in kept], [self.timestamps[i] for i in kept], self.features)
+
 
 class UserHistories:
     """Histories of a Parquet file sorted by user key; ids are held once each, an event costs 16 bytes.
 
     Args:
         table: columns user_key, item_ids, event_types, timestamps and user features, sorted by user_key.
+
+    Attributes:
+        secret_fingerprint: of the secret that the keys were made with; None where the file does not say.
+
+    Raises:
+        DataError: the columns do not hold what their names say.
     """
 
     def __init__(self, table: pa.Table) -> None:
+        self.secret_fingerprint: bytes | None = (table.schema.metadata or {}).get(SECRET_FINGERPRINT)
         self._columns = {name: _one_array(table.column(name)) for name in table.column_names}
+        _check_events(self._columns)
         self._features = [name for name in table.column_names if name not in (USER_KEY, ITEMS, EVENTS, TIMES)]
         self._keys_U16 = _key_bytes(self._columns.pop(USER_KEY))
         # the first 8 bytes find the place by binary search, all 16 decide
@@ -96,6 +112,24 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
     if not column.num_chunks:
         return pa.array([], column.type)
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _check_events(columns: Mapping[str, pa.Array]) -> None:
+    """Item ids and event types are lists of text, times lists of whole numbers; a user has as many of each, or no types or times."""
+    for name in (ITEMS, EVENTS, TIMES):
+        found = columns[name].type
+        inner = found.value_type if pa.types.is_list(found) else found
+        inner = inner.value_type if pa.types.is_dictionary(inner) else inner
+        if not pa.types.is_list(found) or (inner != (pa.int64() if name == TIMES else pa.string()) and inner != pa.null()):
+            raise DataError(f"user histories: column {name} is {found}; write them with `towers export`")
+        count_U = _lengths(columns[name])
+        wrong = np.flatnonzero((count_U != _lengths(columns[ITEMS])) & (count_U != 0))
+        if len(wrong):
+            raise DataError(f"user histories: row {wrong[0]} has {count_U[wrong[0]]} {name}; expected one for each of its item ids")
+
+
+def _lengths(lists: pa.Array) -> NDArray[np.int64]:
+    return np.asarray(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _key_bytes(keys: pa.Array) -> NDArray[np.uint8]:

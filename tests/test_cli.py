@@ -120,6 +120,7 @@ def test_the_default_is_the_linear_tower(composed: None) -> None:
         ("model=poled", "model: no option 'poled'; did you mean 'pooled'?"),
         ("experiment=nope", "experiment: no option 'nope'"),
         ("trainer.epochs=0", "trainer.epochs: got 0, expected at least 1"),
+        ("export.name=my/model", "export.name: got 'my/model', expected letters"),
         ("data.event_weights.buy=2", "to add it: +data.event_weights.buy="),
         ("a=b=c", "a=b=c"),
         ("word", "word"),

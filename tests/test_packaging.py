@@ -96,6 +96,7 @@ def test_wheel_runs_from_an_empty_folder(tmp_path: Path) -> None:
         assert {str(p.relative_to(ROOT)) for p in (ROOT / package).rglob("*.py")} <= names
     configs = {f"towers/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
     assert configs <= names
+    assert "serving/ui/index.html" in names
     assert not any(name.startswith(("tests/", "scripts/", "conf/")) for name in names)
 
     target, empty = tmp_path / "site", tmp_path / "empty"

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.errors import BundleError, DataError
+from towers.errors import BundleError, DataError, TowersError
 from towers.model_config import ModelConfig, model_config_from_json
 from towers.preprocess import Preprocessor
 
 FORMAT_VERSION = 0
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT"
+
+_VERSION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,47 @@ class Bundle:
 
     def item_vectors(self) -> NDArray[np.float32]:
         """float32 [I, D], memory-mapped, in catalogue row order."""
-        return read_vectors(self.path("item_vectors.arrow"))
+        with self.reading("item_vectors.arrow") as path:
+            return read_vectors(path)
 
     def catalog(self) -> pa.Table:
         """Item ids, titles, categories and declared attributes, in catalogue row order."""
-        return pq.read_table(self.path("catalog.parquet"), memory_map=True)
+        with self.reading("catalog.parquet") as path:
+            return pq.read_table(path, memory_map=True)
 
     def popularity(self) -> NDArray[np.int64]:
         """Training interactions of each catalogue row: int64 [I]."""
-        return np.asarray(pq.read_table(self.path("popularity.parquet")).column("count").to_numpy(), np.int64)
+        with self.reading("popularity.parquet") as path:
+            return np.asarray(pq.read_table(path).column("count").to_numpy(), np.int64)
 
     def preprocessor(self) -> Preprocessor:
-        self.path("preprocess.json")
-        return Preprocessor.open(self.folder)
+        """The preprocessing that training fitted; vocabularies are memory-mapped."""
+        self.path("schema.json")
+        with self.reading("preprocess.json") as path:
+            # It opens files by name, and what the manifest does not list was not verified.
+            for name in json.loads(path.read_text())["vocabularies"]:
+                self.path(f"vocab/{name}.arrow")
+                self.path(f"vocab/{name}.npy")
+            return Preprocessor.open(self.folder)
 
     def model_config(self) -> ModelConfig:
-        return model_config_from_json(json.loads(self.path("model_config.json").read_text()))
+        with self.reading("model_config.json") as path:
+            return model_config_from_json(json.loads(path.read_text()))
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        """Path of a part; inside the block, whatever a deserialiser has to say about the part becomes a BundleError.
+
+        The checksum tells that a file is as it was written, not that it was written well; libraries raise a dozen kinds of errors.
+        """
+        path = self.path(name)
+        try:
+            yield path
+        except TowersError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0][:200] or type(error).__name__
+            raise BundleError(f"bundle {self.folder}: {name} cannot be read ({reason}); export the bundle anew") from error
 
 
 def publish(
@@ -111,8 +139,8 @@ def publish(
     Raises:
         DataError: the disk is full or not writable; nothing was published and CURRENT is as it was.
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", version) or version.startswith("."):
-        raise DataError(f"bundle version {version!r}: expected letters, digits, '.', '_' and '-'")
+    if not _VERSION.fullmatch(version):
+        raise DataError(f"bundle version {version!r}: expected letters, digits, '.', '_' and '-', at most 200, the first no '.'")
     target = bundles_dir / version
     if target.exists():
         raise DataError(f"bundle {target} exists already; bundles are immutable, choose another version")
@@ -128,11 +156,12 @@ def publish(
         _sync_folder(bundles_dir)
         point_current(bundles_dir, version)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(
             f"publishing {target}: {error.strerror or error}. Nothing was published; what CURRENT names is unchanged. Free some space or"
             " choose another run_dir, then run the job again"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well; Ctrl-C leaves nothing either
     return target
 
 
@@ -151,11 +180,11 @@ def current(bundles_dir: Path) -> Path:
         BundleError: none was published, or the pointer names none.
     """
     try:
-        version = (bundles_dir / CURRENT).read_text().strip()
+        version = (bundles_dir / CURRENT).read_bytes().strip().decode(errors="replace")
     except OSError as error:
         raise BundleError(f"no bundle in {bundles_dir}: run `towers export` (then `towers index`) with the same run_dir first") from error
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", version) or not (bundles_dir / version).is_dir():
-        raise BundleError(f"{bundles_dir / CURRENT} names {version!r}, which is not a bundle there; write the name of one that is")
+    if not _VERSION.fullmatch(version) or not (bundles_dir / version).is_dir():
+        raise BundleError(f"{bundles_dir / CURRENT} names {version[:100]!r}, which is not a bundle there; write the name of one that is")
     return bundles_dir / version
 
 
@@ -184,13 +213,18 @@ def sha256(path: Path) -> str:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        found, files = manifest["format_version"], manifest["files"]
-        complete = isinstance(files, dict) and all({"bytes", "sha256"} <= set(facts) for facts in files.values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder} is not a bundle, or its {MANIFEST} is damaged: {error!r}") from error
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found, version, files = manifest["format_version"], manifest["version"], dict(manifest["files"])
+        complete = all(isinstance(facts["bytes"], int) and isinstance(facts["sha256"], str) for facts in files.values())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(
+            f"{folder} is not a bundle, or its {MANIFEST} is damaged ({error!r}); expected a folder that `towers export` or"
+            " `towers index` made"
+        ) from error
     if found != FORMAT_VERSION:
-        raise BundleError(f"bundle {folder} has format {found}, this version of Towers reads {FORMAT_VERSION}; export it again")
+        raise BundleError(f"bundle {folder} has format {found!r}, this version of Towers reads {FORMAT_VERSION}; export it again")
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise BundleError(f"bundle {folder}: {MANIFEST} has version {str(version)[:100]!r}; expected a folder's name")
     if not complete or any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
         raise BundleError(f"bundle {folder}: {MANIFEST} lists files without checksums or outside the bundle")
     return dict(manifest)
@@ -198,13 +232,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _verify(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     path = folder / name
-    if not path.is_file():
-        raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again or export it anew")
-    size = path.stat().st_size
-    if size != facts["bytes"]:
-        raise BundleError(f"bundle {folder}: {name} has {size} bytes, the manifest says {facts['bytes']}; it is truncated or changed")
-    if sha256(path) != facts["sha256"]:
-        raise BundleError(f"bundle {folder}: {name} differs from its checksum; it was changed or damaged. Export the bundle anew")
+    try:
+        if not path.is_file():
+            raise BundleError(f"bundle {folder}: {name} is missing; copy the bundle again or export it anew")
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            raise BundleError(f"bundle {folder}: {name} has {size} bytes, the manifest says {facts['bytes']}; it is truncated or changed")
+        if sha256(path) != facts["sha256"]:
+            raise BundleError(f"bundle {folder}: {name} differs from its checksum; it was changed or damaged. Export the bundle anew")
+    except OSError as error:
+        raise BundleError(f"bundle {folder}: {name[:100]} cannot be read ({error.strerror or error})") from error
 
 
 def _carry_over(parent: Bundle | None, files: Mapping[str, Path | bytes], folder: Path) -> None:

@@ -10,9 +10,17 @@ from towers.verbs import VERBS, Verb, config_groups, missing_library
 
 HYDRA_FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
-    "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun",
+    "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
     "--info", "-i",
 )  # fmt: skip
+
+
+WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
+)  # fmt: skip
+"""Those of HYDRA_FLAGS that a value follows, where it is not joined with `=`."""
 
 
 def main() -> int:
@@ -35,7 +43,7 @@ def main() -> int:
 def run(verb: Verb, arguments: list[str]) -> int:
     """Import the job's module and hand over; the job exits with its own code."""
     module, _, function = verb.target.partition(":")
-    sys.argv = [f"towers {verb.name}", *arguments]
+    sys.argv = [f"towers {verb.name}", *options_first(arguments)]
     try:
         entry = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
@@ -62,6 +70,21 @@ def dashed_option(arguments: list[str]) -> str | None:
             key = flag.lstrip("-").replace("-", "_")
             return f"unknown option {flag!r}: settings are written without dashes, as key=value: {key}={value or '...'}"
     return None
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """The same arguments, options before settings: Hydra's reader would refuse settings on both sides of an option.
+
+    >>> options_first(["run_dir=r", "--config-dir", "mine", "data=shop", "-m"])
+    ['--config-dir', 'mine', '-m', 'run_dir=r', 'data=shop']
+    """
+    options: list[str] = []
+    settings: list[str] = []
+    for place, argument in enumerate(arguments):
+        before = arguments[place - 1] if place else ""
+        is_value = before in WITH_VALUE or (before in ("--info", "-i") and "=" not in argument)
+        (options if is_value or argument.startswith("-") else settings).append(argument)
+    return options + settings
 
 
 def usage() -> str:

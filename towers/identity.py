@@ -18,6 +18,10 @@ from towers.errors import ConfigError
 
 KEY_BYTES = 16
 SECRET_BYTES = 32
+SECRET_FINGERPRINT = b"towers.secret_fingerprint"
+"""Key, in the metadata of a Parquet file of user keys, of their secret's fingerprint."""
+_CHECK = b"\xff which secret is this"
+"""No user id: 0xff occurs in no UTF-8 text."""
 
 
 def key_file(path: str | None) -> Path:
@@ -58,6 +62,12 @@ class UserKeys:
         mac = self._hmac.copy()
         mac.update(user_id.encode("utf-8", "surrogatepass"))
         return mac.digest()[:KEY_BYTES]
+
+    def fingerprint(self) -> bytes:
+        """16 hex digits that tell this secret from others and nothing about it; kept beside keys, to notice when another is used."""
+        mac = self._hmac.copy()
+        mac.update(_CHECK)
+        return mac.digest()[:8].hex().encode()
 
     def keys(self, user_ids: Sequence[str]) -> NDArray[np.uint8]:
         """Keys of many: uint8 [n, 16]."""

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from towers.combination import combination_dir, share_prepared
+from towers.disk import disk_error
 from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, TowersError
 from towers.help_text import meanings
 from towers.verbs import conf_dir, missing_library
@@ -48,12 +49,21 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
 
     def one_run(raw: DictConfig) -> None:
         _refuse_unknown(raw)
+        if not OmegaConf.is_missing(raw, "run_dir") and not raw.run_dir.strip():
+            raise ConfigError("run_dir: got '', expected a folder for all that a run leaves. Leave the setting out, or run_dir=runs/mine")
         _place(name, raw)
         config = OmegaConf.to_object(raw)
         validate(config)
         work = _resolve(name, run)
         write_resolved(Path(raw.run_dir), name, raw)
-        print(f"{name}: done -> {work(config)}", flush=True)
+        try:
+            result = work(config)
+        except OSError as error:
+            full = disk_error(error, raw.run_dir)
+            if full is None:
+                raise
+            raise full from error
+        print(f"{name}: done -> {result}", flush=True)
 
     sys.exit(_guard(lambda: _compose_and_run(name, one_run)))
 
@@ -82,8 +92,11 @@ def write_json(path: Path, document: dict[str, Any]) -> Path:
     """Write a JSON result atomically: a reader sees the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=2, sort_keys=False, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(document, indent=2, sort_keys=False, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # only there where the disk was full
     return path
 
 
@@ -100,7 +113,10 @@ def _compose_and_run(name: str, one_run: Callable[[DictConfig], None]) -> None:
             except Exception as error:
                 failures.append(error)
 
-    main()
+    try:
+        main()
+    except ValueError as error:  # of Hydra's composing: what `one_run` raises is kept above
+        raise ConfigError(f"{error}. A group takes the name of an option (data=table); to choose none, leave it out") from error
     if failures:
         raise failures[0]
 
@@ -156,6 +172,9 @@ def _guard(main: Callable[[], None]) -> int:
         return EXIT_CONFIG
     except KeyboardInterrupt:
         print("interrupted: what was saved is kept; run the same command again to continue", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `towers train --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it closes the stream
         return EXIT_INTERRUPTED
     except Exception:
         traceback.print_exc()

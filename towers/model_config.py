@@ -1,6 +1,7 @@
 """The model's shape: the one declaration of its hyper-parameters, kept in the bundle and enough to rebuild it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,13 +80,20 @@ class ModelConfig:
         _one_of("model.item_head.name", self.item_head.name, ("linear", "mlp"))
         _at_least("model.dim", self.dim, 1)
         _at_least("model.history.length", self.history.length, 1)
-        if not self.temperature > 0:
+        _at_least("model.history.layers", self.history.layers, 1)
+        _at_least("model.history.heads", self.history.heads, 1)
+        for name, head in (("model.user_head", self.user_head), ("model.item_head", self.item_head)):
+            if min(head.hidden, default=1) < 1:
+                raise ConfigError(f"{name}.hidden: got {list(head.hidden)}, expected widths of at least 1")
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"model.temperature: got {self.temperature}, expected above 0 (0.05 to 0.2 suits cosine)")
         for name, share in (
             ("model.id_dropout", self.id_dropout),
             ("model.context_dropout", self.context_dropout),
             ("model.history.dropout", self.history.dropout),
             ("model.history.token_dropout", self.history.token_dropout),
+            ("model.user_head.dropout", self.user_head.dropout),
+            ("model.item_head.dropout", self.item_head.dropout),
         ):
             if not 0 <= share < 1:
                 raise ConfigError(f"{name}: got {share}, expected a share in [0, 1)")

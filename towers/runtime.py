@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from towers.batch import FeatureBatch, UserEncoding
-from towers.errors import BundleError, ConfigError
+from towers.errors import BundleError, ConfigError, DataError
 from towers.model import TwoTower
 from towers.model_config import InputSpec, model_config_from_json, model_config_to_json
 
@@ -70,11 +70,21 @@ def to_tensors(batch: FeatureBatch, device: str | torch.device = "cpu") -> dict[
 
 
 def save_model(model: TwoTower, folder: Path) -> None:
-    """Write model_config.json and weights.safetensors; each file appears whole or not at all."""
+    """Write model_config.json and weights.safetensors; each file appears whole or not at all.
+
+    Raises:
+        DataError: the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = folder / f"{WEIGHTS_FILE}.tmp"
-    save_file(state, weights)
+    try:
+        save_file(state, weights)
+    except SafetensorError as error:
+        weights.unlink(missing_ok=True)
+        raise DataError(
+            f"{folder / WEIGHTS_FILE}: cannot be written ({error}). Free some space, then run the same command again"
+        ) from error
     os.replace(weights, folder / WEIGHTS_FILE)
     config = folder / f"{CONFIG_FILE}.tmp"
     config.write_text(json.dumps(model_config_to_json(model.config), indent=2, sort_keys=True) + "\n")

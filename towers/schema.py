@@ -139,6 +139,9 @@ def _check_feature(f: Feature, names: list[str]) -> None:
         raise ConfigError(f"{where}.like: no feature named {f.like!r}; declared are {names}")
     if f.kind == "dense" and f.width < 1:
         raise ConfigError(f"{where}.width: a dense feature needs the length of its vectors, got {f.width}")
+    for setting, value in (("max_values", f.max_values), ("min_count", f.min_count), ("buckets", f.buckets)):
+        if value < 1:
+            raise ConfigError(f"{where}.{setting}: got {value}, expected at least 1")
     if f.sensitive and "personalize" not in f.purposes:
         raise ConfigError(
             f"{where}: it is sensitive, so it may not be a model input. Remove it from data.features, put it among the"

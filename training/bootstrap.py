@@ -20,7 +20,7 @@ class Estimates:
 
     Attributes:
         value_M: mean over the queries that have a value; NaN where none has.
-        low_M, high_M: bounds of the interval.
+        low_M, high_M: bounds of the interval; NaN where no draw held a user with a value.
         n_M: queries with a value.
     """
 
@@ -61,7 +61,8 @@ def estimate(values_QM: NDArray[np.float64], user_Q: NDArray[np.integer], draws:
     value_M = np.full(values_QM.shape[1], np.nan)
     np.divide(sums_UM.sum(0), n_M, out=value_M, where=n_M > 0)
     low_M, high_M = value_M.copy(), value_M.copy()
-    some_M = n_M > 0
+    some_M = (~np.isnan(means)).any(axis=0)
+    low_M[~some_M], high_M[~some_M] = np.nan, np.nan
     if some_M.any():
         low_M[some_M], high_M[some_M] = np.nanpercentile(means[:, some_M], (2.5, 97.5), axis=0)
     return Estimates(value_M, low_M, high_M, n_M)

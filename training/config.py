@@ -4,6 +4,7 @@ The dataclasses are plain; `register` hands them to Hydra, which refuses unknown
 that crosses fields or files. Nothing here imports torch, so that a mistyped key fails within a second.
 """
 
+import re
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
@@ -11,6 +12,7 @@ from omegaconf import MISSING
 
 from towers.errors import ConfigError
 from towers.model_config import ModelConfig
+from training.bounds import check_bounds
 from training.data_config import DataConfig, SplitConfig, schema_of
 
 
@@ -215,19 +217,11 @@ def validate(config: TrainingConfig) -> None:
     for name, share in (("valid_share", config.split.valid_share), ("test_share", config.split.test_share)):
         if not 0 < share < 0.5:
             raise ConfigError(f"split.{name}: got {share}, expected a share between 0 and 0.5")
-    for key, value in (
-        ("trainer.epochs", config.trainer.epochs),
-        ("data.chunk_rows", config.data.chunk_rows),
-        ("evaluate.draws", config.evaluate.draws),
-        ("export.rows_per_shard", config.export.rows_per_shard),
-        ("demo.k", config.demo.k),
-    ):
-        if value < 1:
-            raise ConfigError(f"{key}: got {value}, expected at least 1")
-    if config.evaluate.max_queries < 0:
-        raise ConfigError(f"evaluate.max_queries: got {config.evaluate.max_queries}, expected 0 (all) or more")
-    if config.trainer.batch_size < 0:
-        raise ConfigError(f"trainer.batch_size: got {config.trainer.batch_size}, expected at least 1, or 0 for the sampler's own")
+    check_bounds(config)
+    if config.negatives.name != "in_batch" and config.negatives.count < 1:
+        raise ConfigError(f"negatives.count: got {config.negatives.count}, expected at least 1 with negatives.name={config.negatives.name}")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", config.export.name):
+        raise ConfigError(f"export.name: got {config.export.name!r}, expected letters, digits, '.', '_' and '-': it names a folder")
     if not config.evaluate.ks or min(config.evaluate.ks) < 1:
         raise ConfigError(f"evaluate.ks: got {list(config.evaluate.ks)}, expected cut-offs of at least 1")
 

@@ -27,7 +27,7 @@ def asks(run_dir: Path, k: int) -> list[Ask]:
     """Three requests that fit the run's data."""
     data = Interactions.open(run_dir / "prepared")
     context, base = _context(data), {"k": k, **_moment(data)}
-    return [_warm(data, run_dir, base, context), _cold(data, base), _visitor(data, base, context)]
+    return [_warm(data, run_dir, base, context), cold(data, base), _visitor(data, base, context)]
 
 
 def show_reply(asked: dict[str, Any]) -> None:
@@ -55,13 +55,14 @@ def _warm(data: Interactions, run_dir: Path, base: dict[str, Any], context: dict
     return Ask(f"A known user with {lengths[user]} events", body, [f"lately {', '.join(_titles(data, recent))}", *_said(context)])
 
 
-def _cold(data: Interactions, base: dict[str, Any]) -> Ask:
+def cold(data: Interactions, base: dict[str, Any]) -> Ask:
+    """Somebody whom the model has never seen, with declared likes where it reads any."""
     body: dict[str, Any] = {"user_id": "someone-new", **base}
     likes = next((f for f in data.schema.features if f.kind == "preferences"), None)
     if likes is None:
         return Ask("A new user of whom nothing is known", body)
     wanted = data.preprocessor.vocabularies[likes.vocabulary].values()[:2].to_pylist()
-    return Ask("A new user who declared likes", body | {"preferences": wanted}, [f"likes {', '.join(wanted)}"])
+    return Ask("A new user who declared likes", body | {"preferences": {likes.name: wanted}}, [f"likes {', '.join(wanted)}"])
 
 
 def _visitor(data: Interactions, base: dict[str, Any], context: dict[str, str]) -> Ask:

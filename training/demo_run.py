@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,8 +39,9 @@ def run(config: TrainingConfig) -> Path:
     typed = [o for o in overrides() if not o.startswith(("run_dir=", "demo."))]
     shared = [f"run_dir={run_dir}"]
     for number, job in enumerate(JOBS, start=1):
-        training = [*config_dirs(), *typed, "identity.keep_raw_ids=true"] if job != "index" else []
-        _run_job(f"{number}/{len(JOBS) + 1}", job, [*shared, *training])
+        # options before settings: Hydra's parser takes settings from one place only
+        training = [*config_dirs(), *shared, *typed, "identity.keep_raw_ids=true"]
+        _run_job(f"{number}/{len(JOBS) + 1}", job, training if job != "index" else shared)
     print(f"\n== {len(JOBS) + 1}/{len(JOBS) + 1} towers serve", flush=True)
     with _server(run_dir, config) as url:
         replies = [_ask(url, ask) for ask in asks(run_dir, config.demo.k)]
@@ -107,14 +109,20 @@ def _ask(url: str, ask: Ask) -> dict[str, Any]:
         f"{url}/v1/recommend", json.dumps(ask.body).encode(), {"content-type": "application/json"}, method="POST"
     )
     began = time.perf_counter()
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        answer = json.load(reply)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            answer = json.load(reply)
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")
+        raise DataError(f"demo: the server refused the request {json.dumps(ask.body)}: {said}") from error
     latency_ms = 1e3 * (time.perf_counter() - began)
     return {"who": ask.who, "known": ask.known, "request": ask.body, "latency_ms": round(latency_ms, 2), "reply": answer}
 
 
 def _show_places(run_dir: Path, config: TrainingConfig, seconds: float) -> None:
     model = "pooled" if config.model.history.name == "transformer" else "transformer"
+    # `make demo` activates nothing, so the command may be known by its path only
+    towers = "towers" if shutil.which("towers") else os.path.relpath(Path(sys.executable).with_name("towers"))
     print(
         f"""
 Where it all lies
@@ -125,9 +133,9 @@ Where it all lies
   {run_dir}/tensorboard/        tensorboard --logdir {run_dir}/tensorboard
 
 What to try next
-  towers serve run_dir={run_dir}                  ask it yourself: POST /v1/recommend, or open its address in a browser
-  towers train run_dir=runs/other model={model}   after `towers prepare run_dir=runs/other`
-  towers demo data=table data.path=<folder> ...         your own log: see "Your own data" in the README
+  {towers} serve run_dir={run_dir}                  ask it yourself: POST /v1/recommend, or open its address in a browser
+  {towers} train run_dir=runs/other model={model}   after `towers prepare run_dir=runs/other`
+  {towers} demo data=table data.path=<folder> ...         your own log: see "Your own data" in the README
 ({seconds:.0f} s in all)""",
         flush=True,
     )

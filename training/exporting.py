@@ -26,6 +26,7 @@ from training.facts import Stopwatch, run_facts
 from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
+from training.opening import digest_of, open_prepared
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
 from training.shards import embedding_column, write_shards
@@ -44,12 +45,13 @@ def run(config: TrainingConfig) -> Path:
     """
     watch = Stopwatch()
     run_dir = Path(config.run_dir)
-    data = Interactions.open(run_dir / "prepared")
+    data = open_prepared(config)
     if not (run_dir / "model" / "weights.safetensors").is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     model = load_model(run_dir / "model", data.preprocessor, torch.device("cpu"))
     runtime = TorchRuntime(model, torch.device("cpu"))
-    fingerprint = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
+    weights = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
+    fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
     if config.export.users:
@@ -60,7 +62,7 @@ def run(config: TrainingConfig) -> Path:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))
         facts = bundle_facts(run_dir, config, data)
-        folder_made = bundle.publish(run_dir / "bundles", version_name(config.export.name, fingerprint), parts, facts)
+        folder_made = bundle.publish(run_dir / "bundles", version_name(config.export.name, weights), parts, facts)
     print(f"   {data.n_items:,} items, {data.n_users:,} users; bundle {folder_made.name}", flush=True)
     document = {
         "run": run_facts(config, watch),

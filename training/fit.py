@@ -18,11 +18,11 @@ from training.facts import Stopwatch, config_hash, run_facts
 from training.interactions import Interactions
 from training.loader import Loader
 from training.objective import CandidateItems, Objective, choose_objective
+from training.opening import digest_of, open_prepared
 from training.optim import Optimizer
 from training.tracking import Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
-
 
 BATCH_SIZES = {"event": 1024, "sequence": 128}
 """Examples a step where the config leaves it open: a window holds up to a hundred targets, an event one."""
@@ -57,7 +57,7 @@ def run(config: TrainingConfig) -> str:
     device = choose_device(config.trainer.device)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
-    parts = assemble(config, Interactions.open(run_dir / "prepared"), device)
+    parts = assemble(config, open_prepared(config), device)
     restored = restore(parts.checkpointer, config.trainer.resume)
     print(
         f"train: {len(parts.sampler)} {parts.sampler.name} examples, {parts.steps} steps, {device.type}, {config.trainer.precision};"
@@ -148,8 +148,9 @@ def choose_sampler(config: TrainingConfig, events: TrainingEvents) -> Sampler:
 
 
 def data_and_config_hash(config: TrainingConfig, data: Interactions) -> str:
-    """The config's hash, and the size of the prepared data: numbers that differ mean that it was prepared anew."""
-    return f"{config_hash(config)}-{data.n_users}-{data.n_items}-{len(data)}-{data.preprocessor.event_rows}"
+    """The config's hash, and the prepared data's sizes and digest: what differs means that other data was prepared since."""
+    sizes = f"{data.n_users}-{data.n_items}-{len(data)}-{data.preprocessor.event_rows}"
+    return f"{config_hash(config)}-{sizes}-{digest_of(data)}"
 
 
 def _no_validation(model: TwoTower) -> dict[str, float]:

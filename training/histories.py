@@ -18,7 +18,7 @@ def write_histories(path: Path, data: Interactions, users: Path, events: int) ->
     Args:
         path: the Parquet file, replaced atomically.
         data: all prepared interactions, held-out ones included: serving continues where the log ends.
-        users: prepared/users.parquet, raw declared features in user row order.
+        users: prepared/users.parquet, raw declared features in user row order, and the fingerprint of the keys' secret.
         events: newest events kept of each user.
     """
     features = pq.read_table(users).drop_columns([USER_KEY]) if users.is_file() else pa.table({})
@@ -27,8 +27,9 @@ def write_histories(path: Path, data: Interactions, users: Path, events: int) ->
     try:
         for start in range(0, data.n_users, BLOCK_USERS):
             table = _block(data, start, min(start + BLOCK_USERS, data.n_users), events, features)
-            writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
-            writer.write_table(table)
+            # the users' features come with their file's metadata
+            writer = writer or pq.ParquetWriter(temporary, table.schema.with_metadata(features.schema.metadata), compression="zstd")
+            writer.write_table(table.replace_schema_metadata(features.schema.metadata))
     finally:
         if writer:
             writer.close()

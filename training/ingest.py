@@ -19,11 +19,11 @@ from towers.errors import DataError
 from towers.identity import UserKeys
 from training.raw_codes import MISSING, Codes, ContextColumn, distinct, hash_ids
 from training.rejects import RejectLog
-from training.sources.base import BAD_TIMESTAMP, SourceTables
+from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, SourceTables
 from training.spill import KEY, Spill, split_keys
 from training.validate_rows import CheckedChunk, RowRules, check_columns, check_rows
 
-USED_COLUMNS = (c.USER_ID, c.ITEM_ID, c.TIMESTAMP, c.EVENT_ID, c.EVENT_TYPE, c.WEIGHT, c.SPLIT, BAD_TIMESTAMP)
+USED_COLUMNS = (c.USER_ID, c.ITEM_ID, c.TIMESTAMP, c.EVENT_ID, c.EVENT_TYPE, c.WEIGHT, c.SPLIT, BAD_TIMESTAMP, MALFORMED_LINE)
 
 
 @dataclass

@@ -62,7 +62,8 @@ def estimates(columns: Columns, user_Q: NDArray[np.int64], draws: int, seed: int
     return {
         name: {
             "value": float(found.value_M[m]),
-            "ci95": [float(found.low_M[m]), float(found.high_M[m])],
+            # none where a slice's few users were in no draw
+            "ci95": [float(found.low_M[m]), float(found.high_M[m])] if np.isfinite(found.low_M[m]) else None,
             "n": int(found.n_M[m]),
         }
         for m, name in enumerate(columns)

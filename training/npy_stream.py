@@ -31,16 +31,17 @@ class NpyWriter:
         """Add rows [n, *tail]; cast to the file's dtype."""
         if block.shape[1:] != self.tail:
             raise ValueError(f"{self._file.name}: rows of shape {block.shape[1:]}, expected {self.tail}")
-        np.ascontiguousarray(block, self.dtype).tofile(self._file)
+        # not `tofile`, whose error on a full disk does not say so
+        self._file.write(np.ascontiguousarray(block, self.dtype).data)
         self.rows += len(block)
 
     def close(self) -> None:
-        self._file.seek(0)
-        self._header()
-        # NumPy pads headers so that the first axis can grow in place; if that ever changed, the data would be overwritten
-        if self._file.tell() != self._start:
-            raise ValueError(f"{self._file.name}: the .npy header changed its length")
-        self._file.close()
+        with self._file:
+            self._file.seek(0)
+            self._header()
+            # NumPy pads headers so that the first axis can grow in place; if that ever changed, the data would be overwritten
+            if self._file.tell() != self._start:
+                raise ValueError(f"{self._file.name}: the .npy header changed its length")
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -71,6 +72,17 @@ def _export(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    _drop_traces(path)
+
+
+def _drop_traces(path: Path) -> None:
+    """The exporter notes the Python stack behind each node: files and lines of the machine that trained, of no use to a server."""
+    graph_file = onnx.load(str(path))
+    bodies = [graph_file.graph, *graph_file.functions]
+    for part in (graph_file, *bodies, *(node for body in bodies for node in body.node), *(v for body in bodies for v in body.value_info)):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(graph_file, str(path))
 
 
 def _difference(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from towers.columns import USER_ID, USER_KEY
 from towers.errors import DataError
-from towers.identity import KEY_BYTES, UserKeys
+from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.schema import Schema
 from training.features_table import feature_values
 
@@ -54,10 +54,11 @@ def build_people(users: pa.Table, schema: Schema, keys: UserKeys, keys_U: NDArra
     return People(values, counts, missing)
 
 
-def write_users(folder: Path, people: People, keys_U: NDArray[np.uint8], raw: Mapping[bytes, str]) -> None:
+def write_users(folder: Path, people: People, keys: UserKeys, keys_U: NDArray[np.uint8], raw: Mapping[bytes, str]) -> None:
     """users.parquet (user_key and raw declared features, for serving) and, where ids were kept, raw_user_ids.parquet."""
     key_column = key_array(keys_U)
-    pq.write_table(pa.table({USER_KEY: key_column, **people.values}), folder / "users.parquet")
+    users = pa.table({USER_KEY: key_column, **people.values}, metadata={SECRET_FINGERPRINT: keys.fingerprint()})
+    pq.write_table(users, folder / "users.parquet")
     if raw:
         ids = pa.array([raw[key.tobytes()] for key in keys_U], pa.string())
         pq.write_table(pa.table({USER_KEY: key_column, USER_ID: ids}), folder / "raw_user_ids.parquet")

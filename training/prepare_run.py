@@ -1,6 +1,7 @@
 """The work of `towers prepare`: ingest, sort, assemble, split, fit, encode; then one rename makes the result visible."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -43,7 +44,9 @@ def run(config: TrainingConfig) -> str:
     run_dir = Path(config.run_dir)
     with new_folder(run_dir / PREPARED) as folder:
         stages = prepare(open_source(config.data), config, folder)
-        document = {"run": run_facts(config, watch), **data_facts(stages)}
+        facts = data_facts(stages)
+        facts["data"]["digest"] = digest(folder)
+        document = {"run": run_facts(config, watch), **facts}
         write_json(folder / "prepare.json", document)
         (folder / "data_card.md").write_text(data_card(stages, config))
     audit = stages.source.audit
@@ -69,7 +72,7 @@ def prepare(source: SourceTables, config: TrainingConfig, folder: Path) -> Stage
     division = Divider(folder, work, config.split, kept.offsets, len(items.ids)).run()
     keys_U = NpyReader(folder / "user_keys.npy").read(0, kept.users)
     people = build_people(source.users, source.schema, keys, keys_U)
-    write_users(folder, people, keys_U, log.raw_users)
+    write_users(folder, people, keys, keys_U, log.raw_users)
     encoder = Encoder(folder, work, source.schema, log, items, people, division)
     encoder.write(encoder.fit())
     pq.write_table(items.with_train_counts(division.train_items), folder / "catalog.parquet")
@@ -154,6 +157,15 @@ def new_folder(target: Path) -> Iterator[Path]:
         os.rename(target, old)
     os.rename(temporary, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(folder: Path) -> str:
+    """sha256 of every column: equal sizes do not make equal data, and a run must not go on with other data than it began with."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.npy")):
+        with path.open("rb") as column:
+            found.update(hashlib.file_digest(column, "sha256").digest())
+    return found.hexdigest()
 
 
 def time_range(timestamps: NpyReader) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ from training.facts import Stopwatch, run_facts
 from training.interactions import Interactions
 from training.measure import Measured, compare, measure
 from training.metrics_table import print_result
+from training.opening import open_prepared
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
 from training.rank_queries import encode_items, encode_users, rank_queries
@@ -49,7 +50,7 @@ def run(config: TrainingConfig) -> str:
     """
     watch = Stopwatch()
     settings, run_dir = config.evaluate, Path(config.run_dir)
-    data = Interactions.open(run_dir / "prepared")
+    data = open_prepared(config)
     if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     if config.trainer.threads > 0:

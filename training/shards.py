@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from towers.job import write_json
 
-FINGERPRINT = "shards.json"
+FINGERPRINT = "_shards.json"  # readers of a folder of Parquet pass over names that start with _
 
 
 def embedding_column(vectors_BD: NDArray[np.float32]) -> pa.Array:

@@ -38,12 +38,13 @@ class Spill:
         for bucket, end in enumerate(ends.tolist()):
             if end > start:
                 with self._path(bucket).open("ab") as sink:
-                    ordered_n[start:end].tofile(sink)
+                    sink.write(ordered_n[start:end].data)
             start = end
 
     def replace(self, bucket: int, records_n: Records) -> None:
         """Put a bucket's processed records in its place."""
-        records_n.tofile(self._path(bucket))
+        with self._path(bucket).open("wb") as sink:
+            sink.write(np.ascontiguousarray(records_n).data)
 
     def read(self, bucket: int) -> Records:
         return np.fromfile(self._path(bucket), self.dtype)

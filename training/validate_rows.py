@@ -17,10 +17,10 @@ from towers import columns as c
 from towers.errors import DataError
 from towers.schema import Feature, Schema
 from training.features_table import check_kind
-from training.sources.base import BAD_TIMESTAMP, missing_column
+from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, missing_column
 
 REASONS: Final = (
-    "ok", "missing_user_id", "missing_item_id", "id_too_long", "bad_timestamp", "future_timestamp",
+    "ok", "malformed_line", "missing_user_id", "missing_item_id", "id_too_long", "bad_timestamp", "future_timestamp",
     "not_finite_value", "negative_weight", "unknown_split", "bad_vector",
 )  # fmt: skip
 EARLIEST_US: Final = 315_532_800_000_000
@@ -105,6 +105,8 @@ def check_rows(chunk: pa.Table, first_row: int, rules: RowRules) -> CheckedChunk
         rules: what to check against.
     """
     reason_n = np.zeros(len(chunk), np.uint8)
+    if MALFORMED_LINE in chunk.column_names:
+        _mark(reason_n, _numpy(pc.is_valid(chunk.column(MALFORMED_LINE))).astype(bool), "malformed_line")
     for name, missing in ((c.USER_ID, "missing_user_id"), (c.ITEM_ID, "missing_item_id")):
         length_n = id_bytes(chunk.column(name))
         _mark(reason_n, length_n == 0, missing)
@@ -149,7 +151,7 @@ def _check_times(chunk: pa.Table, reason_n: NDArray[np.uint8], rules: RowRules) 
     timestamp_n, absurd_n = microseconds(chunk.column(c.TIMESTAMP))
     _mark(reason_n, absurd_n, "bad_timestamp")
     if BAD_TIMESTAMP in chunk.column_names:
-        _mark(reason_n, _numpy(pc.fill_null(chunk.column(BAD_TIMESTAMP), False)).astype(bool), "bad_timestamp")
+        _mark(reason_n, _numpy(pc.is_valid(chunk.column(BAD_TIMESTAMP))).astype(bool), "bad_timestamp")
     if rules.schema.order == "time":
         _mark(reason_n, timestamp_n == c.NO_TIME, "bad_timestamp")
     _mark(reason_n, timestamp_n > rules.latest_us, "future_timestamp")

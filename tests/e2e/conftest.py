@@ -1,5 +1,6 @@
 """The whole path once, on a tiny synthetic world, through the public commands; the tests look at what it left."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -47,12 +48,14 @@ class Spine:
     Attributes:
         cwd: the folder the commands ran in; paths in their output are relative to it.
         run_dir: `cwd / "run"`.
+        key_file: the secret of the user keys, outside the run.
         jobs: each job's exit code and output.
         asked, replies: request bodies, and the server's replies to them.
         similar: of the server to /v1/items/i0004/similar?k=5.
     """
 
     cwd: Path
+    key_file: Path
     jobs: dict[str, "subprocess.CompletedProcess[str]"]
     asked: tuple[dict[str, Any], ...]
     replies: list[dict[str, Any]]
@@ -94,31 +97,50 @@ class Spine:
 
     def again(self, job: str, *overrides: str) -> "subprocess.CompletedProcess[str]":
         """Run a training job once more."""
-        return _towers(self.cwd, job, *WORLD, *EXPORT, "run_dir=run", *overrides)
+        return _towers(self.cwd, self.key_file, job, *WORLD, *EXPORT, "run_dir=run", *overrides)
 
 
-def _towers(cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def _environment(key_file: Path) -> dict[str, str]:
+    return {**os.environ, "TOWERS_KEY_FILE": str(key_file)}
+
+
+def _towers(cwd: Path, key_file: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """`towers <job> ...` as a process, in a folder that is not the checkout."""
     command = [sys.executable, "-W", "error", "-m", "towers", *arguments]
-    return subprocess.run(command, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, timeout=250, check=False)
+    return subprocess.run(command, cwd=cwd, env=_environment(key_file), capture_output=True, text=True, timeout=250, check=False)
 
 
 @pytest.fixture(scope="session")
 def spine(tmp_path_factory: pytest.TempPathFactory) -> Spine:
-    cwd = tmp_path_factory.mktemp("spine")
-    jobs = {job: _towers(cwd, job, *WORLD, *EXPORT, "run_dir=run") for job in TRAINING_JOBS}
-    jobs["index"] = _towers(cwd, "index", "run_dir=run")
-    with _served(cwd) as (url, finish):
+    """Made once a session: under xdist the first process makes it, and the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "spine"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "told.json").exists():
+            (folder / "told.json").write_text(json.dumps(_walk(folder / "cwd", folder / "user_key")))
+    told = json.loads((folder / "told.json").read_text())
+    told["jobs"] = {job: subprocess.CompletedProcess(job, *ended) for job, ended in told["jobs"].items()}
+    return Spine(folder / "cwd", folder / "user_key", asked=ASKED, **told)
+
+
+def _walk(cwd: Path, key_file: Path) -> dict[str, Any]:
+    cwd.mkdir()
+    jobs = {job: _towers(cwd, key_file, job, *WORLD, *EXPORT, "run_dir=run") for job in TRAINING_JOBS}
+    jobs["index"] = _towers(cwd, key_file, "index", "run_dir=run")
+    with _served(cwd, key_file) as (url, finish):
         replies = [_ask(url, body) for body in ASKED]
         with urllib.request.urlopen(f"{url}/v1/items/i0004/similar?k=5", timeout=30) as reply:
             similar = json.load(reply)
         jobs["serve"] = finish()
-    return Spine(cwd, jobs, ASKED, replies, similar)
+    ended = {job: (done.returncode, done.stdout, done.stderr) for job, done in jobs.items()}
+    return {"jobs": ended, "replies": replies, "similar": similar}
 
 
 @pytest.fixture(scope="session")
 def retriever(spine: Spine) -> Retriever:
-    return Retriever.open(current(spine.run_dir / "bundles"), spine.run_dir / "export" / "histories.parquet")
+    return Retriever.open(current(spine.run_dir / "bundles"), spine.run_dir / "export" / "histories.parquet", spine.key_file)
 
 
 @pytest.fixture(scope="session")
@@ -127,10 +149,10 @@ def data(spine: Spine) -> Interactions:
 
 
 @contextmanager
-def _served(cwd: Path) -> Iterator[tuple[str, Any]]:
+def _served(cwd: Path, key_file: Path) -> Iterator[tuple[str, Any]]:
     """A `towers serve` process; yields its URL, and a function that stops it and tells how it ended."""
     command = [sys.executable, "-W", "error", "-m", "towers", "serve", "run_dir=run", "serving.port=0"]
-    server = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, cwd=cwd, env=_environment(key_file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def finish() -> "subprocess.CompletedProcess[str]":
         server.send_signal(signal.SIGTERM)

@@ -22,8 +22,6 @@ from training.interactions import Interactions
 from training.loader import Loader
 from training.sources import open_source
 
-pytestmark = pytest.mark.xdist_group("spine")
-
 CONTEXT = ("hour", "device", "channel")
 ROWS = 64
 MICROSECOND = timedelta(microseconds=1)
@@ -74,7 +72,7 @@ def test_served_lists_are_the_exact_order_of_exported_vectors(spine: Any, data: 
     rows_by_id = {item: row for row, item in enumerate(data.catalog.column(ITEM_ID).to_pylist())}
     keys, now_us = users.column("user_key").to_pylist(), int(data.timestamp.max())
     for user in ("u0001", "u0044", "u0119"):
-        row = keys.index(UserKeys.open(None).key(user))
+        row = keys.index(UserKeys.open(str(spine.key_file)).key(user))
         scores_I = item_ID @ vectors(users.slice(row, 1))[0]
         seen = np.unique(data.item[data.offsets[row] : data.offsets[row + 1]])
         scores_I[seen] = -np.inf
@@ -90,7 +88,7 @@ def test_a_training_row_equals_the_request_for_the_same_moment(
     spine: Any, data: Interactions, retriever: Retriever, histories: UserHistories
 ) -> None:
     """The loader's arrays against the encoder's, made from the raw log: history, events, ages, context, user features."""
-    encoder, keys = retriever.encoder, UserKeys.open(None)
+    encoder, keys = retriever.encoder, UserKeys.open(str(spine.key_file))
     log = pa.concat_tables(open_source(spine.config().data).interactions()).to_pylist()
     raw = {(keys.key(row["user_id"]), row["item_id"], row["timestamp"]): row for row in log}
     events = TrainingEvents.select(data, (TRAIN,))
@@ -121,7 +119,7 @@ def test_a_request_for_a_stored_user_equals_the_prepared_row(
     spine: Any, data: Interactions, retriever: Retriever, histories: UserHistories
 ) -> None:
     """The same through the request path: what the retriever gives the encoder, one user at a time, is one row of the batch."""
-    encoder, keys = retriever.encoder, UserKeys.open(None)
+    encoder, keys = retriever.encoder, UserKeys.open(str(spine.key_file))
     now_us = int(data.timestamp.max()) + 1
     asked = {"hour": "21", "device": "tv"}  # no channel: it is missing on both sides
     users = np.arange(0, data.n_users, 7)

@@ -16,9 +16,6 @@ from towers.bundle import Bundle
 from towers.identity import UserKeys
 from training.interactions import Interactions
 
-# The run is made once a session: under xdist all tests of it belong to one process.
-pytestmark = pytest.mark.xdist_group("spine")
-
 RESULTS = {
     "prepare": "run/prepared",
     "train": "run/train.json",
@@ -81,6 +78,7 @@ def test_the_settings_of_each_job_are_kept_resolved(spine: Any) -> None:
 
 def test_exports_are_whole_sorted_and_of_fixed_size(spine: Any, data: Interactions, retriever: Retriever) -> None:
     items, users = spine.exported("items"), spine.exported("users")
+    assert pq.read_table(spine.run_dir / "export" / "items").equals(items), "a folder of shards is one table for any reader"
     assert [len(spine.shards(what)) for what in ("items", "users")] == [3, 3]
     assert (len(items), len(users)) == (100, 120)
     assert items.column("item_id").to_pylist() == sorted(data.catalog.column("item_id").to_pylist(), key=str.encode)
@@ -116,6 +114,7 @@ def test_an_export_continues_where_it_stopped(spine: Any, tmp_path: Path) -> Non
     assert lost.read_bytes() == content
 
 
+@pytest.mark.long
 def test_raw_ids_are_exported_where_both_jobs_are_told_to(spine: Any, tmp_path: Path) -> None:
     other = spine.copy(tmp_path)
     refused = other.again("export", NO_ONNX, "export.raw_user_ids=true")
@@ -123,7 +122,7 @@ def test_raw_ids_are_exported_where_both_jobs_are_told_to(spine: Any, tmp_path: 
     assert found_raw_ids(other.run_dir, spine.user_ids()) == {}
     assert other.again("prepare", "identity.keep_raw_ids=true").returncode == 0
     assert other.again("export", NO_ONNX, "export.raw_user_ids=true").returncode == 0
-    raw, keys = other.exported("users"), UserKeys.open(None)
+    raw, keys = other.exported("users"), UserKeys.open(str(spine.key_file))
     assert [keys.key(user) for user in raw.column("user_id").to_pylist()] == raw.column("user_key").to_pylist()
     assert raw.column("embedding").equals(spine.exported("users").column("embedding"))
     told = {"prepared/raw_user_ids.parquet", *(f"export/users/part-{n:05d}.parquet" for n in range(3))}

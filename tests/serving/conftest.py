@@ -23,7 +23,7 @@ from towers.batch import rows_of
 from towers.bundle import Bundle, publish, write_vectors
 from towers.columns import FIRST_ROW, NO_TIME
 from towers.encoder import Encoder, UserRow
-from towers.identity import UserKeys
+from towers.identity import SECRET_FINGERPRINT, UserKeys
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.preprocess import Preprocessor
@@ -99,7 +99,8 @@ def write_histories(path: Path, keys: UserKeys, users: dict[str, list[str]]) -> 
                 [[NOW_US - DAY_US * (len(users[user]) - i) for i in range(len(users[user]))] for user in ordered], pa.list_(pa.int64())
             ),
             "likes": pa.array([["drama"] if user == "likes-only" else None for user in ordered], pa.list_(pa.string())),
-        }
+        },
+        metadata={SECRET_FINGERPRINT: keys.fingerprint()},
     )
     pq.write_table(table, path, row_group_size=3)
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import re
 import threading
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +18,9 @@ from serving.app import build_app
 from serving.messages import Limits
 from serving.openapi import document
 from serving.retriever import Retriever
+from towers.preprocess import Preprocessor
+from towers.schema import Feature, make_schema
+from towers.vocab import Vocabulary
 
 DEEP = "[" * 1000 + "]" * 1000
 
@@ -31,7 +37,7 @@ def problem(reply: httpx.Response, status: int, field: str | None) -> dict[str, 
 
 
 def test_the_reply_is_the_retrievers(client: httpx.Client, retriever: Retriever) -> None:
-    body = {"user_id": "user-5", "context": {"hour": 5}, "k": 7, "now": 1_700_000_000}
+    body = {"user_id": "user-5", "context": {"hour": 5}, "k": 7, "now": 1_728_000_000}
     reply = client.post("/v1/recommend", json=body)
     assert reply.status_code == 200 and reply.headers["content-type"] == "application/json"
     expected = retriever.recommend(**body)
@@ -141,7 +147,7 @@ def test_no_body_is_our_bug(client: httpx.Client, body: str) -> None:
 
 
 def test_others_are_undisturbed_by_hostile_requests(client: httpx.Client) -> None:
-    body = {"user_id": "user-5", "k": 5, "now": 1_700_000_000}
+    body = {"user_id": "user-5", "k": 5, "now": 1_728_000_000}
     expected = [item["item_id"] for item in client.post("/v1/recommend", json=body).json()["items"]]
     stop = threading.Event()
 
@@ -194,12 +200,41 @@ def test_health(client: httpx.Client) -> None:
 
 
 def test_the_start_page_and_the_document(client: httpx.Client, retriever: Retriever) -> None:
-    page = client.get("/")
-    assert page.headers["content-type"].startswith("text/html") and "/v1/recommend" in page.text
     served = client.get("/openapi.json").json()
-    assert served == document(retriever.limits)
+    assert served == document(retriever.limits, retriever.encoder.preprocessor)
     assert set(served["paths"]) == {"/v1/recommend", "/v1/items/{id}/similar", "/health/live", "/health/ready"}
     assert all(f'"#/components/schemas/{name}"' in json.dumps(served) for name in served["components"]["schemas"])
     asked = served["components"]["schemas"]["RecommendRequest"]["properties"]
     assert asked["k"]["maximum"] == retriever.limits.max_k and set(asked) == set(names) - {"unknown"}
-    assert document(Limits(max_k=5))["components"]["schemas"]["RecommendRequest"]["properties"]["k"]["maximum"] == 5
+    assert set(asked["context"]["properties"]) == {"hour", "budget"} and asked["context"]["additionalProperties"] is False
+    assert asked["context"]["properties"]["hour"]["examples"][:2] == ["0", "1"]
+    assert asked["preferences"]["anyOf"][1]["properties"]["likes"]["items"]["examples"] == ["comedy", "drama", "news"]
+    fewer = document(Limits(max_k=5), retriever.encoder.preprocessor)
+    assert fewer["components"]["schemas"]["RecommendRequest"]["properties"]["k"]["maximum"] == 5
+
+
+def test_the_document_tells_no_ids_and_nothing_sensitive() -> None:
+    features = [
+        Feature("shop", "id", "context"),
+        Feature("mood", "categorical", "context", sensitive=True, purposes=("personalize",)),
+        Feature("hour", "categorical", "context"),
+    ]
+    fitted = Preprocessor(make_schema(features, "time", {}), {name: Vocabulary.fit(["x"]) for name in ("shop", "mood", "hour")}, {})
+    asked = document(Limits(), fitted)["components"]["schemas"]["RecommendRequest"]["properties"]["context"]["properties"]
+    assert {name: facts.get("examples") for name, facts in asked.items()} == {"shop": None, "mood": None, "hour": ["x"]}
+
+
+def test_the_start_page_asks_nobody_else(client: httpx.Client) -> None:
+    """All it runs is written in it and allowed by its hash, so nothing injected would run; and it names no other address."""
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html") and "http://" not in page.text and "https://" not in page.text
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
+    for tag in ("script", "style"):
+        content = page.text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        assert policy[f"{tag}-src"] == f"'sha256-{b64encode(sha256(content.encode()).digest()).decode()}'"
+    markup = page.text.partition("<script>")[0] + page.text.partition("</script>")[2]
+    assert not re.search(r"\s(on[a-z]+|style)=", markup)
+    assert "innerHTML" not in page.text and "eval(" not in page.text
+    for path in ("/v1/recommend", "/health/ready", "/openapi.json"):
+        assert f'"{path}"' in page.text

@@ -20,8 +20,6 @@ BAD_BODIES = [
     ("[]", "body", 422),
     ("\xff", "body", 400),
     (DEEP, "body", 422),
-    ('{"k": 0}', "k", 422),
-    ('{"k": -3}', "k", 422),
     ('{"k": "10"}', "k", 422),
     ('{"k": 1.5}', "k", 422),
     ('{"k": NaN}', "k", 422),
@@ -114,6 +112,8 @@ def test_any_bytes_are_refused_politely(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("request_fields", "field"),
     [
+        ({"k": 0}, "k"),
+        ({"k": -1}, "k"),
         ({"k": 11}, "k"),
         ({"k": 10**9}, "k"),
         ({"k": 10**5000}, "k"),
@@ -124,7 +124,7 @@ def test_any_bytes_are_refused_politely(body: bytes) -> None:
 def test_limits_name_the_field(request_fields: dict[str, Any], field: str) -> None:
     with pytest.raises(RequestError) as caught:
         check_limits(RecommendRequest(**{"k": 10, **request_fields}), Limits(max_k=10, max_history=5))
-    assert caught.value.field == field
+    assert caught.value.field == field and "got " in str(caught.value) and "expected " in str(caught.value)
     check_limits(RecommendRequest(k=10, history=["a"] * 5), Limits(max_k=10, max_history=5))
 
 

@@ -57,6 +57,12 @@ def test_a_bundle_without_a_part_is_refused(world: Any, tmp_path: Path, dropped:
         OnnxRuntime(without(world, tmp_path, dropped), world.preprocessor)
 
 
+def test_graphs_name_no_file_of_the_machine_that_trained(world: Any) -> None:
+    for side in ("user", "item"):
+        graph = (world.bundle / "onnx" / f"{side}.onnx").read_bytes()
+        assert b".py" not in graph and b"Traceback" not in graph and b"site-packages" not in graph
+
+
 def test_a_table_of_other_rows_is_refused(world: Any, tmp_path: Path) -> None:
     opened = Bundle.open(world.bundle)
     (tmp_path / "tables").mkdir()

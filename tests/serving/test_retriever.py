@@ -10,6 +10,7 @@ from serving.retriever import Retriever
 from towers.bundle import publish
 from towers.encoder import Encoder, UserRow
 from towers.errors import ConfigError, RequestError
+from towers.identity import UserKeys
 from towers.runtime import TorchRuntime
 
 DAY_S = 86_400
@@ -183,6 +184,22 @@ def test_an_index_of_its_own_version_is_told_apart_from_its_model(bundle: Any, t
     child = publish(tmp_path, "v1-i1", {}, {"model_version": "v1"}, parent=bundle)
     reply = Retriever.open(child).similar_items("item-01", 1)
     assert (reply.model_version, reply.index_version) == ("v1", "v1-i1")
+
+
+def test_another_secret_is_refused_too(world: Any, tmp_path: Any) -> None:
+    UserKeys.open(str(tmp_path / "other"), create=True)
+    with pytest.raises(ConfigError, match=r"not the one that the users .* serving\.key_file"):
+        Retriever.open(world.bundle, world.histories, tmp_path / "other")
+
+
+def test_a_moment_replayed_knows_no_later_events(world: Any, retriever: Retriever) -> None:
+    """user-11's events lie on the 12 days before NOW."""
+    then = NOW_S - 3.5 * DAY_S
+    known = {name: values[:9] for name, values in stored(world, "user-11").items() if name != "now"}
+    reply = retriever.recommend(user_id="user-11", k=100, now=then)
+    assert ids(reply) == by_hand(world, UserRow(**known, now=round(then * 1e6)), set(known["history_items"]), 100)
+    long_ago = retriever.recommend(user_id="user-11", now=NOW_S - 100 * DAY_S)
+    assert long_ago.fallback is not None and long_ago.fallback.reason == "no_history"
 
 
 def test_a_missing_secret_is_refused_instead_of_making_everybody_a_stranger(world: Any, tmp_path: Any) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.user_state import UserHistories
+from serving.user_state import StoredUser, UserHistories
 from towers.columns import NO_TIME
 from towers.errors import DataError
 
@@ -46,6 +46,22 @@ def test_every_user_is_found_over_several_row_groups(tmp_path: Path, keys: list[
         assert user.features == {"age": expected["age"]}
 
 
+def test_types_and_times_may_be_unknown(tmp_path: Path, keys: list[bytes]) -> None:
+    bare = table(keys)
+    for name in ("event_types", "timestamps"):
+        bare = bare.set_column(bare.column_names.index(name), name, pa.array([None] * len(keys), bare.schema.field(name).type))
+    pq.write_table(bare, tmp_path / "h.parquet")
+    user = UserHistories.open(tmp_path / "h.parquet").get(keys[2])
+    assert user is not None
+    assert (user.items, user.events, user.timestamps) == (["item-2", "shared"], [None, None], [NO_TIME, NO_TIME])
+
+
+def test_history_before_a_moment() -> None:
+    user = StoredUser(["a", "b", "c", "d"], ["play", None, "skip", "play"], [NO_TIME, 10, 30, 20], {"age": 5})
+    assert user.before(20) == StoredUser(["a", "b"], ["play", None], [NO_TIME, 10], {"age": 5})
+    assert user.before(31) is user
+
+
 def test_strangers_are_not_found(keys: list[bytes]) -> None:
     users = UserHistories(table(keys))
     for stranger in (b"\x80" * 8 + b"\x09" * 8, b"\x80" * 16, os.urandom(16)):
@@ -72,6 +88,16 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, keys: list[bytes]) -> No
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be read"):
         UserHistories.open(path)
+    misfits = {
+        "item_ids": pa.array([[1, 2]] * len(keys)),
+        "event_types": pa.array([["play"] * 3] * len(keys)),
+        "timestamps": pa.array(["2026-01-01"] * len(keys)),
+    }
+    for name, column in misfits.items():
+        place = ["user_key", "item_ids", "event_types", "timestamps"].index(name)
+        pq.write_table(table(keys).set_column(place, name, column), path)
+        with pytest.raises(DataError, match=name):
+            UserHistories.open(path)
     wrong = table(keys).set_column(0, "user_key", pa.array([key.hex() for key in keys]))
     pq.write_table(wrong, path)
     with pytest.raises(DataError, match="expected 16 bytes"):

@@ -11,6 +11,9 @@ import pytest
 from towers import bundle
 from towers.bundle import Bundle, current, publish, read_vectors, write_vectors
 from towers.errors import BundleError, DataError
+from towers.preprocess import Preprocessor
+from towers.schema import make_schema
+from towers.vocab import Vocabulary
 
 
 def make(folder: Path, version: str = "v1") -> Path:
@@ -59,8 +62,17 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, damage: str) -> None:
         "[]",
         "{}",
         '{"format_version": 99, "files": {}}',
-        '{"format_version": 0, "files": {"../../etc/passwd": {"bytes": 1, "sha256": "x"}}}',
+        "[" * 100_000,
+        '{"format_version": 0, "files": {}}',
+        '{"format_version": 0, "version": ["v1"], "files": {}}',
+        '{"format_version": 0, "version": "../v1", "files": {}}',
+        '{"format_version": 0, "version": "v1", "files": {"a.txt": 5}}',
+        '{"format_version": 0, "version": "v1", "files": {"a.txt": ["bytes", "sha256"]}}',
+        '{"format_version": 0, "version": "v1", "files": {"../../etc/passwd": {"bytes": 1, "sha256": "x"}}}',
+        '{"format_version": 0, "version": "v1", "files": {"%s": {"bytes": 1, "sha256": "x"}}}' % ("a" * 5000),
+        '{"format_version": 0, "version": "v1", "files": {"a\\u0000b": {"bytes": 1, "sha256": "x"}}}',
     ],
+    ids=lambda text: text[-60:],
 )
 def test_hostile_manifests_are_refused(tmp_path: Path, manifest: str) -> None:
     (make(tmp_path) / "manifest.json").write_text(manifest)
@@ -81,6 +93,40 @@ def test_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not [p for p in tmp_path.iterdir() if "v2" in p.name]
 
 
+def test_an_interrupted_publish_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_library_says_about_a_part_is_said_of_the_bundle(tmp_path: Path) -> None:
+    """Checksums fit, content does not: a bundle that was made wrong, not one that was damaged."""
+    parts = {name: b"garbage" for name in ("item_vectors.arrow", "catalog.parquet", "popularity.parquet", "model_config.json")}
+    parts |= {"preprocess.json": b"[" * 100_000, "schema.json": b"{}"}
+    opened = Bundle.open(publish(tmp_path, "v1", parts, {}))
+    for read in (opened.item_vectors, opened.catalog, opened.popularity, opened.model_config, opened.preprocessor):
+        with pytest.raises(BundleError, match=r"v1: [a-z_.]+ cannot be read \(.+\); export the bundle anew"):
+            read()
+
+
+def test_no_file_is_read_that_the_manifest_does_not_list(tmp_path: Path) -> None:
+    """What is not listed was not verified."""
+    Preprocessor(make_schema([], "time", {}), {name: Vocabulary.fit(["a"]) for name in ("item_id", "event_type")}, {}).save(tmp_path / "p")
+    files = {path.relative_to(tmp_path / "p").as_posix(): path for path in (tmp_path / "p").rglob("*") if path.is_file()}
+    made = publish(tmp_path / "b", "v1", files, {})
+    assert set(Bundle.open(made).preprocessor().vocabularies) == {"item_id", "event_type"}
+    manifest = json.loads((made / "manifest.json").read_text())
+    for name in files:
+        fewer = {**manifest, "files": {other: facts for other, facts in manifest["files"].items() if other != name}}
+        (made / "manifest.json").write_text(json.dumps(fewer))
+        with pytest.raises(BundleError, match=f"has no {name}"):
+            Bundle.open(made).preprocessor()
+
+
 def test_versions_are_immutable_and_well_named(tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(DataError, match="immutable"):
@@ -92,9 +138,10 @@ def test_versions_are_immutable_and_well_named(tmp_path: Path) -> None:
 def test_pointer_to_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="towers export"):
         current(tmp_path)
-    (tmp_path / "CURRENT").write_text("../..\n")
-    with pytest.raises(BundleError, match="not a bundle there"):
-        current(tmp_path)
+    for wrong in (b"../..\n", b"..", b"v1", b"", b"\xff\xfe", b"v1\0"):
+        (tmp_path / "CURRENT").write_bytes(wrong)
+        with pytest.raises(BundleError, match="not a bundle there"):
+            current(tmp_path)
 
 
 def test_vectors_are_mapped_as_written(tmp_path: Path) -> None:

@@ -20,6 +20,12 @@ def test_keys_are_truncated_hmac_sha256() -> None:
     assert UserKeys(secret).keys([]).shape == (0, 16)
 
 
+def test_a_fingerprint_tells_secrets_apart_and_is_no_users_key() -> None:
+    one, other = UserKeys(bytes(32)), UserKeys(bytes(31) + b"1")
+    assert one.fingerprint() == UserKeys(bytes(32)).fingerprint() != other.fingerprint()
+    assert bytes.fromhex(one.fingerprint().decode()) != one.key("\xff which secret is this")[:8]
+
+
 def test_secret_is_made_once_with_mode_0600(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "key"
     with ThreadPoolExecutor(8) as pool:

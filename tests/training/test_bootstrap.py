@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from training.bootstrap import estimate
+from training.measure import estimates
 
 
 def test_mean_over_queries_and_interval_over_users() -> None:
@@ -71,3 +72,14 @@ def test_thirty_thousand_users_take_two_seconds() -> None:
     start = time.process_time()
     estimate(values, np.arange(30_000), 1000, 0)
     assert time.process_time() - start < 2
+
+
+def test_a_user_in_no_draw_leaves_no_interval() -> None:
+    values = np.full((50, 2), np.nan)
+    values[:, 0], values[7, 1] = 0.5, 1.0
+    found = estimate(values, np.arange(50), draws=1, seed=0)
+    assert (found.value_M[1], found.n_M[1]) == (1.0, 1)
+    assert np.isnan(found.low_M[1]) and np.isnan(found.high_M[1])
+    assert found.low_M[0] == 0.5
+    written = estimates({"test/recall@5": values[:, 0], "test/cold/recall@5": values[:, 1]}, np.arange(50), 1, 0)
+    assert written["test/cold/recall@5"] == {"value": 1.0, "ci95": None, "n": 1}, "NaN is no JSON"

@@ -56,7 +56,7 @@ def put(values: pa.Array, row: int, value: Any) -> pa.Array:
 NUMBERS = pa.array([1.0] * 20)
 VECTORS = pa.array([[1.0, 2.0]] * 20, pa.list_(pa.float32()))
 WORDS = pa.array(["train", "valid", "test", "train"] * 5)
-FLAGS = pa.array([False] * 20)
+NOTES = pa.nulls(20, pa.string())
 GOOD = log()
 BAD: list[tuple[str, str, pa.Array, Any]] = [
     ("missing_user_id", "user_id", GOOD["user_id"].combine_chunks(), None),
@@ -68,7 +68,8 @@ BAD: list[tuple[str, str, pa.Array, Any]] = [
     ("bad_timestamp", "timestamp", GOOD["timestamp"].combine_chunks(), datetime(1970, 1, 20, tzinfo=UTC)),
     ("bad_timestamp", "timestamp", GOOD["timestamp"].combine_chunks(), datetime(2101, 1, 1, tzinfo=UTC)),
     ("future_timestamp", "timestamp", GOOD["timestamp"].combine_chunks(), datetime.now(UTC) + timedelta(days=3)),
-    ("bad_timestamp", "_bad_timestamp", FLAGS, True),
+    ("bad_timestamp", "_bad_timestamp", NOTES, "yesterday"),
+    ("malformed_line", "_malformed_line", NOTES, "2 fields, expected 3"),
     ("not_finite_value", "value", NUMBERS, float("inf")),
     ("not_finite_value", "weight", NUMBERS, float("nan")),
     ("not_finite_value", "price", NUMBERS, float("-inf")),

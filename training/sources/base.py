@@ -22,7 +22,9 @@ from training.data_config import DataConfig
 
 TIME: Final = pa.timestamp("us", "UTC")
 BAD_TIMESTAMP: Final = "_bad_timestamp"
-"""Boolean column beside `timestamp` where a source parses times: true where a value was there and could not be read."""
+"""Text column beside `timestamp` where a source parses times: the value as it stands, where it could not be read."""
+MALFORMED_LINE: Final = "_malformed_line"
+"""Text column where a source parses lines: what is wrong with the line that this row of nulls stands for."""
 
 KIND_TYPES: Final[Mapping[str, pa.DataType]] = {
     "id": pa.string(),
@@ -50,7 +52,8 @@ FIXED_TYPES: Final[Mapping[str, pa.DataType]] = {
     c.CATEGORIES: pa.list_(pa.string()),
     c.CREATED_AT: TIME,
     c.IS_HIDDEN: pa.bool_(),
-    BAD_TIMESTAMP: pa.bool_(),
+    BAD_TIMESTAMP: pa.string(),
+    MALFORMED_LINE: pa.string(),
 }
 
 
@@ -79,7 +82,8 @@ class SourceTables:
         schema: declared features, order and event weights.
         interactions: makes a fresh iterator over chunks in file order. Always user_id, item_id (string) and timestamp
             (UTC us, null where there is none); event_id, event_type, value, weight, session_id, channel, recommendation_id and
-            split where the dataset has them; declared context columns; `_bad_timestamp` where times were parsed.
+            split where the dataset has them; declared context columns; `_bad_timestamp` and `_malformed_line` where times and lines
+            were parsed.
         items: item_id, title, categories, created_at, is_hidden and declared item features; may be empty.
         users: user_id and declared user features; may be empty.
         audit: user_id and columns for audits only, which the training loader never opens.

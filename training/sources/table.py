@@ -19,6 +19,7 @@ from training.sources import table_values as values
 from training.sources.base import (
     BAD_TIMESTAMP,
     FIXED_TYPES,
+    MALFORMED_LINE,
     TIME,
     SourceTables,
     column_type,
@@ -103,7 +104,7 @@ def _preset(data: DataConfig) -> Preset:
 
 def _check_columns(data: DataConfig, schema: Schema) -> None:
     """Every key of `data.columns` is a column of ours, with or without its table's name."""
-    ours = sorted({*FIXED_TYPES, *(f.source_column for f in schema.features)} - {BAD_TIMESTAMP})
+    ours = sorted({*FIXED_TYPES, *(f.source_column for f in schema.features)} - {BAD_TIMESTAMP, MALFORMED_LINE})
     for key in data.columns:
         table, _, name = key.rpartition(".")
         if name not in ours or (table and table not in _TABLES):
@@ -164,9 +165,13 @@ def _log_chunk(chunk: pa.Table, log: Mapped, kinds: Mapping[str, pa.DataType], t
         if ours in times:
             columns[ours], bad_n = times[ours].read(chunk[theirs])
             if ours == c.TIMESTAMP:
-                columns[BAD_TIMESTAMP] = pa.array(bad_n)
+                columns[BAD_TIMESTAMP] = values.where_text(chunk[theirs], bad_n)
+            else:
+                values.mostly_times(chunk[theirs], bad_n, log.where(ours))
         else:
             columns[ours] = _convert(chunk[theirs], kinds[ours], log, ours)
+    if MALFORMED_LINE in chunk.column_names:
+        columns[MALFORMED_LINE] = chunk[MALFORMED_LINE]
     return interactions_of(columns)
 
 
@@ -179,8 +184,11 @@ def _side(mapped: Mapped, schema: Schema, owner: str, chunk_rows: int) -> pa.Tab
     have = {}
     for ours, theirs in mapped.theirs.items():
         kind = column_type(ours, schema.owned_by(owner))
-        reads_time = kind == TIME
-        have[ours] = TimeReader(theirs, mapped.unit).read(raw[theirs])[0] if reads_time else _convert(raw[theirs], kind, mapped, ours)
+        if kind == TIME:
+            have[ours], bad_n = TimeReader(theirs, mapped.unit).read(raw[theirs])
+            values.mostly_times(raw[theirs], bad_n, mapped.where(ours))
+        else:
+            have[ours] = _convert(raw[theirs], kind, mapped, ours)
     return side_table(schema, owner, have, mapped.files.name, mappable=True)
 
 

@@ -11,6 +11,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from towers.errors import DataError
+from training.sources.base import MALFORMED_LINE
 
 _PARQUET: Final = (".parquet", ".pq")
 _TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
@@ -34,7 +35,9 @@ class TableFiles:
     columns: tuple[str, ...]
 
     def read(self, columns: Sequence[str], chunk_rows: int) -> Iterator[pa.Table]:
-        """Chunks of at most `chunk_rows` rows with just these columns; CSV columns are text. A malformed CSV line is a row of nulls.
+        """Chunks of at most `chunk_rows` rows with just these columns; CSV columns are text.
+
+        A malformed CSV line is a row of nulls after the others, and `_malformed_line` says what is wrong with it.
 
         Raises:
             DataError: a shard lacks a column or cannot be read.
@@ -51,6 +54,10 @@ class TableFiles:
             try:
                 yield from read(path, list(columns), chunk_rows)
             except (pa.ArrowInvalid, OSError) as error:
+                if "straddling" in str(error):
+                    raise DataError(
+                        f"{path}: a line is longer than {_BLOCK >> 20} MiB. Is a quote left open, or the separator wrong?"
+                    ) from error
                 raise DataError(f"{path}: cannot be read ({error}). Write it again, as UTF-8 if it is CSV") from error
 
 
@@ -105,11 +112,14 @@ def _read_parquet(path: Path, columns: list[str], chunk_rows: int) -> Iterator[p
 
 
 def _read_csv(path: Path, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
-    malformed = [0]
+    malformed: list[str] = []
 
     def skip(row: pacsv.InvalidRow) -> str:
-        malformed[0] += 1
+        malformed.append(f"{row.actual_columns} fields, expected {row.expected_columns}")  # not its text, which holds the user's id
         return "skip"
+
+    def marked(table: pa.Table, wrong: list[str] | None = None) -> pa.Table:
+        return table.append_column(MALFORMED_LINE, pa.array(wrong, pa.string()) if wrong else pa.nulls(len(table), pa.string()))
 
     held: list[pa.RecordBatch] = []
     rows = 0
@@ -119,14 +129,14 @@ def _read_csv(path: Path, columns: list[str], chunk_rows: int) -> Iterator[pa.Ta
             rows += len(batch)
             while rows >= chunk_rows:
                 table = pa.Table.from_batches(held)
-                yield table.slice(0, chunk_rows)
+                yield marked(table.slice(0, chunk_rows))
                 held = table.slice(chunk_rows).to_batches()
                 rows -= chunk_rows
         last = pa.Table.from_batches(held, reader.schema)
-    if malformed[0]:
-        last = pa.concat_tables([last, pa.table({name: pa.nulls(malformed[0], pa.string()) for name in columns})])
     if len(last):
-        yield last
+        yield marked(last)
+    if malformed:
+        yield marked(pa.table({name: pa.nulls(len(malformed), pa.string()) for name in columns}), malformed)
 
 
 def _open_csv(path: Path, columns: list[str], skip: Callable[[pacsv.InvalidRow], str]) -> pacsv.CSVStreamingReader:

@@ -135,7 +135,7 @@ def _moment(text: str | None) -> int | None:
     if text is None or len(text) < _LETTERS_OF_ISO or text[4] != "-":
         return None
     try:
-        moment = datetime.fromisoformat(text.replace(" UTC", "+00:00"))
+        moment = datetime.fromisoformat(text.replace(" +0000 UTC", "+00:00").replace(" UTC", "+00:00"))
     except ValueError:
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)

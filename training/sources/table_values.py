@@ -1,11 +1,13 @@
 """Columns of users' own files to our types. Ids keep their text exactly; values that cannot be read become NaN or null, for prepare."""
 
+import ast
 import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from towers.errors import DataError
 
@@ -56,12 +58,13 @@ def as_numbers(values: pa.ChunkedArray, where: str) -> pa.Array:
 
 
 def as_lists(values: pa.ChunkedArray, where: str, separator: str) -> pa.Array:
-    """list<string>: lists as they are, text split at the separator; an empty text is an empty list."""
+    """list<string>: lists as they are, also those written as text (`["a", "b"]`); other text split at the separator; an empty text is
+    an empty list."""
     array = plain(values)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         return pa.array([None if v is None else [str(x) for x in v if x is not None] for v in array.to_pylist()], pa.list_(pa.string()))
     texts = as_text(values, where).to_pylist()
-    return pa.array([None if t is None else [x.strip() for x in t.split(separator) if x.strip()] for t in texts], pa.list_(pa.string()))
+    return pa.array([None if t is None else _split(t, separator) for t in texts], pa.list_(pa.string()))
 
 
 def as_vectors(values: pa.ChunkedArray, where: str) -> pa.Array:
@@ -88,6 +91,25 @@ def as_flags(values: pa.ChunkedArray, where: str) -> pa.Array:
     return pa.array([known.get((text or "").strip().lower()) for text in as_text(values, where).to_pylist()], pa.bool_())
 
 
+def where_text(values: pa.ChunkedArray, wanted_n: NDArray[np.bool_]) -> pa.Array:
+    """The values of some rows as text; null elsewhere."""
+    return pc.if_else(pa.array(wanted_n), plain(values).cast(pa.string()), pa.scalar(None, pa.string()))
+
+
+def mostly_times(values: pa.ChunkedArray, bad_n: NDArray[np.bool_], where: str) -> None:
+    """A column of a declared time is one: a few values that cannot be read are missing ones.
+
+    Raises:
+        DataError: most of the values are no times.
+    """
+    if np.count_nonzero(bad_n) > _MOSTLY * (len(values) - values.null_count):
+        example = plain(values)[int(np.argmax(bad_n))].as_py()
+        raise DataError(
+            f"{where} holds values such as {str(example)[:40]!r}, expected times: ISO 8601 text, or numbers of one unit"
+            " (data.timestamp_unit). Convert it, or declare another kind"
+        )
+
+
 def plain(values: pa.ChunkedArray) -> pa.Array:
     """One array, dictionaries decoded, large strings as strings."""
     array = values.combine_chunks()
@@ -96,6 +118,17 @@ def plain(values: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array.cast(pa.string()) if pa.types.is_large_string(array.type) or pa.types.is_string_view(array.type) else array
+
+
+def _split(text: str, separator: str) -> list[str]:
+    if text.startswith("[") and text.endswith("]"):  # as JSON and as pandas write a list into a CSV
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found: Any = read(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            return [str(x) for x in found if x is not None]
+    return [x.strip() for x in text.split(separator) if x.strip()]
 
 
 def _number(text: str | None) -> float | None:

@@ -31,7 +31,7 @@ def real_data() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         root = Path(os.environ.get("TOWERS_DATA_DIR") or ROOT.parent / "shared" / "data")
         if not (root / name).is_dir():
-            pytest.skip(f"dataset {name} is not under {root}; set TOWERS_DATA_DIR")
+            pytest.skip(f"no dataset: {name} is not under {root}; set TOWERS_DATA_DIR")
         return root / name
 
     return find

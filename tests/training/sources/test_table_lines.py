@@ -1,0 +1,83 @@
+"""Lines and values of users' own files that are not what the header or the declarations promise."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from towers.errors import ConfigError, DataError
+from towers.schema import Feature, make_schema
+from training.npy_stream import NpyWriter
+from training.sources import open_source
+from training.spill import Spill
+
+HEADER = "user_id,item_id,timestamp\n"
+
+
+@pytest.fixture
+def opened(data_config: Any, tmp_path: Path) -> Any:
+    def make(log: str, **settings: Any) -> Any:
+        (tmp_path / "log.csv").write_text(log)
+        return open_source(data_config("table", path=str(tmp_path), interactions="log.csv", **settings))
+
+    return make
+
+
+def rows(source: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pa.concat_tables(source.interactions()).to_pylist()
+    return found
+
+
+def test_a_malformed_line_is_a_row_that_says_so_and_not_who(opened: Any) -> None:
+    good, bad = rows(opened(HEADER + "ann,x\nbob,y,1706702400\n"))
+    assert good["user_id"] == "bob" and good["_malformed_line"] is None
+    assert bad["user_id"] is None and bad["_malformed_line"] == "2 fields, expected 3"
+
+
+def test_an_endless_line_is_named(opened: Any) -> None:
+    with pytest.raises(DataError, match="a line is longer than 16 MiB"):
+        rows(opened(HEADER + "a," + "x" * (40 << 20) + ",1\n"))
+
+
+@pytest.mark.parametrize("text", ['"[""a"", ""b""]"', "\"['a', 'b']\"", "a|b", "[a|b]"])
+def test_lists_written_as_text(opened: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "items.csv").write_text(f"item_id,categories\nx,{text}\n")
+    found = opened(HEADER, items="items.csv").items["categories"].to_pylist()
+    assert found == [["[a", "b]"] if text == "[a|b]" else ["a", "b"]]
+
+
+def test_a_declared_time_that_is_none_is_refused(opened: Any, tmp_path: Path) -> None:
+    when = {"name": "when", "kind": "time", "owner": "context"}
+    with pytest.raises(DataError, match=r"'when' \(when\) holds values such as 'red', expected times"):
+        rows(
+            opened("user_id,item_id,timestamp,when\na,x,1706702400,red\nb,x,1706702400,2024-01-01\nc,x,1706702400,blue\n", features=[when])
+        )
+    (tmp_path / "items.csv").write_text("item_id,created_at\nx,new\ny,old\n")
+    with pytest.raises(DataError, match=r"'created_at' .*'new', expected times"):
+        opened(HEADER, items="items.csv")
+
+
+def test_a_time_as_go_writes_it(opened: Any, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,created_at\nx,2024-01-31 12:00:00 +0000 UTC\n")
+    assert opened(HEADER, items="items.csv").items["created_at"][0].as_py().isoformat() == "2024-01-31T12:00:00+00:00"
+
+
+@pytest.mark.parametrize("setting", ["max_values", "min_count", "buckets"])
+def test_sizes_of_a_feature_are_at_least_one(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.features\.words\.{setting}: got 0, expected at least 1"):
+        make_schema([Feature("words", "text", "item", **{setting: 0})], "time", {})
+
+
+def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
+    """/dev/full takes no byte, as a full disk does; the message of ndarray.tofile would not say why."""
+    with pytest.raises(OSError) as told, NpyWriter(Path("/dev/full"), np.int64) as writer:
+        writer.append(np.zeros(1 << 20, np.int64))
+    assert told.value.errno == errno.ENOSPC
+    spill = Spill(tmp_path, np.dtype([("key_hi", "<u8"), ("rest", "<i8", (2,))]))
+    (tmp_path / "00.records").symlink_to("/dev/full")
+    with pytest.raises(OSError) as told:
+        spill.append(np.zeros(1 << 18, spill.dtype))
+    assert told.value.errno == errno.ENOSPC

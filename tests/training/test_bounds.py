@@ -1,0 +1,63 @@
+"""Every number among the settings has its bounds, and what lies outside is refused by name."""
+
+import dataclasses
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+import pytest
+
+from towers.errors import ConfigError
+from training.bounds import BOUNDS
+from training.config import TrainingConfig, validate
+
+ELSEWHERE = ("model.", "split.valid_share", "split.test_share", "data.synthetic.")
+"""Checked where they are used: ModelConfig.validate, training.config.validate, the synthetic source."""
+
+
+def numbers(schema: Any, where: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            yield from numbers(field.type, f"{where}{field.name}.")
+        elif field.type in (int, float):
+            yield where + field.name
+
+
+def test_every_number_has_bounds() -> None:
+    assert {key for key in numbers(TrainingConfig) if not key.startswith(ELSEWHERE)} <= set(BOUNDS)
+
+
+def test_the_defaults_lie_within() -> None:
+    validate(TrainingConfig(run_dir="here"))
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_what_lies_outside_is_refused_by_name(key: str, value: float) -> None:
+    config = TrainingConfig(run_dir="here")
+    owner, _, name = key.rpartition(".")
+    setattr(attrgetter(owner)(config) if owner else config, name, value)
+    with pytest.raises(ConfigError, match=f"^{key}: got {value}, expected"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "value"),
+    [
+        ("history", "heads", 0), ("history", "layers", 0), ("user_head", "dropout", 1.0), ("item_head", "hidden", [8, 0]),
+    ],
+)  # fmt: skip
+def test_shapes_of_the_model_are_refused_before_it_is_built(part: str, setting: str, value: Any) -> None:
+    config = TrainingConfig(run_dir="here")
+    setattr(getattr(config.model, part), setting, value)
+    with pytest.raises(ConfigError, match=rf"^model\.{part}\.{setting}: "):
+        validate(config)
+
+
+def test_no_negatives_at_all_are_refused() -> None:
+    config = TrainingConfig(run_dir="here")
+    config.negatives.count = 0
+    with pytest.raises(ConfigError, match=r"negatives\.count: got 0"):
+        validate(config)
+    config.negatives.name = "in_batch"
+    validate(config)

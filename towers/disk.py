@@ -1,0 +1,25 @@
+"""When the disk says no: what a job tells instead of a traceback."""
+
+import errno
+import os
+
+from towers.errors import DataError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+def disk_error(error: OSError, run_dir: str) -> DataError | None:
+    """The DataError for a full or closed disk; None for other failures, which are ours.
+
+    Args:
+        error: what a library raised while a job ran.
+        run_dir: the job's folder, named where the library does not say which file it was.
+    """
+    if error.errno not in _FULL + _CLOSED:
+        return None
+    advice = "Free some space, or choose another run_dir" if error.errno in _FULL else "Check its permissions and its disk"
+    return DataError(
+        f"{error.filename or run_dir}: {os.strerror(error.errno)}. {advice}, then run the same command again; what was finished before"
+        " is as it was"
+    )

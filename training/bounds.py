@@ -1,0 +1,69 @@
+"""The numbers that settings may have, in one table. Nothing here imports torch."""
+
+import math
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+from towers.errors import ConfigError
+
+
+class Bound(NamedTuple):
+    """Least and greatest value, both allowed, and how the message says it."""
+
+    least: float
+    most: float
+    words: str
+
+
+_TINY: Final = math.ulp(0.0)
+_HUGE: Final = 1.7e308
+_ANY: Final = Bound(0, _HUGE, "0 or more")
+_SOME: Final = Bound(1, _HUGE, "at least 1")
+_ABOVE: Final = Bound(_TINY, _HUGE, "a number above 0")
+_SHARE: Final = Bound(0, 1, "a share between 0 and 1")
+_OFF: Final = Bound(0, _HUGE, "at least 1, or 0 to switch it off")
+_SEED: Final = Bound(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
+
+BOUNDS: Final = {
+    "seed": _SEED,
+    "data.synthetic.seed": _SEED,
+    "data.chunk_rows": _SOME,
+    "data.min_user_events": _ANY,
+    "data.min_item_events": _ANY,
+    "data.max_rejected_share": _SHARE,
+    "split.seed": _SEED,
+    "loss.full_up_to": _ANY,
+    "loss.logq_correction": _ANY,
+    "negatives.count": _ANY,
+    "optim.lr": _ABOVE,
+    "optim.weight_decay": _ANY,
+    "optim.warmup_share": _SHARE,
+    "optim.clip_norm": _OFF._replace(words="a number above 0, or 0 to switch it off"),
+    "trainer.batch_size": _OFF._replace(words="at least 1, or 0 for the sampler's own"),
+    "trainer.epochs": _SOME,
+    "trainer.max_steps": _OFF,
+    "trainer.evaluate_every": _OFF,
+    "trainer.patience": _OFF,
+    "trainer.checkpoint_every": _OFF,
+    "trainer.keep_checkpoints": _SOME,
+    "trainer.log_every": _SOME,
+    "trainer.threads": Bound(0, 1024, "1 to 1024, or 0 for all cores"),
+    "evaluate.draws": _SOME,
+    "evaluate.max_queries": Bound(0, _HUGE, "0 (all) or more"),
+    "export.rows_per_shard": _SOME,
+    "export.history_events": _ANY,
+    "demo.k": _SOME,
+    "demo.port": Bound(0, 65535, "a port, or 0 for a free one"),
+}
+
+
+def check_bounds(config: Any) -> None:
+    """Every number of BOUNDS lies within; NaN lies nowhere.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for key, (least, most, words) in BOUNDS.items():
+        value = attrgetter(key)(config)
+        if not least <= value <= most:
+            raise ConfigError(f"{key}: got {value}, expected {words}")
