@@ -19,7 +19,7 @@ TORCH_TIER = {"towers.features", "towers.encoders", "towers.model", "towers.runt
 DOORS = {
     "torch": lambda m: m in TORCH_TIER or m.startswith("training."),
     "hydra": lambda m: m in ("towers.job", "training.config", "serving.config"),
-    "omegaconf": lambda m: m in ("towers.job", "training.config", "serving.config"),
+    "omegaconf": lambda m: m in ("towers.job", "training.config", "training.data_config", "serving.config"),
     "faiss": lambda m: m.startswith("serving.index."),
     "starlette": lambda m: m in ("serving.app", "serving.serve"),
     "uvicorn": lambda m: m in ("serving.app", "serving.serve"),

@@ -10,7 +10,7 @@ import torch
 
 from towers.errors import ConfigError
 from towers.lookups import gather, plan_towers
-from towers.model import ExportCore, TwoTower, missing_value, normalise
+from towers.model import ExportCore, TwoTower
 from towers.model_config import HeadConfig, HistoryConfig, InputSpec, ModelConfig
 from training.loss import full_softmax
 
@@ -230,18 +230,6 @@ def test_context_is_hidden_whole_row_by_row(positions):
     assert torch.equal(gathered["context.speed"][~hidden], batch["context.speed"][~hidden])
 
 
-def test_missing_values_are_those_of_preprocessing():
-    for kind, like, expected in (
-        ("categorical", torch.ones(2, dtype=torch.int32), [2, 2]),
-        ("time", torch.ones(1, 2, dtype=torch.int32), [[2, 2]]),
-        ("multi_categorical", torch.ones(1, 3, dtype=torch.int32), [[2, 0, 0]]),
-        ("text", torch.ones(1, 3, dtype=torch.int32), [[0, 0, 0]]),
-        ("numeric", torch.ones(1, 2), [[0.0, 1.0]]),
-        ("dense", torch.ones(1, 2), [[0.0, 0.0]]),
-    ):
-        assert missing_value(InputSpec("context.x", kind, 3, 2, "x"), like).tolist() == expected
-
-
 def test_temperature_fixed_and_learned():
     assert build(temperature=0.2).temperature().item() == pytest.approx(0.2)
     model = build(temperature=0.2, learn_temperature=True)
@@ -256,14 +244,6 @@ def test_temperature_fixed_and_learned():
 def test_the_same_seed_gives_the_same_weights():
     one, two = build("transformer", "mlp"), build("transformer", "mlp")
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-
-
-def test_normalise_keeps_zero_and_has_finite_gradients():
-    zero = torch.zeros(2, 4, requires_grad=True)
-    out = normalise(zero)
-    out.sum().backward()
-    assert not out.any() and torch.isfinite(zero.grad).all()
-    assert normalise(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""Small parts of the towers: what stands for a missing value, and unit length."""
+
+import torch
+
+from towers.model import missing_value, normalise
+from towers.model_config import InputSpec
+
+
+def test_missing_values_are_those_of_preprocessing():
+    for kind, like, expected in (
+        ("categorical", torch.ones(2, dtype=torch.int32), [2, 2]),
+        ("time", torch.ones(1, 2, dtype=torch.int32), [[2, 2]]),
+        ("multi_categorical", torch.ones(1, 3, dtype=torch.int32), [[2, 0, 0]]),
+        ("text", torch.ones(1, 3, dtype=torch.int32), [[0, 0, 0]]),
+        ("numeric", torch.ones(1, 2), [[0.0, 1.0]]),
+        ("dense", torch.ones(1, 2), [[0.0, 0.0]]),
+    ):
+        assert missing_value(InputSpec("context.x", kind, 3, 2, "x"), like).tolist() == expected
+
+
+def test_normalise_keeps_zero_and_has_finite_gradients():
+    zero = torch.zeros(2, 4, requires_grad=True)
+    out = normalise(zero)
+    out.sum().backward()
+    assert not out.any() and torch.isfinite(zero.grad).all()
+    assert normalise(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
