@@ -32,14 +32,15 @@ class LossConfig:
     """The training objective.
 
     Attributes:
-        name: auto | sampled_softmax | full_softmax. auto takes full_softmax where the catalogue has at most `full_up_to` items.
+        name: auto | sampled_softmax | full_softmax (exact: every item is a candidate).
+        exact_worth: auto takes the exact softmax while a target costs at most this many times what it costs against sampled negatives.
         logq_correction: strength of the logQ correction: 1 = unbiased, 0 = off (favours the tail).
         remove_accidental_hits: negatives equal to the row's positive do not count.
         precision: auto | fp32 | bf16: of the loss's matrix products. auto = bf16 where the processor multiplies it natively.
     """
 
     name: str = "auto"
-    full_up_to: int = 5000
+    exact_worth: float = 3.0
     logq_correction: float = 1.0
     remove_accidental_hits: bool = True
     precision: str = "auto"
@@ -55,10 +56,22 @@ class NegativesConfig:
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule: adam, learning rate, decoupled weight decay, linear warm-up then constant | cosine."""
+    """Optimiser and schedule. Everything but the large tables (ids of items, history and users) is always trained by Adam.
 
-    name: str = "adam"
+    Attributes:
+        name: auto | adam | lazy_adam | rowwise_adagrad: of the large tables. adam moves every row at every step; the other two move
+            the rows that the step looked up, at a cost that does not grow with the table. rowwise_adagrad keeps one number a row
+            where lazy_adam keeps two rows. auto = lazy_adam for tables of which a step reads a part, adam for the others.
+        lr: learning rate.
+        table_lr: that of tables which lazy_adam or rowwise_adagrad train; 0 = lr.
+        weight_decay: decoupled; of a sparse table's row it is taken where the row is moved.
+        schedule: constant | cosine, after a linear warm-up over `warmup_share` of the steps.
+        clip_norm: longest gradient, all parameters together; 0 = any.
+    """
+
+    name: str = "auto"
     lr: float = 0.003
+    table_lr: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_share: float = 0.03
@@ -70,8 +83,10 @@ class TrainerConfig:
     """The loop.
 
     Attributes:
-        sampler: auto | event | sequence. auto = sequence for a transformer, else event.
-        batch_size: examples a step: events, or windows of the sequence sampler. 0 = 1024 events or 128 windows.
+        sampler: auto | event | sequence | user: what an example is: one event, a window of events (transformer), or all of a user's events
+            divided into a history and targets. auto = sequence for a transformer; else user for data without order where the loss is exact
+            (grouped by user it costs least); else event.
+        batch_size: examples a step. 0 = 1024 events, 128 windows or 512 users.
         device: auto | cpu | cuda.
         precision: fp32 | bf16 (autocast).
         max_steps: 0 = no bound besides epochs.
@@ -192,9 +207,9 @@ def validate(config: TrainingConfig) -> None:
     _choice("loss.name", config.loss.name, ("auto", "sampled_softmax", "full_softmax"))
     _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))
     _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "mixed"))
-    _choice("optim.name", config.optim.name, ("adam",))
+    _choice("optim.name", config.optim.name, ("auto", "adam", "lazy_adam", "rowwise_adagrad"))
     _choice("optim.schedule", config.optim.schedule, ("constant", "cosine"))
-    _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence"))
+    _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
     _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
     _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
@@ -224,6 +239,15 @@ def validate(config: TrainingConfig) -> None:
     ):
         if value < 1:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
+    for key, rate in (("optim.lr", config.optim.lr), ("optim.table_lr", config.optim.table_lr)):
+        if not 0 <= rate < float("inf") or (rate == 0 and key == "optim.lr"):
+            raise ConfigError(f"{key}: got {rate}, expected a number above 0")
+    if config.optim.table_lr and config.optim.name == "adam":
+        raise ConfigError(
+            "optim.table_lr: optim.name=adam trains tables with optim.lr. Leave it 0, or use optim=lazy_adam or rowwise_adagrad"
+        )
+    if not config.loss.exact_worth >= 0:
+        raise ConfigError(f"loss.exact_worth: got {config.loss.exact_worth}, expected at least 0 (0 = never exact)")
     if config.evaluate.max_queries < 0:
         raise ConfigError(f"evaluate.max_queries: got {config.evaluate.max_queries}, expected 0 (all) or more")
     if config.trainer.batch_size < 0:

@@ -102,7 +102,8 @@ def test_no_prepared_data(make_config, tmp_path):
         run(make_config())
 
 
-def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weights, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("optim", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weights, tmp_path, monkeypatch, capsys, optim):
     """Ctrl-C anywhere: the next run starts from the newest checkpoint and ends as if nothing had been."""
     real = trainer.Trainer.train_step
 
@@ -113,10 +114,10 @@ def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weig
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer.Trainer, "train_step", interrupted)
-        run(make_config())
+        run(make_config(OptimConfig(name=optim)))
     assert not (tmp_path / "train.json").exists()
-    run(make_config())
+    run(make_config(OptimConfig(name=optim)))
     assert "continuing after step" in capsys.readouterr().out
     continued = weights()
-    run(make_config(resume=False))
+    run(make_config(OptimConfig(name=optim), resume=False))
     assert all(torch.equal(tensor, continued[name]) for name, tensor in weights().items())
