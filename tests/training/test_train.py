@@ -62,7 +62,7 @@ def test_a_run_writes_its_results(make_run):
     run_dir = make_run("run")
     done = train(run_dir, "trainer.epochs=2", "trainer.batch_size=64")
     assert done.stdout.splitlines()[-1] == f"train: done -> {run_dir / 'train.json'}"
-    assert "full_softmax" in done.stdout and "loss.full_up_to" in done.stdout
+    assert "full_softmax" in done.stdout and "a target costs about" in done.stdout
     assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 2
     result = json.loads((run_dir / "train.json").read_text())
     assert set(result) == {"run", "valid", "best_epoch", "epochs"}

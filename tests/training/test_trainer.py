@@ -13,7 +13,8 @@ from towers.runtime import TorchRuntime
 from training.batches import user_inputs
 from training.checkpoint import Checkpointer
 from training.config import LossConfig, NegativesConfig, OptimConfig, TrainerConfig
-from training.examples import EventSampler, SequenceSampler, TrainingEvents
+from training.events import TrainingEvents
+from training.examples import EventSampler, SequenceSampler
 from training.loader import Loader
 from training.objective import CandidateItems, choose_objective
 from training.optim import Optimizer
@@ -36,7 +37,7 @@ def make_trainer(
     sampler = SequenceSampler(events, length) if model_config.history.name == "transformer" else EventSampler(events)
     loader = Loader(data, events, sampler, length=length, batch_size=config.batch_size, seed=seed)
     items = CandidateItems(data, events, torch.device("cpu"))
-    objective, _ = choose_objective(LossConfig(name=loss), NegativesConfig(negatives, 32), items, data.n_items)
+    objective, _ = choose_objective(LossConfig(name=loss), NegativesConfig(negatives, 32), items, "")
     steps = total_steps(config, loader)
     optimizer = Optimizer(model, optim or OptimConfig(lr=0.03), steps)
     progress = Progress()
@@ -245,12 +246,12 @@ def test_a_batch_of_one_trains(tmp_path, toy):
     assert trainer.fit().step == 2
 
 
-def test_loss_by_catalogue_size_is_chosen_and_said(toy):
+def test_the_loss_is_said(toy):
     items = CandidateItems(toy, TrainingEvents.select(toy, (TRAIN,)), torch.device("cpu"))
-    objective, why = choose_objective(LossConfig(full_up_to=40), NegativesConfig(), items, toy.n_items)
-    assert objective.name == "full_softmax" and "40 items, at most loss.full_up_to=40" in why and "over 39 items" in why
-    objective, why = choose_objective(LossConfig(full_up_to=39), NegativesConfig(), items, toy.n_items)
-    assert objective.name == "sampled_softmax" and "mixed negatives, 1024 drawn" in why and "more than" in why
+    objective, why = choose_objective(LossConfig("full_softmax"), NegativesConfig(), items, "cheap enough")
+    assert objective.name == "full_softmax" and "over 39 items" in why and "(cheap enough; " in why
+    objective, why = choose_objective(LossConfig("sampled_softmax"), NegativesConfig(), items, "asked for")
+    assert objective.name == "sampled_softmax" and "mixed negatives, 1024 drawn (asked for; " in why
 
 
 def test_items_never_met_in_training_are_no_candidates(toy):
