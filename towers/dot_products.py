@@ -25,8 +25,8 @@ from torch import Tensor
 from towers.errors import DataError
 
 _LARGEST = 1e38
-_PAIRS = 1 << 16
-"""Pairs rescored at a time."""
+_PAIRS = 4096
+"""Pairs rescored at a time, in arrays kept for it: fresh ones of this size would cost more than the sums."""
 
 
 class Shape(NamedTuple):
@@ -38,9 +38,9 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, items: int, k: int) -> Self:
-        """Coarse groups 16 times as many as k; groups of about sqrt(I / k) / 2 items, which weighs both passes."""
+        """Coarse groups 16 times as many as k; groups of about sqrt(I / k) / 4 items, which weighs both passes."""
         together = 1 << max(0, int(math.log2(max(1.0, items / (16 * k)))))
-        size = min(together, 1 << max(0, round(math.log2(max(1.0, items / k)) / 2) - 1))
+        size = min(together, 1 << max(0, round(math.log2(max(1.0, items / k)) / 2) - 2))
         per_coarse = together // size
         coarse = -(-items // (together * 8)) * 8
         return cls(coarse * per_coarse, size, coarse)
@@ -66,15 +66,6 @@ class DotProducts:
     def part(self, queries: slice) -> "DotProducts":
         """The same items for some of the queries."""
         return DotProducts(self.user_QHD[queries], self.item_ID, self.half)
-
-    def exact(self, query_P: Tensor, item_P: Tensor) -> Tensor:
-        """float32 [P]: the exact scores of pairs."""
-        scores_P = torch.empty(len(query_P), device=self.item_ID.device)
-        for start in range(0, len(query_P), _PAIRS):
-            block = slice(start, start + _PAIRS)
-            user_PHD, item_PD = self.user_QHD[query_P[block]].double(), self.item_ID[item_P[block]]
-            scores_P[block] = (user_PHD * item_PD.unsqueeze(1)).sum(2).amax(1).float()
-        return scores_P
 
 
 def dot_products(user_QD: Tensor | NDArray[np.float32], item_ID: Tensor | NDArray[np.float32], half: bool = False) -> DotProducts:
@@ -122,12 +113,11 @@ class Finder:
         item_WD[:items] = products.item_ID
         self._item_DW = item_WD.T
         self._buffer = torch.empty(block * heads, width, dtype=kind, device=device)
-        rounded = item_WD[:items].float()
-        self._longest = _longest(products.item_ID) if items else 0.0
-        self._longest_off = _longest(products.item_ID - rounded) if items else 0.0
         self._rounding = torch.finfo(kind).eps / 2 if products.half else 0.0
-        # Sums of D products in float32, with room to spare; torch may be told to multiply float32 with fewer bits.
-        self._sum = (dim + 8) * 2.0**-22 + (0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-6)
+        self._error_Q1 = self._errors(products.user_QHD, item_WD[:items].float(), dim)
+        self._item_PD = torch.empty(_PAIRS, dim, device=device)
+        self._wide_PD = self._item_PD.double()
+        self._user_PHD = torch.empty(_PAIRS, heads, dim, dtype=torch.float64, device=device)
         self._offsets_G = torch.arange(self.shape.size, device=device) * self.shape.groups
 
     def approximate(self, queries: slice) -> Tensor:
@@ -145,28 +135,48 @@ class Finder:
         highest_BN = score_BW.view(rows, size, groups).amax(1)
         coarse_BM = highest_BN.view(rows, -1, coarse).amax(1)
         least_B1 = self._least(queries, coarse_BM)
-        query_S, group_S = torch.nonzero((highest_BN >= least_B1) & (highest_BN > -torch.inf), as_tuple=True)
+        query_S, group_S = torch.nonzero(highest_BN >= least_B1, as_tuple=True)
         cell_SG = (query_S * (groups * size) + group_S).unsqueeze(1) + self._offsets_G
         score_SG = score_BW.view(-1)[cell_SG]
-        place_P, within_P = torch.nonzero((score_SG >= least_B1[query_S]) & (score_SG > -torch.inf), as_tuple=True)
+        place_P, within_P = torch.nonzero(score_SG >= least_B1[query_S], as_tuple=True)
         return query_S[place_P], group_S[place_P] + within_P * groups
 
+    def exact(self, queries: slice, query_P: Tensor, item_P: Tensor) -> Tensor:
+        """float32 [P]: the exact scores of pairs (query of the block, item)."""
+        user_BHD = self._products.user_QHD[queries].double()
+        score_P = torch.empty(len(query_P), device=item_P.device)
+        for start in range(0, len(query_P), _PAIRS):
+            block = slice(start, min(start + _PAIRS, len(query_P)))
+            size = block.stop - start
+            item_PD, user_PHD, wide_PD = self._item_PD[:size], self._user_PHD[:size], self._wide_PD[:size]
+            torch.index_select(self._products.item_ID, 0, item_P[block], out=item_PD)
+            torch.index_select(user_BHD, 0, query_P[block], out=user_PHD)
+            score_P[block] = user_PHD.mul_(wide_PD.copy_(item_PD).unsqueeze(1)).sum(2).amax(1)
+        return score_P
+
     def _least(self, queries: slice, coarse_BM: Tensor) -> Tensor:
-        """[B, 1]: the least approximate score that may belong among the k best, in the scores' own precision."""
+        """[B, 1]: the least approximate score that may belong among the k best, in the scores' own precision; never -inf."""
+        lowest = torch.finfo(coarse_BM.dtype).min
         if coarse_BM.shape[1] < self._k:
-            return torch.full_like(coarse_BM[:, :1], -torch.inf)
+            return torch.full_like(coarse_BM[:, :1], lowest)
         kth_B1 = coarse_BM.float().topk(self._k, dim=1, sorted=False).values.amin(1, keepdim=True)
-        user_BHD = self._products.user_QHD[queries]
-        rounded_BHD = user_BHD.to(coarse_BM.dtype).float()
-        off_B1, long_B1 = ((v.norm(dim=2).amax(1, keepdim=True)) for v in (user_BHD - rounded_BHD, rounded_BHD))
-        # Below the smallest normal number products may be flushed to zero.
-        tiny = user_BHD.shape[2] * 2.0**-124 * (1 + self._longest + user_BHD.abs().amax((1, 2)).unsqueeze(1))
-        reach = self._longest + self._longest_off
-        error_B1 = (off_B1 * reach + long_B1 * self._longest_off + long_B1 * reach * self._sum) * 1.001 + tiny
         # Rounding keeps order, so the bound may be rounded as the scores were.
-        least_B1: Tensor = kth_B1 - kth_B1.abs() * (self._rounding * 1.001 + 2.0**-20) - 2 * error_B1
-        return least_B1.to(coarse_BM.dtype)
+        least_B1 = kth_B1 - kth_B1.abs() * (self._rounding * 1.001 + 2.0**-20) - 2 * self._error_Q1[queries]
+        return least_B1.to(coarse_BM.dtype).clamp_(min=lowest)
+
+    def _errors(self, user_QHD: Tensor, rounded_ID: Tensor, dim: int) -> Tensor:
+        """[Q, 1]: E of each query."""
+        item_ID = self._products.item_ID
+        longest, longest_off = _longest(item_ID), _longest(item_ID - rounded_ID)
+        rounded_QHD = user_QHD.to(self._buffer.dtype).float()
+        off_Q1, long_Q1 = (v.norm(dim=2).amax(1, keepdim=True) for v in (user_QHD - rounded_QHD, rounded_QHD))
+        reach = longest + longest_off
+        # Sums of D products in float32, with room to spare; torch may be told to multiply float32 with fewer bits.
+        summed = (dim + 8) * 2.0**-22 + (0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-6)
+        # Below the smallest normal number products may be flushed to zero.
+        tiny_Q1 = dim * 2.0**-124 * (1 + longest + user_QHD.abs().amax((1, 2)).unsqueeze(1))
+        return (off_Q1 * reach + long_Q1 * longest_off + long_Q1 * reach * summed) * 1.001 + tiny_Q1
 
 
 def _longest(vectors: Tensor) -> float:
-    return float(vectors.norm(dim=1).max())
+    return float(vectors.norm(dim=1).max()) if len(vectors) else 0.0

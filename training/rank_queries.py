@@ -18,7 +18,9 @@ from training.interactions import Interactions
 from training.queries import Queries
 
 _BLOCK_ROWS, _BLOCK_QUERIES = 512, 4096
-"""Rows encoded at a time, and queries ranked at a time."""
+"""Items encoded at a time, and queries ranked at a time."""
+_BLOCK_EVENTS = 1 << 14
+"""History events encoded at a time: a transformer keeps some ten numbers by dimension of each, and 100 weights a head."""
 
 
 def rank_queries(
@@ -70,7 +72,8 @@ def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "
         length: history events the user tower takes.
         label: names the progress bar on standard error; "" = no bar.
     """
-    return np.concatenate([runtime.user(queries.inputs(block, length)).vectors_BHD for block in _blocks(len(queries), label)])
+    blocks = _blocks(len(queries), label, max(1, _BLOCK_EVENTS // length))
+    return np.concatenate([runtime.user(queries.inputs(block, length)).vectors_BHD for block in blocks])
 
 
 def _blocks(rows: int, label: str = "", size: int = _BLOCK_ROWS) -> "tqdm[slice]":
