@@ -85,3 +85,16 @@ class Tracker:
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+
+
+class Silence:
+    """A tracker that tells nothing: of several processes, the first one speaks."""
+
+    def step(self, pace: Pace, scalars: Mapping[str, float]) -> None: ...
+
+    def epoch(self, pace: Pace, metrics: Mapping[str, float], monitor: str, best: bool) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
