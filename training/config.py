@@ -48,10 +48,22 @@ class LossConfig:
 
 @dataclass
 class NegativesConfig:
-    """Where sampled negatives come from: in_batch | uniform | mixed, and how many are drawn uniformly."""
+    """Where sampled negatives come from.
+
+    Attributes:
+        name: in_batch (the batch's other targets) | uniform | popularity (by how often an item is a target, to the power `alpha`) |
+            mixed (in_batch and uniform) | hard (mixed, and what the model ranks highest for users who did not choose it).
+        count: drawn a step, besides the batch's own; 0 with in_batch.
+        alpha: of popularity: 1 = as often as met, 0 = uniform.
+        hard_share: with hard, the share of `count` that is drawn from the mined items.
+        refresh_every: with hard, steps between two minings; each scores all items for up to 256 users.
+    """
 
     name: str = "mixed"
     count: int = 1024
+    alpha: float = 0.75
+    hard_share: float = 0.5
+    refresh_every: int = 100
 
 
 @dataclass
@@ -97,6 +109,8 @@ class TrainerConfig:
         keep_checkpoints: newest ones kept, besides the best.
         resume: continue from the newest checkpoint of run_dir.
         threads: torch CPU threads; 0 = all cores.
+        init_from: start from the weights of a trained model: a bundle, a folder of bundles, a run_dir or its model/. Rows follow their
+            ids, new ids start from the OOV or the mean row.
     """
 
     sampler: str = "auto"
@@ -113,6 +127,7 @@ class TrainerConfig:
     log_every: int = 20
     resume: bool = True
     threads: int = 0
+    init_from: str | None = None
 
 
 @dataclass
@@ -206,7 +221,7 @@ def validate(config: TrainingConfig) -> None:
     _choice("split.name", config.split.name, ("global_temporal", "leave_one_out", "given", "item_cold"))
     _choice("loss.name", config.loss.name, ("auto", "sampled_softmax", "full_softmax"))
     _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))
-    _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "mixed"))
+    _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "popularity", "mixed", "hard"))
     _choice("optim.name", config.optim.name, ("auto", "adam", "lazy_adam", "rowwise_adagrad"))
     _choice("optim.schedule", config.optim.schedule, ("constant", "cosine"))
     _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
@@ -246,6 +261,12 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(
             "optim.table_lr: optim.name=adam trains tables with optim.lr. Leave it 0, or use optim=lazy_adam or rowwise_adagrad"
         )
+    if not 0 <= config.negatives.hard_share <= 1:
+        raise ConfigError(f"negatives.hard_share: got {config.negatives.hard_share}, expected a share between 0 and 1")
+    if not 0 <= config.negatives.alpha <= 4:
+        raise ConfigError(f"negatives.alpha: got {config.negatives.alpha}, expected between 0 (uniform) and 4")
+    if config.negatives.refresh_every < 1:
+        raise ConfigError(f"negatives.refresh_every: got {config.negatives.refresh_every}, expected at least 1 step")
     if not config.loss.exact_worth >= 0:
         raise ConfigError(f"loss.exact_worth: got {config.loss.exact_worth}, expected at least 0 (0 = never exact)")
     if config.evaluate.max_queries < 0:

@@ -10,6 +10,7 @@ from towers.columns import TRAIN
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import save_model
+from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
 from training.choice import Sizes, choose
 from training.config import TrainingConfig
@@ -20,11 +21,12 @@ from training.examples import EventSampler, Sampler, SequenceSampler, UserSample
 from training.facts import Stopwatch, config_hash, run_facts
 from training.interactions import Interactions
 from training.loader import MOST_TARGETS, Loader
-from training.objective import CandidateItems, Objective, choose_objective
+from training.objective import Objective, choose_objective
 from training.optim import Optimizer, choose_tables
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
+from training.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,13 @@ def run(config: TrainingConfig) -> str:
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
     with join(device) as processes:
-        parts = assemble(config, Interactions.open(run_dir / "prepared"), device, processes)
+        data = Interactions.open(run_dir / "prepared")
+        parts = assemble(config, data, device, processes)
         restored = restore(parts, config.trainer.resume)
+        if config.trainer.init_from and not parts.progress.step:
+            carried = warm_start(parts.model, data.preprocessor, config.trainer.init_from)
+            if processes.first:
+                print(f"train: {carried}", flush=True)
         several = f" on {processes.size} processes" if processes.size > 1 else ""
         if processes.first:
             print(
@@ -108,7 +115,7 @@ def assemble(config: TrainingConfig, data: Interactions, device: torch.device, p
     progress = Progress()
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints",
-        {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress},
+        {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
         config_hash=data_and_config_hash(config, data),
         every=config.trainer.checkpoint_every,
         keep=config.trainer.keep_checkpoints,

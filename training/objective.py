@@ -4,7 +4,6 @@ Legend: B rows, N targets of a batch, I items of the catalogue, K candidate item
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,53 +14,13 @@ from torch import Tensor
 from towers.batch import FeatureBatch, TrainBatch
 from towers.model import TwoTower
 from towers.runtime import to_tensors
+from training.candidates import CandidateItems
 from training.config import LossConfig, NegativesConfig
 from training.device import choose_half
-from training.distributed import ALONE, Processes
-from training.events import TrainingEvents
-from training.interactions import Interactions
+from training.distributed import ALONE, Part, Processes
+from training.hard_negatives import Miner
 from training.loss import full_softmax, sampled_softmax
-from training.negatives import draw
-
-
-class CandidateItems:
-    """The items that a training loss ranks: those with at least one training event.
-
-    Items that training has never met are left out. A loss that met them as negatives only would teach the towers to rank every
-    new item last.
-
-    Attributes:
-        rows_K: their catalogue rows, ascending.
-        counts_K: how often each is a target.
-    """
-
-    def __init__(self, data: Interactions, events: TrainingEvents, device: torch.device) -> None:
-        self.rows_K = events.items(data)
-        self.counts_K = events.target_counts(data)[self.rows_K]
-        self._features = data.item_features
-        self._place_I = np.full(data.n_items, -1, np.int64)
-        self._place_I[self.rows_K] = np.arange(len(self.rows_K))
-        self.device = device
-
-    def __len__(self) -> int:
-        return len(self.rows_K)
-
-    @cached_property
-    def inputs(self) -> dict[str, Tensor]:
-        """The item tower's inputs of all of them, [K, ...], on the device. Only a loss that scores every item asks for them: the features
-        of a large catalogue stay in their memory-mapped files."""
-        return self._take(self.rows_K)
-
-    def places(self, rows_N: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Catalogue rows -> places among the K."""
-        return self._place_I[rows_N]
-
-    def take(self, places_C: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Item tower inputs of some of them."""
-        return self._take(self.rows_K[places_C])
-
-    def _take(self, rows_C: NDArray[np.int64]) -> dict[str, Tensor]:
-        return to_tensors({name: array[rows_C] for name, array in self._features.items()}, self.device)
+from training.negatives import PROPOSALS, Negatives
 
 
 class Objective(Protocol):
@@ -72,6 +31,10 @@ class Objective(Protocol):
 
     name: str
     items: CandidateItems
+
+    def parts(self) -> Mapping[str, Part]:
+        """What has state, by name."""
+        ...
 
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         """The loss of a batch, a scalar with gradient; all randomness of negatives comes from `rng`."""
@@ -87,6 +50,9 @@ class FullSoftmax:
         self.items = items
         self._half = half
         self._processes = processes
+
+    def parts(self) -> Mapping[str, Part]:
+        return {}
 
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         targets = targets_of(model, batch, self.items)
@@ -109,14 +75,19 @@ class SampledSoftmax:
         self._half = half
         self._processes = processes
         self._config = config
-        self._negatives = negatives
+        self._negatives = Negatives(negatives, items.counts_K)
+        self._miner = Miner(items, negatives, processes) if PROPOSALS[negatives.name].mined else None
+
+    def parts(self) -> Mapping[str, Part]:
+        return {"hard_negatives": self._miner} if self._miner else {}
 
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         targets = targets_of(model, batch, self.items)
         device, processes = self.items.device, self._processes
         # every process draws the same candidates from the targets of all, and scores its own rows against them
         all_places, own = processes.join_rows(torch.from_numpy(targets.place_N))
-        drawn = draw(self._negatives, all_places.numpy(), self.items.counts_K, rng)
+        mined = self._miner.step(model, batch, targets.user_BD) if self._miner else None
+        drawn = self._negatives.draw(all_places.numpy(), rng, mined)
         item_PD = model.item(self.items.take(drawn.rows_C[processes.part(len(drawn.rows_C))]))
         user_BD, row_N = targets.user_BD, targets.row_N
         return sampled_softmax(

@@ -37,11 +37,11 @@ def make_trainer(
     sampler = SequenceSampler(events, length) if model_config.history.name == "transformer" else EventSampler(events)
     loader = Loader(data, events, sampler, length=length, batch_size=config.batch_size, seed=seed)
     items = CandidateItems(data, events, torch.device("cpu"))
-    objective, _ = choose_objective(LossConfig(name=loss), NegativesConfig(negatives, 32), items, "")
+    objective, _ = choose_objective(LossConfig(name=loss), NegativesConfig(negatives, 32, refresh_every=4), items, "")
     steps = total_steps(config, loader)
     optimizer = Optimizer(model, optim or OptimConfig(lr=0.03), steps)
     progress = Progress()
-    parts = {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress}
+    parts = {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()}
     saver = Checkpointer(
         folder / "checkpoints", parts, config_hash=config_hash, every=config.checkpoint_every, keep=config.keep_checkpoints, say=print
     )
@@ -84,7 +84,9 @@ def weights(trainer):
         (POOLED, "full_softmax", "mixed"),
         (POOLED, "sampled_softmax", "in_batch"),
         (POOLED, "sampled_softmax", "uniform"),
+        (POOLED, "sampled_softmax", "popularity"),
         (POOLED, "sampled_softmax", "mixed"),
+        (POOLED, "sampled_softmax", "hard"),
         (TRANSFORMER, "full_softmax", "mixed"),
         (TRANSFORMER, "sampled_softmax", "mixed"),
     ],
@@ -134,11 +136,16 @@ def test_infinite_inputs_are_named(tmp_path, toy):
         trainer.train_step(bad)
 
 
-@pytest.mark.parametrize("model_config,loss", [(POOLED, "sampled_softmax"), (TRANSFORMER, "full_softmax")])
+@pytest.mark.parametrize(
+    "model_config,loss,negatives",
+    [(POOLED, "sampled_softmax", "mixed"), (POOLED, "sampled_softmax", "hard"), (TRANSFORMER, "full_softmax", "mixed")],
+)
 @pytest.mark.parametrize("cut", ["mid_epoch", "epoch_end"])
-def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, toy, model_config, loss, cut):
+def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, toy, model_config, loss, negatives, cut):
     def make(folder):
-        return make_trainer(folder, toy, model_config, loss, epochs=3, checkpoint_every=2, batch_size=64 if loss != "full_softmax" else 16)
+        return make_trainer(
+            folder, toy, model_config, loss, negatives, epochs=3, checkpoint_every=2, batch_size=64 if loss != "full_softmax" else 16
+        )
 
     whole = make(tmp_path / "whole")
     whole.fit()
