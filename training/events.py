@@ -76,8 +76,7 @@ class TrainingEvents:
         """Users with at least one target."""
         filled_U = np.diff(self.offsets_U1) > 0
         # users without events lie between two equal offsets, and reduceat would give them the next event
-        targets_V = np.add.reduceat(self.target_E, self.offsets_U1[:-1][filled_U], dtype=np.int64)
-        return int(np.count_nonzero(targets_V))
+        return int(np.count_nonzero(np.logical_or.reduceat(self.target_E, self.offsets_U1[:-1][filled_U])))
 
     def target_counts(self, data: Interactions) -> NDArray[np.int64]:
         """int64 [I]: how often each catalogue row is a target here."""

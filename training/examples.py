@@ -38,7 +38,8 @@ class EventSampler:
 
     def __init__(self, events: TrainingEvents) -> None:
         self._target_E = events.target_E
-        self._counts_K = np.add.reduceat(events.target_E, np.arange(0, len(events), EVENTS_A_BLOCK), dtype=np.int64)
+        starts = range(0, len(events), EVENTS_A_BLOCK)  # not reduceat: it would copy all flags as 8-byte numbers
+        self._counts_K = np.array([np.count_nonzero(self._target_E[start : start + EVENTS_A_BLOCK]) for start in starts], np.int64)
 
     def __len__(self) -> int:
         return int(self._counts_K.sum())

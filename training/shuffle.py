@@ -26,7 +26,7 @@ class Order:
         counts_K: examples of each block.
         members: the examples of a block, int64, in any fixed order.
         seed, epoch: decide the order, alone.
-        buffer: examples shuffled among themselves.
+        buffer: examples shuffled among themselves; 0 = BUFFER_EXAMPLES.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Order:
         members: Callable[[int], NDArray[np.int64]],
         seed: int,
         epoch: int,
-        buffer: int = BUFFER_EXAMPLES,
+        buffer: int = 0,
     ) -> None:
         self._members, self._place = members, (seed, epoch)
         self._blocks_K = generator(seed, ORDER_STREAM, epoch).permutation(len(counts_K))
         ends_K = np.cumsum(counts_K[self._blocks_K])
         self._length = int(ends_K[-1]) if len(ends_K) else 0
         # A block belongs to the buffer that its last example falls into; so a buffer may be a block longer than asked for.
-        _, first_G = np.unique(np.maximum(ends_K - 1, 0) // buffer, return_index=True)
+        _, first_G = np.unique(np.maximum(ends_K - 1, 0) // (buffer or BUFFER_EXAMPLES), return_index=True)
         self._first_G1 = np.append(first_G, len(counts_K))
         self._start_G1 = np.append(0, ends_K[self._first_G1[1:] - 1]) if len(ends_K) else np.zeros(1, np.int64)
         self._held: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
