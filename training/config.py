@@ -73,11 +73,11 @@ class OptimConfig:
     Attributes:
         name: auto | adam | lazy_adam | rowwise_adagrad: of the large tables. adam moves every row at every step; the other two move
             the rows that the step looked up, at a cost that does not grow with the table. rowwise_adagrad keeps one number a row
-            where lazy_adam keeps two rows. auto = lazy_adam for tables of which a step reads a part, adam for the others.
+            where lazy_adam keeps two rows. auto = rowwise_adagrad for tables of which a step reads a part, adam for the others.
         lr: learning rate.
-        table_lr: that of tables which lazy_adam or rowwise_adagrad train; 0 = lr.
+        table_lr: that of tables which lazy_adam or rowwise_adagrad train; 0 = lr with the former, 10 lr with the latter.
         weight_decay: decoupled; of a sparse table's row it is taken where the row is moved.
-        schedule: constant | cosine, after a linear warm-up over `warmup_share` of the steps.
+        schedule: constant | linear | cosine (the last two fall to zero), after a linear warm-up over `warmup_share` of the steps.
         clip_norm: longest gradient, all parameters together; 0 = any.
     """
 
@@ -108,7 +108,9 @@ class TrainerConfig:
         checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 = only epochs.
         keep_checkpoints: newest ones kept, besides the best.
         resume: continue from the newest checkpoint of run_dir.
-        threads: torch CPU threads; 0 = all cores.
+        threads: torch CPU threads of each process; 0 = all cores, shared among the processes.
+        processes: that train together on this machine, on one batch of batch_size; with GPUs one each. 0 = this one alone, or as many
+            as torchrun started.
         init_from: start from the weights of a trained model: a bundle, a folder of bundles, a run_dir or its model/. Rows follow their
             ids, new ids start from the OOV or the mean row.
     """
@@ -127,6 +129,7 @@ class TrainerConfig:
     log_every: int = 20
     resume: bool = True
     threads: int = 0
+    processes: int = 0
     init_from: str | None = None
 
 
@@ -223,7 +226,7 @@ def validate(config: TrainingConfig) -> None:
     _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))
     _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "popularity", "mixed", "hard"))
     _choice("optim.name", config.optim.name, ("auto", "adam", "lazy_adam", "rowwise_adagrad"))
-    _choice("optim.schedule", config.optim.schedule, ("constant", "cosine"))
+    _choice("optim.schedule", config.optim.schedule, ("constant", "linear", "cosine"))
     _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
     _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
     _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
@@ -245,6 +248,10 @@ def validate(config: TrainingConfig) -> None:
     for name, share in (("valid_share", config.split.valid_share), ("test_share", config.split.test_share)):
         if not 0 < share < 0.5:
             raise ConfigError(f"split.{name}: got {share}, expected a share between 0 and 0.5")
+    if not 0 <= config.optim.warmup_share <= 1:
+        raise ConfigError(f"optim.warmup_share: got {config.optim.warmup_share}, expected a share between 0 and 1")
+    if config.optim.clip_norm < 0:
+        raise ConfigError(f"optim.clip_norm: got {config.optim.clip_norm}, expected above 0, or 0 for no clipping")
     for key, value in (
         ("trainer.epochs", config.trainer.epochs),
         ("data.chunk_rows", config.data.chunk_rows),
@@ -271,6 +278,8 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(f"loss.exact_worth: got {config.loss.exact_worth}, expected at least 0 (0 = never exact)")
     if config.evaluate.max_queries < 0:
         raise ConfigError(f"evaluate.max_queries: got {config.evaluate.max_queries}, expected 0 (all) or more")
+    if config.trainer.processes < 0:
+        raise ConfigError(f"trainer.processes: got {config.trainer.processes}, expected 0 (this one alone) or more")
     if config.trainer.batch_size < 0:
         raise ConfigError(f"trainer.batch_size: got {config.trainer.batch_size}, expected at least 1, or 0 for the sampler's own")
     if not config.evaluate.ks or min(config.evaluate.ks) < 1:

@@ -1,7 +1,7 @@
 """The optimiser and its schedule."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,25 +13,33 @@ from training.table_optim import TABLE_OPTIMIZERS, RowGradient, TableOptimizer, 
 
 SPARSE_FROM = 2.0
 """Rows a table must have for each lookup of a step before it pays to move only the rows looked up (measured: about even there)."""
-AUTO_TABLES = "lazy_adam"
+AUTO_TABLES = "rowwise_adagrad"
+"""Chosen by validation at equal steps (scripts/bench/results/train_step_epyc_202611.md), besides costing least."""
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+"""What is left of the learning rate after a share of the steps past the warm-up."""
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     """The learning rate of a step (counted from 0).
 
-    Linear warm-up over `warmup_share` of all steps, then `lr` (constant), or lr (1 + cos(pi t)) / 2 with t going from 0 to 1
-    over the steps that are left (cosine; Loshchilov and Hutter, 2017).
+    Linear warm-up over `warmup_share` of all steps; then, with t going from 0 to 1 over the steps that are left, lr (constant),
+    lr (1 - t) (linear) or lr (1 + cos(pi t)) / 2 (cosine; Loshchilov and Hutter, 2017).
 
     >>> [round(learning_rate(OptimConfig(lr=1.0, warmup_share=0.5, schedule="cosine"), s, 4), 3) for s in range(4)]
     [0.5, 1.0, 1.0, 0.5]
+    >>> [learning_rate(OptimConfig(lr=1.0, warmup_share=0.0, schedule="linear"), s, 4) for s in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
     """
     warmup = math.ceil(config.warmup_share * total_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.lr
-    done = (step - warmup) / max(1, total_steps - warmup)
-    return config.lr * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+    done = min((step - warmup) / max(1, total_steps - warmup), 1.0)
+    return config.lr * SCHEDULES[config.schedule](done)
 
 
 def choose_tables(config: OptimConfig, plan: TowerPlan, batch_size: int, candidates: int) -> dict[str, str]:
@@ -100,9 +108,10 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
-        table_lr = lr * (self._config.table_lr / self._config.lr if self._config.table_lr > 0 else 1.0)
         for name, rows in self._summed.items():
-            self._tables[name][1].move(rows, table_lr, self._config.weight_decay)
+            table = self._tables[name][1]
+            faster = self._config.table_lr / self._config.lr if self._config.table_lr > 0 else table.FASTER
+            table.move(rows, lr * faster, self._config.weight_decay)
         return lr
 
     def state_dict(self) -> dict[str, Tensor]:

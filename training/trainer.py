@@ -19,6 +19,7 @@ from training.distributed import ALONE, Processes
 from training.loader import Loader
 from training.objective import Objective, not_finite
 from training.optim import Optimizer
+from training.product_floor import ProductFloor
 from training.randomness import NEGATIVES_STREAM, TORCH_STREAM, generator
 from training.tracking import Silence, Tracker
 
@@ -116,6 +117,7 @@ class Trainer:
         self.seed = seed
         self.processes = processes
         self.total_steps = total_steps(config, loader)
+        self.floor = ProductFloor(objective.items.device)
 
     def fit(self) -> Progress:
         """Train from wherever the parts stand to the end; the model then holds its best weights.
@@ -128,10 +130,11 @@ class Trainer:
             self.model.train()
             since = time.perf_counter()
             for batch in self.loader:
-                scalars = self.train_step(batch)
+                with self.floor.counting(lambda: self.progress.examples):
+                    scalars = self.train_step(batch)
                 now = time.perf_counter()
                 self.progress.seconds, since = self.progress.seconds + now - since, now
-                self.tracker.step(self.progress, scalars)
+                self.tracker.step(self.progress, scalars, self.floor)
                 if self.finished():
                     break
                 self.checkpointer.maybe_save(self.progress.step)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from towers.errors import ConfigError
 from towers.lookups import CoreInput, TowerPlan
-from training.config import OptimConfig
+from training.config import OptimConfig, TrainingConfig, validate
 from training.optim import Optimizer, choose_tables, learning_rate
 
 SPARSE = pytest.mark.parametrize("tables", [{}, {"0": "lazy_adam"}, {"0": "rowwise_adagrad"}], ids=["dense", "lazy", "adagrad"])
@@ -34,6 +35,22 @@ def test_warm_up_then_cosine_to_near_zero():
 def test_constant_stays_and_no_warm_up_starts_at_full_rate():
     config = OptimConfig(lr=0.1, warmup_share=0.0, schedule="constant")
     assert [learning_rate(config, step, 5) for step in range(5)] == [0.1] * 5
+
+
+def test_linear_falls_evenly_to_near_zero():
+    config = OptimConfig(lr=0.1, warmup_share=0.2, schedule="linear")
+    rates = [learning_rate(config, step, 10) for step in range(10)]
+    assert rates == pytest.approx([0.05, 0.1, *(0.1 * (8 - s) / 8 for s in range(8))])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_every_schedule_starts_at_its_peak_and_never_rises_after_it(schedule, share):
+    rates = [learning_rate(OptimConfig(lr=0.1, warmup_share=share, schedule=schedule), step, 8) for step in range(9)]
+    peak = rates.index(max(rates))
+    assert max(rates) == pytest.approx(0.1) and min(rates) >= 0
+    assert all(b > a for a, b in itertools.pairwise(rates[: peak + 1]))
+    assert all(b <= a for a, b in itertools.pairwise(rates[peak:]))
 
 
 def test_a_single_step_has_a_rate():
@@ -84,7 +101,7 @@ def test_clipping_reaches_the_rows_of_a_table():
 
 
 def test_a_table_has_its_own_learning_rate():
-    for table_lr, want in ((0.0, 0.1), (0.4, 0.4)):
+    for table_lr, want in ((0.0, 1.0), (0.4, 0.4)):
         model, optimizer = make(tables={"0": "rowwise_adagrad"}, lr=0.1, table_lr=table_lr, schedule="constant", warmup_share=0.0)
         before = model[0].weight.detach().clone()
         one_step(model, optimizer, 1)
@@ -169,3 +186,16 @@ def test_a_state_without_a_table_is_refused():
     one_step(model, optimizer, 0)
     with pytest.raises(KeyError, match=r"0\.weight/"):
         make(tables={"0": "lazy_adam"})[1].load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"schedule": "step"}, "optim.schedule: got 'step', expected one of constant, linear, cosine"),
+        ({"warmup_share": 1.5}, "optim.warmup_share: got 1.5"),
+        ({"clip_norm": -1.0}, "optim.clip_norm: got -1.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        validate(TrainingConfig(optim=OptimConfig(**settings)))

@@ -157,7 +157,7 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, toy, model_config
     at = first.loader.steps_per_epoch + 3
     if cut == "mid_epoch":
 
-        def kill(pace, scalars):
+        def kill(pace, scalars, floor):
             if pace.step == at:
                 raise Killed
 
