@@ -9,10 +9,10 @@ Legend: N rows, B rows of a block, C candidates, P targets (a row may have sever
 
 so the backward pass is a multiplication by a scalar, and no more than a block of scores ever exists. Three ideas make it fast:
 a factor k_c (counts over proposal probabilities) scales the right-hand sides of the second and third matrix product instead of touching
-the B x C scores; a column of k beside the item vectors makes the second product yield Z too; and scores of bounded vectors need no pass
-for their maximum: they are shifted by the bound, in the first product itself.
+the B x C scores; in bf16 a column of k beside the item vectors makes the second product yield Z too; and scores of bounded vectors need
+no pass for their maximum, since their exp stays far within what fp32 and bf16 can hold.
 
-bf16 products round each score to 8 bits, most coarsely where exp is smallest; sums, targets and what leaves here stay fp32.
+bf16 products round each score to 8 bits, so to 0.2 % of itself; sums, targets and what leaves here stay fp32.
 """
 
 import math
@@ -25,7 +25,7 @@ BLOCK_SCORES = 1 << 21
 """Scores computed at a time: they stay in the cache between the products that use them."""
 FEWEST_ROWS = 64
 WIDEST_RANGE = 40.0
-"""Shifted scores lie within [-2 x, 0]; exp of -80 is still a normal number in fp32 and bf16."""
+"""Scores lie within [-x, x], and factors within [exp(-x), 1]: the sum of 1e20 such terms is finite in fp32 and bf16, the least is normal."""
 
 
 class Targets(NamedTuple):
@@ -37,12 +37,14 @@ class Targets(NamedTuple):
         weight_P: float weights; the loss is their weighted sum.
         log_own_P: log factor of each target in its own row's Z, in place of its column's log k; None = no difference. Only where
             every row has one target (`row_P` None).
+        absent: int64 (row, candidate) pairs, rows ascending, no target among them: candidates that are not there for that row.
     """
 
     row_P: Tensor | None
     column_P: Tensor
     weight_P: Tensor
     log_own_P: Tensor | None = None
+    absent: tuple[Tensor, Tensor] | None = None
 
 
 def fused_softmax(
@@ -92,7 +94,7 @@ def _forward(
     score_P = (user_PD * item_PD).sum(1)
     log_k_C = torch.zeros(len(item_CD), dtype=wide, device=user_ND.device) if log_k_C is None else log_k_C.to(wide)
     own = None if targets.log_own_P is None else (column_P, score_P + targets.log_own_P.to(wide))
-    shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own)
+    shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own, targets.absent)
     log_z_P = shares.log_z_N if row_P is None else shares.log_z_N.index_select(0, row_P)
     loss = (weight_P * (log_z_P - score_P)).sum()
     # a target's own share, where it was left out of the products, comes back here in full precision
@@ -113,7 +115,15 @@ class _Shares(NamedTuple):
     grad_CD: Tensor
 
 
-def _shares(user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, weight_N: Tensor, half: bool, own: tuple[Tensor, Tensor] | None) -> _Shares:
+def _shares(
+    user_ND: Tensor,
+    item_CD: Tensor,
+    log_k_C: Tensor,
+    weight_N: Tensor,
+    half: bool,
+    own: tuple[Tensor, Tensor] | None,
+    absent: tuple[Tensor, Tensor] | None,
+) -> _Shares:
     rows = len(user_ND)
     log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
     grad_CD = torch.zeros_like(item_CD)
@@ -123,12 +133,17 @@ def _shares(user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, weight_N: Tensor,
     bounded = bound <= WIDEST_RANGE and float(top - finite_C.min() if len(finite_C) else 0.0) <= WIDEST_RANGE
     kernel = _Bounded(user_ND, item_CD, log_k_C - top, half) if bounded else _Shifted(user_ND, item_CD, log_k_C)
     step = _block_rows(rows, len(item_CD))
+    absent_place = None if absent is None else absent[0] * len(item_CD) + absent[1]
     own_place_N = None if own is None else torch.arange(rows, device=user_ND.device) * len(item_CD) + own[0]
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
         exp_BC, shift_B = kernel.exponentials(block)
         if own_place_N is not None:
             exp_BC.view(-1).index_fill_(0, own_place_N[block] - start * len(item_CD), 0.0)
+        if absent_place is not None:
+            places = torch.tensor([block.start, block.stop], device=absent_place.device) * len(item_CD)
+            first, last = torch.searchsorted(absent_place, places).tolist()
+            exp_BC.view(-1).index_fill_(0, absent_place[first:last] - block.start * len(item_CD), 0.0)
         sum_BD, z_B = kernel.sums(exp_BC)
         extra = top if bounded else shift_B
         log_z_N[block] = torch.log(z_B) + extra
