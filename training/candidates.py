@@ -25,11 +25,13 @@ class CandidateItems:
     Attributes:
         rows_K: their catalogue rows, ascending.
         counts_K: how often each is a target.
+        once: nobody takes an item twice, so what a user has is no candidate for that user (data without order).
     """
 
     def __init__(self, data: Interactions, events: TrainingEvents, device: torch.device) -> None:
         self.rows_K = events.items(data)
         self.counts_K = events.target_counts(data)[self.rows_K]
+        self.once = data.schema.order == "set"
         self._features = data.item_features
         self._place_I = np.full(data.n_items, -1, np.int64)
         self._place_I[self.rows_K] = np.arange(len(self.rows_K))
@@ -47,6 +49,10 @@ class CandidateItems:
     def places(self, rows_N: NDArray[np.int32]) -> NDArray[np.int64]:
         """Catalogue rows -> places among the K."""
         return self._place_I[rows_N]
+
+    def targets(self, rows_BT: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Places of a batch's targets; -1 where there is none."""
+        return np.where(rows_BT >= 0, self._place_I[rows_BT], -1)
 
     def places_of_ids(self, id_rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Rows of the item id vocabulary -> places among the K; -1 where it is none of them."""

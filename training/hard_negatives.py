@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from towers.batch import HISTORY_ITEM, TrainBatch
-from towers.columns import FIRST_ROW
 from towers.model import TwoTower
 from training.candidates import CandidateItems
 from training.config import NegativesConfig
@@ -71,9 +70,8 @@ class Miner:
     def _own_items(self, batch: TrainBatch, chosen_V: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places among the K of what is each user's own; -1 = none."""
         row_V = np.nonzero(batch.targets_BT >= 0)[0][chosen_V] if batch.sampler == "sequence" else chosen_V
-        target_VT, history_VL = batch.targets_BT[row_V], np.asarray(batch.user[HISTORY_ITEM][row_V], np.int64)
-        target_VT = np.where(target_VT >= 0, self._items.places(target_VT), -1)
-        return np.concatenate([target_VT, self._items.places_of_ids(np.where(history_VL >= FIRST_ROW, history_VL, 0))], axis=1)
+        history_VL = np.asarray(batch.user[HISTORY_ITEM][row_V], np.int64)
+        return np.concatenate([self._items.targets(batch.targets_BT[row_V]), self._items.places_of_ids(history_VL)], axis=1)
 
     def _top(self, model: TwoTower, vector_VD: Tensor, own_VX: NDArray[np.int64]) -> Tensor:
         """Places of the top items of all vectors, int64 on the CPU."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from towers.batch import FeatureBatch, TrainBatch
+from towers.batch import HISTORY_ITEM, FeatureBatch, TrainBatch
 from towers.model import TwoTower
 from towers.runtime import to_tensors
 from training.candidates import CandidateItems
@@ -60,7 +60,9 @@ class FullSoftmax:
         part = self._processes.part(len(self.items))
         item_PD = model.item({name: tensor[part] for name, tensor in self.items.inputs.items()})
         item_KD = self._processes.join_part(item_PD, len(self.items))
-        return full_softmax(targets.user_BD, item_KD, place_N, targets.weight_N, model.temperature(), targets.row_N, self._half)
+        return full_softmax(
+            targets.user_BD, item_KD, place_N, targets.weight_N, model.temperature(), targets.row_N, self._half, kept(batch, self.items)
+        )
 
 
 class SampledSoftmax:
@@ -138,6 +140,22 @@ def targets_of(model: TwoTower, batch: TrainBatch, items: CandidateItems) -> Tar
         row_N = torch.from_numpy(np.nonzero(target_BT)[0]).to(items.device)
     weight_N = torch.from_numpy(batch.weights_BT[target_BT]).to(items.device)
     return Targets(user_BD, row_N, items.places(batch.targets_BT[target_BT]), weight_N)
+
+
+def kept(batch: TrainBatch, items: CandidateItems) -> tuple[Tensor, Tensor] | None:
+    """(row, place) of the items that a user of a `user` batch keeps as history, where they cannot be chosen again: they are as little
+    candidates in training as in a ranking with seen items masked. On Gowalla that is worth 1 to 2 % of ndcg@20."""
+    if batch.sampler != "user" or not items.once:
+        return None
+    history = _pairs(items.places_of_ids(np.asarray(batch.user[HISTORY_ITEM], np.int64)), len(items))
+    row, place = np.divmod(np.setdiff1d(history, _pairs(items.targets(batch.targets_BT), len(items))), len(items))
+    return torch.from_numpy(row).to(items.device), torch.from_numpy(place).to(items.device)
+
+
+def _pairs(place_BX: NDArray[np.int64], items: int) -> NDArray[np.int64]:
+    """(row, place) of all valid places, as one number each."""
+    row, column = np.nonzero(place_BX >= 0)
+    return row * items + place_BX[row, column]
 
 
 def not_finite(inputs: Mapping[str, Tensor] | FeatureBatch) -> list[str]:
