@@ -20,6 +20,7 @@ from training.events import TrainingEvents
 from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, run_facts
 from training.interactions import Interactions
+from training.launch import launch, wanted
 from training.loader import MOST_TARGETS, Loader
 from training.objective import Objective, choose_objective
 from training.optim import Optimizer, choose_tables
@@ -27,6 +28,8 @@ from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
 from training.warm_start import warm_start
+
+RESULT = "train.json"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def run(config: TrainingConfig) -> str:
     """
     watch = Stopwatch()
     run_dir = Path(config.run_dir)
+    if wanted(config):
+        launch(config)
+        return str(run_dir / RESULT)
     device = choose_device(config.trainer.device)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
@@ -96,7 +102,7 @@ def write_results(config: TrainingConfig, parts: Parts, device: torch.device, wa
         "best_epoch": progress.best_epoch,
         "epochs": progress.epochs,
     }
-    return str(write_json(run_dir / "train.json", document))
+    return str(write_json(run_dir / RESULT, document))
 
 
 def assemble(config: TrainingConfig, data: Interactions, device: torch.device, processes: Processes = ALONE) -> Parts:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.distributed import ALONE, Processes
 from training.interactions import write_prepared
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +61,13 @@ def start(arguments, size):
     return [subprocess.Popen(command, env=environment(r, size, port), stderr=subprocess.PIPE, text=True) for r in ranks]
 
 
+ALIKE = {
+    "dropout": {**EVENT, "loss": "sampled_softmax", "dropout": 0.3},
+    "hard_negatives": {**EVENT, "loss": "sampled_softmax", "negatives": "hard"},
+}
+"""Cases in which each process adds something of its own: the processes agree with one another, not with a process alone."""
+
+
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, make_toy):
     """Losses and weights of each case, by number of processes."""
@@ -70,7 +78,7 @@ def outcome(tmp_path_factory, make_toy):
         # weights differ from row to row, so that a mean of means would be another number
         data.weight[:] *= np.random.default_rng(1).uniform(0.1, 3.0, len(data)).astype(np.float32)
         prepared[order] = str(write_prepared(folder / order, data))
-    cases = {name: {**case, "prepared": prepared["set" if name.startswith("set") else "time"]} for name, case in CASES.items()}
+    cases = {name: {**case, "prepared": prepared["set" if name.startswith("set") else "time"]} for name, case in (CASES | ALIKE).items()}
     (folder / "cases.json").write_text(json.dumps({"steps": STEPS, "cases": cases}))
 
     def read(case, size, rank=0):
@@ -100,3 +108,24 @@ def test_several_processes_train_what_one_does(outcome, case, size):
             # A key's bias moves all scores of a query alike: its gradient is nothing but rounding, which Adam blows up to steps.
             # (So are those of event types and ages where a history has only one kind of them: `weighs_history`.)
             assert torch.allclose(moved[name][felt], tensor[felt], rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_processes_that_differ_from_one_stay_alike(outcome, case):
+    (losses, weights, _), (theirs, moved, _), (alone, _, _) = outcome(case, 2, 0), outcome(case, 2, 1), outcome(case, 1)
+    assert losses == theirs and all(torch.equal(moved[name], tensor) for name, tensor in weights.items())
+    assert losses != alone and losses == pytest.approx(alone, rel=0.2)
+
+
+def test_a_process_alone_exchanges_nothing():
+    row_ND = torch.arange(6.0).reshape(3, 2)
+    assert ALONE.part(3) == slice(0, 3) and ALONE.join_part(row_ND, 3) is row_ND
+    joined, own = ALONE.join_rows(row_ND)
+    assert joined is row_ND and own == slice(0, 3)
+    assert ALONE.lead(lambda: 7) == 7 and ALONE.union(["b"], ["a", "b"]) == ["b"]
+
+
+def test_parts_are_all_rows_once():
+    for size in (1, 2, 3, 7):
+        for n in (0, 1, 2, 5, 64):
+            assert [i for rank in range(size) for i in range(n)[Processes(rank, size).part(n)]] == list(range(n))
