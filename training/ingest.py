@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from towers import columns as c
 from towers.errors import DataError
 from towers.identity import UserKeys
+from training.ahead import ahead
 from training.key_cache import KeyCache
 from training.raw_codes import MISSING, Codes, ContextColumn, distinct, hash_ids
 from training.rejects import RejectLog
@@ -75,8 +76,7 @@ class Ingest:
         Raises:
             DataError: a column is missing or of the wrong type.
         """
-        for raw in self._source.interactions():
-            chunk = decoded(raw)
+        for chunk in ahead(map(decoded, self._source.interactions())):
             result = self._result or self._start(chunk)
             check_columns(chunk, self._rules)
             checked = check_rows(chunk, result.rows, self._rules)

@@ -33,11 +33,11 @@ class KeyCache:
         known = np.flatnonzero(place_n >= 0)
         made[known] = self._held_U[place_n[known]]
         if len(fresh):
-            made[fresh] = self._keys.keys([user_ids[i] for i in fresh])
+            made[fresh] = self._keys.keys([user_ids[i] for i in fresh.tolist()])
             kept = fresh[: self._most - len(places)]
             self._held_U = self._grown(len(places) + len(kept))
             self._held_U[len(places) : len(places) + len(kept)] = made[kept]
-            places.update(zip((user_ids[i] for i in kept), range(len(places), len(places) + len(kept)), strict=True))
+            places.update(zip((user_ids[i] for i in kept.tolist()), range(len(places), len(places) + len(kept)), strict=True))
         return made
 
     def _grown(self, rows: int) -> NDArray[np.uint8]:
