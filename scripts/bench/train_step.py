@@ -46,7 +46,6 @@ TARGETS = {
         "1.7 (1.9)",
         "two processes on two cores against one on one, the MovieLens-1M tower; by the wall clock, so only on idle cores",
     ),
-    "x_two_processes": ("1.7 (1.9)", "two processes on two cores against one on one: the MovieLens-1M tower, wall clock"),
     "train_over_step": ("0.85 (0.95)", "examples/s of `towers train` on MovieLens-1M, whole, over those of its step"),
 }
 """Ratios by key: the target, the ambitious one, and what it is."""
@@ -153,8 +152,6 @@ def movielens(run_dir: Path, results: Results, quick: bool) -> None:
     turns = two_processes(config, 3 if quick else 9)
     results.ratios["x_two_processes"] = turns.ratio()
     results.figures["two_processes_by_cpu_seconds"] = turns.cpu_ratio()
-    say("MovieLens-1M: two processes against one")
-    results.ratios["x_two_processes"] = two_processes(config, 3 if quick else 9).ratio()
     whole(config, ours, results)
 
 
