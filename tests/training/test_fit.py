@@ -121,3 +121,28 @@ def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weig
     continued = weights()
     run(make_config(OptimConfig(name=optim), resume=False))
     assert all(torch.equal(tensor, continued[name]) for name, tensor in weights().items())
+
+
+def test_data_without_order_train_by_user(make_config, make_toy, weights, tmp_path, monkeypatch, capsys):
+    """The choice is made from sizes: a run that continues makes it again, and ends as one that was never cut off."""
+    shutil.rmtree(tmp_path / "prepared")
+    write_prepared(tmp_path / "prepared", make_toy(order="set"))
+    run(make_config(batch_size=8, checkpoint_every=3))
+    out = capsys.readouterr().out
+    assert "user examples" in out and "full_softmax" in out and "a target costs about" in out
+    result, whole = json.loads((tmp_path / "train.json").read_text()), weights()
+    assert result["run"]["sampler"] == "user" and result["run"]["loss"] == "full_softmax"
+    shutil.rmtree(tmp_path / "checkpoints")
+    real = trainer.Trainer.train_step
+
+    def interrupted(self, batch):
+        if self.progress.step == 5:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Trainer, "train_step", interrupted)
+        run(make_config(batch_size=8, checkpoint_every=3))
+    run(make_config(batch_size=8, checkpoint_every=3))
+    assert "continuing after step 3" in capsys.readouterr().out
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights().items())
