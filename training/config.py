@@ -252,6 +252,8 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(f"optim.warmup_share: got {config.optim.warmup_share}, expected a share between 0 and 1")
     if config.optim.clip_norm < 0:
         raise ConfigError(f"optim.clip_norm: got {config.optim.clip_norm}, expected above 0, or 0 for no clipping")
+    if config.trainer.init_from == "":
+        raise ConfigError("trainer.init_from: it is empty, and a refresh starts from a trained model. Name its run_dir or its bundle")
     for key, value in (
         ("trainer.epochs", config.trainer.epochs),
         ("data.chunk_rows", config.data.chunk_rows),
