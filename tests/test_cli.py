@@ -86,7 +86,7 @@ def test_every_option_composes(composed: None, option: str) -> None:
     """With the job that has the group; each must name itself right, and fit the schema."""
     group, _, name = option.partition("=")
     which = "serve" if group in ("index", "serving") else "train"
-    needs = {"split=given": ["data=lightgcn"]}.get(option, [])
+    needs = {"split=given": ["data=lightgcn"], "trainer=refresh": ["trainer.init_from=runs/before"]}.get(option, [])
     config = compose(which, overrides=[*needs, option])
     if group != "experiment":
         check(which, config)

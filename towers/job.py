@@ -48,14 +48,16 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
     OmegaConf.register_new_resolver("towers.meanings", _meanings, replace=True)
 
     def one_run(raw: DictConfig) -> None:
+        first = _is_first()
         _refuse_unknown(raw)
         if not OmegaConf.is_missing(raw, "run_dir") and not raw.run_dir.strip():
             raise ConfigError("run_dir: got '', expected a folder for all that a run leaves. Leave the setting out, or run_dir=runs/mine")
-        _place(name, raw)
+        _place(name, raw, first)
         config = OmegaConf.to_object(raw)
         validate(config)
         work = _resolve(name, run)
-        write_resolved(Path(raw.run_dir), name, raw)
+        if first:
+            write_resolved(Path(raw.run_dir), name, raw)
         try:
             result = work(config)
         except OSError as error:
@@ -63,7 +65,8 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
             if full is None:
                 raise
             raise full from error
-        print(f"{name}: done -> {result}", flush=True)
+        if first:
+            print(f"{name}: done -> {result}", flush=True)
 
     sys.exit(_guard(lambda: _compose_and_run(name, one_run)))
 
@@ -137,15 +140,21 @@ def _refuse_unknown(raw: DictConfig, where: str = "") -> None:
             _refuse_unknown(raw[key], f"{where}{key}.")
 
 
-def _place(name: str, raw: DictConfig) -> None:
+def _is_first() -> bool:
+    """Whether this process writes and speaks: of several that torchrun started for one job, the one of RANK 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _place(name: str, raw: DictConfig, first: bool) -> None:
     """In a multirun, give each combination a folder of its own under run_dir."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         whole = Path(raw.run_dir)
         own = combination_dir(whole, overrides(), sys.argv[1:])
-        if name == "train":
-            share_prepared(whole, own)
         raw.run_dir = str(own)
-        print(f"== {own}", flush=True)
+        if first and name == "train":
+            share_prepared(whole, own)
+        if first:
+            print(f"== {own}", flush=True)
 
 
 def _resolve(name: str, run: Run | str) -> Run:

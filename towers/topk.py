@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from towers.dot_products import DotProducts, Finder, dot_products
 from towers.errors import DataError
 
 Csr = tuple[NDArray[np.int64], NDArray[np.integer]]
@@ -26,6 +27,8 @@ Fill = Callable[[slice, Tensor], None]
 
 _BLOCK_FLOATS = 8_000_000
 """Scores of a block (32 MB): large enough for the matrix product to run at full speed, small enough for any machine."""
+_BLOCK_SCORES, _FEWEST_QUERIES = 5_000_000, 32
+"""Approximate scores of a block; and its fewest queries, below which the product would be slow."""
 _LOW_32 = 0xFFFFFFFF
 
 
@@ -49,10 +52,11 @@ def exact_topk(
     excluded: Csr | None = None,
     allowed_I: NDArray[np.bool_] | None = None,
     block: int = 0,
+    half: bool = False,
 ) -> TopK:
     """The k items of greatest dot product for each query: score descending, then item row ascending.
 
-    Runs on the device of `item_ID`, in float32.
+    Runs on the device of `item_ID`. Scores are dot products summed in float64 and rounded to float32.
 
     Args:
         user_QD: query vectors, [Q, D] or [Q, H, D]; with heads, an item's score is its greatest over the heads.
@@ -60,10 +64,11 @@ def exact_topk(
         k: how many; where fewer items remain the result is padded with row -1 and score -inf.
         excluded: items that each query must not get (its seen items).
         allowed_I: items that may be recommended at all.
-        block: queries scored at a time; 0 = as many as 32 MB of scores hold.
+        block: queries scored at a time; 0 = as many as stay near the processor.
+        half: find candidates with bf16 products, where the processor has them; the result is the same.
 
     Raises:
-        DataError: vectors are not finite, or their shapes do not fit.
+        DataError: vectors are not finite, their products overflow, or their shapes do not fit.
 
     >>> user, items = np.ones((1, 1), np.float32), np.array([[1], [3], [3], [2]], np.float32)
     >>> exact_topk(user, items, k=3).rows_Qk.tolist()
@@ -71,31 +76,34 @@ def exact_topk(
     >>> exact_topk(user, items, k=3, excluded=(np.array([0, 2]), np.array([1, 3]))).rows_Qk.tolist()
     [[2, 0, -1]]
     """
-    item = torch.as_tensor(item_ID)
-    return rank(dot_products(user_QD, item), len(user_QD), len(item), k, excluded, allowed_I, block, item.device)
+    return rank_products(dot_products(user_QD, item_ID, half), k, excluded, allowed_I, block)
 
 
-def dot_products(user_QD: Tensor | NDArray[np.float32], item_ID: Tensor | NDArray[np.float32]) -> Fill:
-    """A model's scores as `rank` takes them; the arguments and errors of `exact_topk`."""
-    item = torch.as_tensor(item_ID).detach().float()
-    user = torch.as_tensor(user_QD).detach().to(item.device).float()
-    if item.ndim != 2 or user.ndim not in (2, 3) or user.shape[-1] != item.shape[-1]:
-        raise DataError(f"user vectors {tuple(user.shape)} and item vectors {tuple(item.shape)}: expected [Q, D] or [Q, H, D] and [I, D]")
-    for name, vectors in (("user", user), ("item", item)):
-        bad = int((~torch.isfinite(vectors)).flatten(1).any(1).sum())
-        if bad:
-            raise DataError(f"{bad} of {len(vectors)} {name} vectors hold NaN or infinity, so nothing can be ranked. Did training diverge?")
-    if user.ndim == 3 and user.shape[1] == 1:
-        user = user[:, 0]
-    item_DI = item.T
+def rank_products(
+    products: DotProducts, k: int, excluded: Csr | None = None, allowed_I: NDArray[np.bool_] | None = None, block: int = 0
+) -> TopK:
+    """`exact_topk` of checked vectors: candidates by approximate products, ordered by exact scores (see towers.dot_products).
 
-    def fill(queries: slice, out_BI: Tensor) -> None:
-        if user.ndim == 2:
-            torch.mm(user[queries], item_DI, out=out_BI)
-        else:
-            torch.amax(user[queries] @ item_DI, dim=1, out=out_BI)
-
-    return fill
+    Raises:
+        DataError: k is below 1, or an excluded row is not an item.
+    """
+    queries, items, device = len(products), len(products.item_ID), products.item_ID.device
+    _check(k, excluded, queries, items)
+    rows_Qk, scores_Qk = _nothing(queries, k)
+    block = block or max(_FEWEST_QUERIES, _BLOCK_SCORES // max(1, items * products.user_QHD.shape[1]))
+    finder = Finder(products, k, max(1, min(block, queries)))
+    banned, found = _banned(allowed_I, device), min(k, items)
+    for start in range(0, queries, block):
+        stop = min(queries, start + block)
+        part = slice(start, stop)
+        scores_BW = finder.approximate(part)
+        _mask(scores_BW, banned, excluded, start, stop)
+        query_P, item_P = finder.candidates(part, scores_BW)
+        table = _padded(query_P, item_P, finder.exact(part, query_P, item_P), stop - start, found)
+        rows, scores = _first(*table, found)
+        rows_Qk[start:stop, :found] = torch.where(torch.isneginf(scores), -1, rows).cpu().numpy()
+        scores_Qk[start:stop, :found] = scores.cpu().numpy()
+    return TopK(rows_Qk, scores_Qk)
 
 
 def rank(
@@ -108,30 +116,24 @@ def rank(
     block: int = 0,
     device: torch.device | str = "cpu",
 ) -> TopK:
-    """`exact_topk` for any scores, a block of queries at a time.
+    """The k best of any scores, a block of queries at a time: score descending, then row ascending.
 
     Raises:
         DataError: a score is NaN, k is below 1, or an excluded row is not an item.
     """
-    if k < 1:
-        raise DataError(f"k: got {k}, expected at least 1")
-    _check_excluded(excluded, queries, items)
+    _check(k, excluded, queries, items)
     group = _group_size(items, k)
     groups = -(-items // group)
     block = block or max(1, min(queries, _BLOCK_FLOATS // max(1, items)))
-    banned = None if allowed_I is None else torch.as_tensor(np.flatnonzero(~np.asarray(allowed_I, bool)), device=device)
+    banned = _banned(allowed_I, device)
     buffer = torch.full((block, groups * group), -torch.inf, device=device)
-    rows_Qk = np.full((queries, k), -1, np.int32)
-    scores_Qk = np.full((queries, k), -np.inf, np.float32)
+    rows_Qk, scores_Qk = _nothing(queries, k)
     found = min(k, items)
     for start in range(0, queries, block):
         stop = min(queries, start + block)
         scores_BI = buffer[: stop - start]
         fill(slice(start, stop), scores_BI[:, :items])
-        if banned is not None and len(banned):
-            scores_BI.index_fill_(1, banned, -torch.inf)
-        if excluded is not None:
-            _mask(scores_BI, excluded, start, stop)
+        _mask(scores_BI, banned, excluded, start, stop)
         rows, scores = _select(scores_BI, found, group)
         rows_Qk[start:stop, :found] = rows.cpu().numpy()
         scores_Qk[start:stop, :found] = scores.cpu().numpy()
@@ -166,12 +168,35 @@ def _first(scores_BC: Tensor, rows_BC: Tensor | None, k: int) -> tuple[Tensor, T
     return _LOW_32 - (best & _LOW_32), torch.where(high < 0, high ^ 0x7FFFFFFF, high).view(torch.float32)
 
 
-def _mask(scores_BI: Tensor, excluded: Csr, start: int, stop: int) -> None:
+def _mask(scores_BI: Tensor, banned: Tensor | None, excluded: Csr | None, start: int, stop: int) -> None:
+    if banned is not None and len(banned):
+        scores_BI.index_fill_(1, banned, -torch.inf)
+    if excluded is None:
+        return
     offsets, rows = excluded
     low, high = int(offsets[start]), int(offsets[stop])
     query = np.repeat(np.arange(stop - start), np.diff(offsets[start : stop + 1]))
     flat = query * scores_BI.shape[1] + np.asarray(rows[low:high], np.int64)
     scores_BI.view(-1)[torch.as_tensor(flat, device=scores_BI.device)] = -torch.inf
+
+
+def _banned(allowed_I: NDArray[np.bool_] | None, device: torch.device | str) -> Tensor | None:
+    return None if allowed_I is None else torch.as_tensor(np.flatnonzero(~np.asarray(allowed_I, bool)), device=device)
+
+
+def _nothing(queries: int, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    return np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32)
+
+
+def _padded(query_P: Tensor, item_P: Tensor, score_P: Tensor, queries: int, least: int) -> tuple[Tensor, Tensor]:
+    """Pairs, ordered by query, as a table: scores (-inf where a query has no more) and items, [B, at least `least`]."""
+    count_B = torch.bincount(query_P, minlength=queries)
+    width = max(least, int(count_B.max()) if len(query_P) else 0)
+    place_P = torch.arange(len(query_P), device=query_P.device) - (count_B.cumsum(0) - count_B)[query_P]
+    scores = torch.full((queries, width), -torch.inf, device=query_P.device)
+    items = torch.zeros((queries, width), dtype=torch.long, device=query_P.device)
+    scores[query_P, place_P], items[query_P, place_P] = score_P, item_P
+    return scores, items
 
 
 def _group_size(items: int, k: int) -> int:
@@ -180,7 +205,9 @@ def _group_size(items: int, k: int) -> int:
     return group if 2 * k * group < items else 1
 
 
-def _check_excluded(excluded: Csr | None, queries: int, items: int) -> None:
+def _check(k: int, excluded: Csr | None, queries: int, items: int) -> None:
+    if k < 1:
+        raise DataError(f"k: got {k}, expected at least 1")
     if excluded is None:
         return
     offsets, rows = excluded

@@ -13,25 +13,18 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from towers.errors import ConfigError, DataError
+from training.distributed import ALONE, Part, Processes
 
 FORMAT = 0
 TENSORS, STATE = "tensors.safetensors", "state.json"
 _TEMPORARY, _DAMAGED = ".tmp", ".damaged"
-
-
-class Part(Protocol):
-    """Something with state: a flat mapping from names to tensors or JSON values."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> object: ...
 
 
 class Checkpointer:
@@ -44,10 +37,20 @@ class Checkpointer:
         every: steps between checkpoints for `maybe_save`; 0 = it saves none.
         keep: newest checkpoints kept, besides the best of each.
         say: prints a line for the user.
+        processes: that train together. The first one saves and reads, and gives the others what it read; how many there are is no part
+            of a checkpoint.
     """
 
     def __init__(
-        self, folder: Path, parts: Mapping[str, Part], *, config_hash: str, every: int, keep: int, say: Callable[[str], None]
+        self,
+        folder: Path,
+        parts: Mapping[str, Part],
+        *,
+        config_hash: str,
+        every: int,
+        keep: int,
+        say: Callable[[str], None],
+        processes: Processes = ALONE,
     ) -> None:
         self.folder = folder
         self.best: str | None = None
@@ -56,6 +59,7 @@ class Checkpointer:
         self._every = every
         self._keep = max(1, keep)
         self._say = say
+        self._processes = processes
 
     def maybe_save(self, step: int) -> None:
         """Save where `step` is due."""
@@ -68,6 +72,38 @@ class Checkpointer:
         Raises:
             DataError: the disk is full or cannot be written; what was saved before is untouched.
         """
+        return Path(self._processes.lead(lambda: str(self._save(step, best))))
+
+    def restore(self) -> int | None:
+        """Load the newest checkpoint that is whole into all parts; says which ones it had to pass over.
+
+        Returns:
+            its step; None where there is no checkpoint.
+
+        Raises:
+            ConfigError: it belongs to another config.
+            DataError: there are checkpoints, and none of them is whole.
+        """
+        step = self._processes.lead(self._restore)
+        for part in self._parts.values() if step is not None else ():
+            self._processes.copy_state(part)
+        return step
+
+    def load_best(self, part: str) -> None:
+        """Load one part from the best checkpoint (the newest one where none was marked).
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        self._processes.lead(lambda: self._load_best(part))
+        self._processes.copy_state(self._parts[part])
+
+    def clear(self) -> None:
+        """Remove every checkpoint: a run that starts anew must not continue from an old one later."""
+        self._processes.lead(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+        self.best = None
+
+    def _save(self, step: int, best: bool) -> Path:
         names = self._names()
         name = f"{int(names[-1].partition('-')[0]) + 1 if names else 1:06d}-step-{step}"
         self.best = name if best else self.best
@@ -87,16 +123,7 @@ class Checkpointer:
         self._prune()
         return self.folder / name
 
-    def restore(self) -> int | None:
-        """Load the newest checkpoint that is whole into all parts; says which ones it had to pass over.
-
-        Returns:
-            its step; None where there is no checkpoint.
-
-        Raises:
-            ConfigError: it belongs to another config.
-            DataError: there are checkpoints, and none of them is whole.
-        """
+    def _restore(self) -> int | None:
         names = self._names()
         for name in reversed(names):
             try:
@@ -114,19 +141,9 @@ class Checkpointer:
             raise DataError(f"{self.folder}: no checkpoint is whole. Start anew with trainer.resume=false")
         return None
 
-    def load_best(self, part: str) -> None:
-        """Load one part from the best checkpoint (the newest one where none was marked).
-
-        Raises:
-            DataError: it is missing or damaged.
-        """
+    def _load_best(self, part: str) -> None:
         name = self.best or self._names()[-1]
         self._load(name, self._read(name), [part])
-
-    def clear(self) -> None:
-        """Remove every checkpoint: a run that starts anew must not continue from an old one later."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.best = None
 
     def _names(self) -> list[str]:
         """Whole or damaged, oldest first: serial numbers sort."""

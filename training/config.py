@@ -34,14 +34,15 @@ class LossConfig:
     """The training objective.
 
     Attributes:
-        name: auto | sampled_softmax | full_softmax. auto takes full_softmax where the catalogue has at most `full_up_to` items.
+        name: auto | sampled_softmax | full_softmax (exact: every item is a candidate).
+        exact_worth: auto takes the exact softmax while a target costs at most this many times what it costs against sampled negatives.
         logq_correction: strength of the logQ correction: 1 = unbiased, 0 = off (favours the tail).
         remove_accidental_hits: negatives equal to the row's positive do not count.
         precision: auto | fp32 | bf16: of the loss's matrix products. auto = bf16 where the processor multiplies it natively.
     """
 
     name: str = "auto"
-    full_up_to: int = 5000
+    exact_worth: float = 3.0
     logq_correction: float = 1.0
     remove_accidental_hits: bool = True
     precision: str = "auto"
@@ -49,18 +50,42 @@ class LossConfig:
 
 @dataclass
 class NegativesConfig:
-    """Where sampled negatives come from: in_batch | uniform | mixed, and how many are drawn uniformly."""
+    """Where sampled negatives come from.
+
+    Attributes:
+        name: in_batch (the batch's other targets) | uniform | popularity (by how often an item is a target, to the power `alpha`) |
+            mixed (in_batch and uniform) | hard (mixed, and what the model ranks highest for users who did not choose it).
+        count: drawn a step, besides the batch's own; 0 with in_batch.
+        alpha: of popularity: 1 = as often as met, 0 = uniform.
+        hard_share: with hard, the share of `count` that is drawn from the mined items.
+        refresh_every: with hard, steps between two minings; each scores all items for up to 256 users.
+    """
 
     name: str = "mixed"
     count: int = 1024
+    alpha: float = 0.75
+    hard_share: float = 0.5
+    refresh_every: int = 100
 
 
 @dataclass
 class OptimConfig:
-    """Optimiser and schedule: adam, learning rate, decoupled weight decay, linear warm-up then constant | cosine."""
+    """Optimiser and schedule. Everything but the large tables (ids of items, history and users) is always trained by Adam.
 
-    name: str = "adam"
+    Attributes:
+        name: auto | adam | lazy_adam | rowwise_adagrad: of the large tables. adam moves every row at every step; the other two move
+            the rows that the step looked up, at a cost that does not grow with the table. rowwise_adagrad keeps one number a row
+            where lazy_adam keeps two rows. auto = rowwise_adagrad for tables of which a step reads a part, adam for the others.
+        lr: learning rate.
+        table_lr: that of tables which lazy_adam or rowwise_adagrad train; 0 = lr with the former, 10 lr with the latter.
+        weight_decay: decoupled; of a sparse table's row it is taken where the row is moved.
+        schedule: constant | linear | cosine (the last two fall to zero), after a linear warm-up over `warmup_share` of the steps.
+        clip_norm: longest gradient, all parameters together; 0 = any.
+    """
+
+    name: str = "auto"
     lr: float = 0.003
+    table_lr: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_share: float = 0.03
@@ -72,8 +97,10 @@ class TrainerConfig:
     """The loop.
 
     Attributes:
-        sampler: auto | event | sequence. auto = sequence for a transformer, else event.
-        batch_size: examples a step: events, or windows of the sequence sampler. 0 = 1024 events or 128 windows.
+        sampler: auto | event | sequence | user: what an example is: one event, a window of events (transformer), or all of a user's events
+            divided into a history and targets. auto = sequence for a transformer; else user for data without order where the loss is exact
+            (grouped by user it costs least); else event.
+        batch_size: examples a step. 0 = 1024 events, 128 windows or 512 users.
         device: auto | cpu | cuda.
         precision: fp32 | bf16 (autocast).
         max_steps: 0 = no bound besides epochs.
@@ -83,7 +110,11 @@ class TrainerConfig:
         checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 = only epochs.
         keep_checkpoints: newest ones kept, besides the best.
         resume: continue from the newest checkpoint of run_dir.
-        threads: torch CPU threads; 0 = all cores.
+        threads: torch CPU threads of each process; 0 = all cores, shared among the processes.
+        processes: that train together on this machine, on one batch of batch_size; with GPUs one each. 0 = this one alone, or as many
+            as torchrun started.
+        init_from: start from the weights of a trained model: a bundle, a folder of bundles, a run_dir or its model/. Rows follow their
+            ids, new ids start from the OOV or the mean row.
     """
 
     sampler: str = "auto"
@@ -100,6 +131,8 @@ class TrainerConfig:
     log_every: int = 20
     resume: bool = True
     threads: int = 0
+    processes: int = 0
+    init_from: str | None = None
 
 
 @dataclass
@@ -193,10 +226,10 @@ def validate(config: TrainingConfig) -> None:
     _choice("split.name", config.split.name, ("global_temporal", "leave_one_out", "given", "item_cold"))
     _choice("loss.name", config.loss.name, ("auto", "sampled_softmax", "full_softmax"))
     _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))
-    _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "mixed"))
-    _choice("optim.name", config.optim.name, ("adam",))
-    _choice("optim.schedule", config.optim.schedule, ("constant", "cosine"))
-    _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence"))
+    _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "popularity", "mixed", "hard"))
+    _choice("optim.name", config.optim.name, ("auto", "adam", "lazy_adam", "rowwise_adagrad"))
+    _choice("optim.schedule", config.optim.schedule, ("constant", "linear", "cosine"))
+    _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
     _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
     _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
@@ -222,6 +255,12 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(f"negatives.count: got {config.negatives.count}, expected at least 1 with negatives.name={config.negatives.name}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", config.export.name):
         raise ConfigError(f"export.name: got {config.export.name!r}, expected letters, digits, '.', '_' and '-': it names a folder")
+    if config.trainer.init_from == "":
+        raise ConfigError("trainer.init_from: it is empty, and a refresh starts from a trained model. Name its run_dir or its bundle")
+    if config.optim.table_lr and config.optim.name == "adam":
+        raise ConfigError(
+            "optim.table_lr: optim.name=adam trains tables with optim.lr. Leave it 0, or use optim=lazy_adam or rowwise_adagrad"
+        )
     if not config.evaluate.ks or min(config.evaluate.ks) < 1:
         raise ConfigError(f"evaluate.ks: got {list(config.evaluate.ks)}, expected cut-offs of at least 1")
 

@@ -1,74 +1,20 @@
 """Which examples an epoch has, and in which order: samplers over the events that training may read.
 
-Legend: U users, E events read (of the chosen splits, user by user), N examples of an epoch, B rows, L history length.
-An example is one number, its `end`: the place among the E events of its (last) target. Its history stands before it.
+Legend: U users, E events read (of the chosen splits, user by user), N examples of an epoch, B rows, L history length, K blocks.
+An example is one number. For `event` and `sequence` it is its `end`: the place among the E events of its (last) target, and its
+history stands before it. For `user` it is the user row.
 """
 
-from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.columns import SPLIT_NAMES
-from towers.errors import DataError
-from training.interactions import Interactions
+from training.events import TrainingEvents
+from training.shuffle import Order
 
-ORDER_STREAM, LOADER_STREAM, NEGATIVES_STREAM, TORCH_STREAM = 0, 1, 2, 3
-"""Independent streams of random numbers under one seed."""
-
-
-def generator(seed: int, stream: int, *place: int) -> np.random.Generator:
-    """Random numbers of one place in training, as `epoch` or `epoch, step`: nothing but the seed and the place decides them, so
-    a resumed run draws what an uninterrupted one draws."""
-    return np.random.default_rng([seed, stream, *place])
-
-
-@dataclass(frozen=True)
-class TrainingEvents:
-    """The events that training may read.
-
-    Attributes:
-        positions_E: int64 rows of the prepared columns, ascending, so user by user in order.
-        offsets_U1: int64 [U + 1]; events offsets[u] .. offsets[u + 1] belong to user u.
-        target_E: bool; weight above 0, so negative event types are history and never targets.
-    """
-
-    positions_E: NDArray[np.int64]
-    offsets_U1: NDArray[np.int64]
-    target_E: NDArray[np.bool_]
-
-    @classmethod
-    def select(cls, data: Interactions, splits: tuple[int, ...]) -> Self:
-        """The events of the given splits (columns.TRAIN; with VALID for a refit).
-
-        Raises:
-            DataError: none of them is a target.
-        """
-        positions_E = np.flatnonzero(np.isin(data.split, splits)).astype(np.int64)
-        target_E = np.asarray(data.weight[positions_E] > 0)
-        if not target_E.any():
-            names = " + ".join(SPLIT_NAMES[s] for s in splits)
-            raise DataError(
-                f"no training example: {len(positions_E)} events in split {names}, none of them with a weight above 0."
-                " Check data.event_weights, the weight column and the split, then run `towers prepare` again"
-            )
-        return cls(positions_E, np.searchsorted(positions_E, data.offsets).astype(np.int64), target_E)
-
-    def __len__(self) -> int:
-        return len(self.positions_E)
-
-    def users_of(self, ends_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """User row of each event."""
-        return np.searchsorted(self.offsets_U1, ends_B, side="right").astype(np.int64) - 1
-
-    def target_counts(self, data: Interactions) -> NDArray[np.int64]:
-        """int64 [I]: how often each catalogue row is a target here."""
-        return np.bincount(data.item[self.positions_E[self.target_E]], minlength=data.n_items)
-
-    def items(self, data: Interactions) -> NDArray[np.int64]:
-        """Catalogue rows with at least one event here, ascending: what a training loss may take as candidates."""
-        return np.unique(data.item[self.positions_E]).astype(np.int64)
+EVENTS_A_BLOCK, USERS_A_BLOCK = 4096, 256
+"""Examples that lie together are read together: a block's pages are touched once."""
 
 
 class Sampler(Protocol):
@@ -80,8 +26,8 @@ class Sampler(Protocol):
         """Examples of an epoch."""
         ...
 
-    def epoch(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """The ends of all examples of an epoch, in training order; the same for the same (seed, epoch)."""
+    def epoch(self, seed: int, epoch: int) -> Order:
+        """All examples of an epoch, in training order; the same for the same (seed, epoch)."""
         ...
 
 
@@ -91,13 +37,19 @@ class EventSampler:
     name = "event"
 
     def __init__(self, events: TrainingEvents) -> None:
-        self._ends_N = np.flatnonzero(events.target_E).astype(np.int64)
+        self._target_E = events.target_E
+        starts = range(0, len(events), EVENTS_A_BLOCK)  # not reduceat: it would copy all flags as 8-byte numbers
+        self._counts_K = np.array([np.count_nonzero(self._target_E[start : start + EVENTS_A_BLOCK]) for start in starts], np.int64)
 
     def __len__(self) -> int:
-        return len(self._ends_N)
+        return int(self._counts_K.sum())
 
-    def epoch(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        return generator(seed, ORDER_STREAM, epoch).permutation(self._ends_N)
+    def epoch(self, seed: int, epoch: int) -> Order:
+        return Order(self._counts_K, self._members, seed, epoch)
+
+    def _members(self, block: int) -> NDArray[np.int64]:
+        start = block * EVENTS_A_BLOCK
+        return np.flatnonzero(self._target_E[start : start + EVENTS_A_BLOCK]) + start
 
 
 class SequenceSampler:
@@ -110,20 +62,92 @@ class SequenceSampler:
     name = "sequence"
 
     def __init__(self, events: TrainingEvents, length: int) -> None:
-        starts_U, stops_U = events.offsets_U1[:-1], events.offsets_U1[1:]
+        self._events, self._length = events, length
+        blocks = -(-(len(events.offsets_U1) - 1) // USERS_A_BLOCK)
+        self._counts_K = np.array([len(self._members(block)) for block in range(blocks)], np.int64)
+
+    def __len__(self) -> int:
+        return int(self._counts_K.sum())
+
+    def epoch(self, seed: int, epoch: int) -> Order:
+        return Order(self._counts_K, self._members, seed, epoch)
+
+    def _members(self, block: int) -> NDArray[np.int64]:
+        length, bounds = self._length, self._events.offsets_U1[block * USERS_A_BLOCK :][: USERS_A_BLOCK + 1]
+        starts_U, stops_U = bounds[:-1], bounds[1:]
         windows_U = -(-(stops_U - starts_U) // length)
         user_W = np.repeat(np.arange(len(windows_U)), windows_U)
         back_W = np.arange(len(user_W)) - np.repeat(np.cumsum(windows_U) - windows_U, windows_U)
         ends_W = stops_U[user_W] - 1 - back_W * length
         firsts_W = np.maximum(starts_U[user_W], ends_W - length + 1)
-        targets_before_E1 = np.concatenate([[0], np.cumsum(events.target_E)])
-        self._ends_N = ends_W[targets_before_E1[ends_W + 1] > targets_before_E1[firsts_W]]
+        before_E1 = np.concatenate([[0], np.cumsum(self._events.target_E[bounds[0] : bounds[-1]])])
+        ends: NDArray[np.int64] = ends_W[before_E1[ends_W + 1 - bounds[0]] > before_E1[firsts_W - bounds[0]]]
+        return ends
+
+
+class UserSampler:
+    """One example per user with a target: part of the user's events is the history, the targets among the rest are predicted all at once
+    (see `user_parts`)."""
+
+    name = "user"
+
+    def __init__(self, events: TrainingEvents) -> None:
+        self._events = events
+        blocks = -(-(len(events.offsets_U1) - 1) // USERS_A_BLOCK)
+        self._counts_K = np.array([len(self._members(block)) for block in range(blocks)], np.int64)
 
     def __len__(self) -> int:
-        return len(self._ends_N)
+        return int(self._counts_K.sum())
 
-    def epoch(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        return generator(seed, ORDER_STREAM, epoch).permutation(self._ends_N)
+    def epoch(self, seed: int, epoch: int) -> Order:
+        return Order(self._counts_K, self._members, seed, epoch)
+
+    def _members(self, block: int) -> NDArray[np.int64]:
+        bounds = self._events.offsets_U1[block * USERS_A_BLOCK :][: USERS_A_BLOCK + 1]
+        before_E1 = np.concatenate([[0], np.cumsum(self._events.target_E[bounds[0] : bounds[-1]])])
+        return np.flatnonzero(np.diff(before_E1[bounds - bounds[0]])) + block * USERS_A_BLOCK
+
+
+class UserParts(NamedTuple):
+    """What the `user` sampler makes of B users: places among the E events, -1 = none.
+
+    Attributes:
+        history_BL: right-aligned.
+        target_BT: the events to be predicted, left-aligned; column 0 is never empty, but need not be a target.
+    """
+
+    history_BL: NDArray[np.int64]
+    target_BT: NDArray[np.int64]
+
+
+def user_parts(
+    starts_B: NDArray[np.int64], stops_B: NDArray[np.int64], length: int, most: int, shuffled: bool, rng: np.random.Generator
+) -> UserParts:
+    """Divide each user's events into history and what is to be predicted from it.
+
+    Data without order (`shuffled`): a random half of the events, at most L of them, is the history; of the rest, in random order, at most
+    `most` are predicted. Ordered data: a cut at a random place; the L events before it are the history, the next `most` are predicted.
+
+    Args:
+        starts_B, stops_B: each user's events; at least one.
+    """
+    counts_B = stops_B - starts_B
+    if shuffled:
+        rows_M = np.repeat(np.arange(len(counts_B)), counts_B)
+        first_B = np.cumsum(counts_B) - counts_B
+        order_M = np.lexsort((rng.random(len(rows_M)), rows_M)) - first_B[rows_M] + starts_B[rows_M]
+        cut_B = np.minimum(counts_B // 2, length)
+    else:
+        cut_B = np.floor(rng.random(len(counts_B)) * counts_B).astype(np.int64)
+    columns = min(most, int((counts_B - cut_B).max(initial=0)))
+    ranks_BL, ranks_BT = cut_B[:, None] + np.arange(-length, 0), cut_B[:, None] + np.arange(columns)
+    held_BL, held_BT = ranks_BL >= 0, ranks_BT < counts_B[:, None]
+    if shuffled:
+        history_BL = order_M[np.where(held_BL, first_B[:, None] + ranks_BL, 0)]
+        target_BT = order_M[np.where(held_BT, first_B[:, None] + ranks_BT, 0)]
+    else:
+        history_BL, target_BT = starts_B[:, None] + ranks_BL, starts_B[:, None] + ranks_BT
+    return UserParts(np.where(held_BL, history_BL, -1), np.where(held_BT, target_BT, -1))
 
 
 def random_others(

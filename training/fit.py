@@ -1,7 +1,7 @@
 """The work of `towers train`: build the parts from the config, restore, fit, write the result."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,22 +10,27 @@ from towers.columns import TRAIN
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import save_model
+from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
+from training.choice import Sizes, choose
 from training.config import TrainingConfig
 from training.device import choose_device
-from training.examples import EventSampler, Sampler, SequenceSampler, TrainingEvents
+from training.distributed import ALONE, Processes, join
+from training.events import TrainingEvents
+from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, run_facts
 from training.interactions import Interactions
-from training.loader import Loader
-from training.objective import CandidateItems, Objective, choose_objective
+from training.launch import launch, wanted
+from training.loader import MOST_TARGETS, Loader
+from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
-from training.optim import Optimizer
-from training.tracking import Tracker, say
+from training.optim import Optimizer, choose_tables
+from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
+from training.warm_start import warm_start
 
-BATCH_SIZES = {"event": 1024, "sequence": 128}
-"""Examples a step where the config leaves it open: a window holds up to a hundred targets, an event one."""
+RESULT = "train.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Parts:
     checkpointer: Checkpointer
     validate: Validate
     steps: int
+    processes: Processes
 
 
 def run(config: TrainingConfig) -> str:
@@ -54,19 +60,35 @@ def run(config: TrainingConfig) -> str:
     """
     watch = Stopwatch()
     run_dir = Path(config.run_dir)
+    if wanted(config):
+        launch(config)
+        return str(run_dir / RESULT)
     device = choose_device(config.trainer.device)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
-    parts = assemble(config, open_prepared(config), device)
-    restored = restore(parts.checkpointer, config.trainer.resume)
-    print(
-        f"train: {len(parts.sampler)} {parts.sampler.name} examples, {parts.steps} steps, {device.type}, {config.trainer.precision};"
-        f" {parts.why}{restored}",
-        flush=True,
-    )
-    fit(config, parts)
+    with join(device) as processes:
+        data = open_prepared(config)
+        parts = assemble(config, data, device, processes)
+        restored = restore(parts, config.trainer.resume)
+        if config.trainer.init_from and not parts.progress.step:
+            carried = warm_start(parts.model, data.preprocessor, config.trainer.init_from)
+            if processes.first:
+                print(f"train: {carried}", flush=True)
+        several = f" on {processes.size} processes" if processes.size > 1 else ""
+        if processes.first:
+            print(
+                f"train: {len(parts.sampler)} {parts.sampler.name} examples, {parts.steps} steps, {device.type}{several},"
+                f" {config.trainer.precision}; {parts.why}{restored}",
+                flush=True,
+            )
+        fit(config, parts)
+        return str(processes.lead(lambda: write_results(config, parts, device, watch)))
+
+
+def write_results(config: TrainingConfig, parts: Parts, device: torch.device, watch: Stopwatch) -> str:
+    """Write the model and train.json; returns the path of the latter."""
+    run_dir, progress = Path(config.run_dir), parts.progress
     save_model(parts.model, run_dir / "model")
-    progress = parts.progress
     document = {
         "run": {
             **run_facts(config, watch),
@@ -75,48 +97,46 @@ def run(config: TrainingConfig) -> str:
             "loss": parts.objective.name,
             "sampler": parts.sampler.name,
             "device": device.type,
+            "processes": parts.processes.size,
         },
         "valid": progress.best,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epochs,
     }
-    return str(write_json(run_dir / "train.json", document))
+    return str(write_json(run_dir / RESULT, document))
 
 
-def assemble(config: TrainingConfig, data: Interactions, device: torch.device) -> Parts:
+def assemble(config: TrainingConfig, data: Interactions, device: torch.device, processes: Processes = ALONE) -> Parts:
     """Build every part from the config; the model's first weights come from the seed."""
     torch.manual_seed(config.seed)
     model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
     events = TrainingEvents.select(data, (TRAIN,))
-    sampler = choose_sampler(config, events)
-    batch_size = config.trainer.batch_size or BATCH_SIZES[sampler.name]
-    loader = Loader(data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed)
-    objective, why = choose_objective(config.loss, config.negatives, CandidateItems(data, events, device), data.n_items)
+    items = CandidateItems(data, events, device)
+    choice = choose(config, Sizes(int(items.counts_K.sum()), events.users_with_targets(), len(items), data.schema.order == "set"))
+    sampler, batch_size = make_sampler(choice.sampler, config, events), choice.batch_size
+    loader = Loader(data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed, part=processes.part)
+    objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
     steps = total_steps(config.trainer, loader)
-    optimizer = Optimizer(model, config.optim, steps)
+    tables = choose_tables(config.optim, model.plan, batch_size, candidates_a_step(config, objective, sampler, batch_size))
+    optimizer = Optimizer(model, config.optim, steps, {f"tables.{name}": kind for name, kind in tables.items()})
     progress = Progress()
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints",
-        {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress},
+        {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
         config_hash=data_and_config_hash(config, data),
         every=config.trainer.checkpoint_every,
         keep=config.trainer.keep_checkpoints,
         say=say,
+        processes=processes,
     )
-    validate: Validate = Validator(data, config) if config.trainer.evaluate_every > 0 else _no_validation
-    return Parts(model, sampler, loader, objective, why, optimizer, progress, checkpointer, validate, steps)
+    measured = config.trainer.evaluate_every > 0 and processes.first
+    validate: Validate = Validator(data, config) if measured else _no_validation
+    return Parts(model, sampler, loader, objective, why, optimizer, progress, checkpointer, validate, steps, processes)
 
 
 def fit(config: TrainingConfig, parts: Parts) -> None:
     """Train from wherever the parts stand, telling TensorBoard and the console."""
-    tracker = Tracker.open(
-        Path(config.run_dir) / "tensorboard",
-        every=config.trainer.log_every,
-        step=parts.progress.step,
-        total_steps=parts.steps,
-        config=json.dumps(asdict(config), indent=2),
-    )
-    with tracker:
+    with open_tracker(config, parts) as tracker:
         Trainer(
             parts.model,
             parts.objective,
@@ -128,23 +148,46 @@ def fit(config: TrainingConfig, parts: Parts) -> None:
             parts.validate,
             config.trainer,
             config.seed,
+            parts.processes,
         ).fit()
 
 
-def restore(checkpointer: Checkpointer, resume: bool) -> str:
+def open_tracker(config: TrainingConfig, parts: Parts) -> Tracker | Silence:
+    if not parts.processes.first:
+        return Silence()
+    return Tracker.open(
+        Path(config.run_dir) / "tensorboard",
+        every=config.trainer.log_every,
+        step=parts.progress.step,
+        total_steps=parts.steps,
+        config=json.dumps(asdict(config), indent=2),
+    )
+
+
+def restore(parts: Parts, resume: bool) -> str:
     """Continue from the newest whole checkpoint, or start anew; returns what to say about it."""
     if not resume:
-        checkpointer.clear()
+        parts.checkpointer.clear()
+    step = parts.checkpointer.restore() if resume else None
+    if step is None:
+        parts.processes.copy_state(parts.model)  # equal already where all machines draw alike
         return ""
-    step = checkpointer.restore()
-    return "" if step is None else f"; continuing after step {step}"
+    return f"; continuing after step {step}"
 
 
-def choose_sampler(config: TrainingConfig, events: TrainingEvents) -> Sampler:
-    """The sampler that the config asks for; auto trains all positions of a transformer at once."""
-    auto = "sequence" if config.model.history.name == "transformer" else "event"
-    name = auto if config.trainer.sampler == "auto" else config.trainer.sampler
-    return SequenceSampler(events, config.model.history.length) if name == "sequence" else EventSampler(events)
+def make_sampler(name: str, config: TrainingConfig, events: TrainingEvents) -> Sampler:
+    """The sampler of that name."""
+    if name == "sequence":
+        return SequenceSampler(events, config.model.history.length)
+    return UserSampler(events) if name == "user" else EventSampler(events)
+
+
+def candidates_a_step(config: TrainingConfig, objective: Objective, sampler: Sampler, batch_size: int) -> int:
+    """Item vectors that a step computes, at most."""
+    if objective.name == "full_softmax":
+        return len(objective.items)
+    targets = batch_size * {"event": 1, "sequence": config.model.history.length, "user": MOST_TARGETS}[sampler.name]
+    return min(targets + config.negatives.count, len(objective.items))
 
 
 def data_and_config_hash(config: TrainingConfig, data: Interactions) -> str:

@@ -9,10 +9,10 @@ Legend: N rows, B rows of a block, C candidates, P targets (a row may have sever
 
 so the backward pass is a multiplication by a scalar, and no more than a block of scores ever exists. Three ideas make it fast:
 a factor k_c (counts over proposal probabilities) scales the right-hand sides of the second and third matrix product instead of touching
-the B x C scores; a column of k beside the item vectors makes the second product yield Z too; and scores of bounded vectors need no pass
-for their maximum: they are shifted by the bound, in the first product itself.
+the B x C scores; in bf16 a column of k beside the item vectors makes the second product yield Z too; and scores of bounded vectors need
+no pass for their maximum, since their exp stays far within what fp32 and bf16 can hold.
 
-bf16 products round each score to 8 bits, most coarsely where exp is smallest; sums, targets and what leaves here stay fp32.
+bf16 products round each score to 8 bits, so to 0.2 % of itself; sums, targets and what leaves here stay fp32.
 """
 
 import math
@@ -25,7 +25,7 @@ BLOCK_SCORES = 1 << 21
 """Scores computed at a time: they stay in the cache between the products that use them."""
 FEWEST_ROWS = 64
 WIDEST_RANGE = 40.0
-"""Shifted scores lie within [-2 x, 0]; exp of -80 is still a normal number in fp32 and bf16."""
+"""Scores lie within [-x, x], and factors within [exp(-x), 1]: the sum of 1e20 such terms is finite in fp32 and bf16, the least is normal."""
 
 
 class Targets(NamedTuple):
@@ -37,12 +37,14 @@ class Targets(NamedTuple):
         weight_P: float weights; the loss is their weighted sum.
         log_own_P: log factor of each target in its own row's Z, in place of its column's log k; None = no difference. Only where
             every row has one target (`row_P` None).
+        absent: int64 (row, candidate) pairs, rows ascending, no target among them: candidates that are not there for that row.
     """
 
     row_P: Tensor | None
     column_P: Tensor
     weight_P: Tensor
     log_own_P: Tensor | None = None
+    absent: tuple[Tensor, Tensor] | None = None
 
 
 def fused_softmax(
@@ -85,19 +87,23 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.float64 if user_ND.dtype == torch.float64 else torch.float32
     user_ND, item_CD = user_ND.detach().to(wide) / temperature, item_CD.detach().to(wide)
-    rows, columns = user_ND.shape[0], item_CD.shape[0]
-    row_P = torch.arange(rows, device=user_ND.device) if targets.row_P is None else targets.row_P
-    column_P, weight_P = targets.column_P, targets.weight_P.to(wide)
-    weight_N = torch.zeros(rows, dtype=wide, device=user_ND.device).index_add_(0, row_P, weight_P)
-    score_P = (user_ND[row_P] * item_CD[column_P]).sum(1)
-    log_k_C = torch.zeros(columns, dtype=wide, device=user_ND.device) if log_k_C is None else log_k_C.to(wide)
+    row_P, column_P, weight_P = targets.row_P, targets.column_P, targets.weight_P.to(wide)
+    weight_N = weight_P if row_P is None else weight_P.new_zeros(len(user_ND)).index_add_(0, row_P, weight_P)
+    item_PD = item_CD.index_select(0, column_P)
+    user_PD = user_ND if row_P is None else user_ND.index_select(0, row_P)
+    score_P = (user_PD * item_PD).sum(1)
+    log_k_C = torch.zeros(len(item_CD), dtype=wide, device=user_ND.device) if log_k_C is None else log_k_C.to(wide)
     own = None if targets.log_own_P is None else (column_P, score_P + targets.log_own_P.to(wide))
-    shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own)
-    loss = (weight_P * (shares.log_z_N[row_P] - score_P)).sum()
+    shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own, targets.absent)
+    log_z_P = shares.log_z_N if row_P is None else shares.log_z_N.index_select(0, row_P)
+    loss = (weight_P * (log_z_P - score_P)).sum()
     # a target's own share, where it was left out of the products, comes back here in full precision
-    pull_P = -weight_P if own is None else weight_P * torch.expm1(own[1] - shares.log_z_N)
-    shares.grad_ND.index_add_(0, row_P, item_CD[column_P] * pull_P.unsqueeze(1))
-    shares.grad_CD.index_add_(0, column_P, user_ND[row_P] * pull_P.unsqueeze(1))
+    pull_P1 = (-weight_P if own is None else weight_P * torch.expm1(own[1] - log_z_P)).unsqueeze(1)
+    if row_P is None:
+        shares.grad_ND.addcmul_(item_PD, pull_P1)
+    else:
+        shares.grad_ND.index_add_(0, row_P, item_PD.mul_(pull_P1))
+    shares.grad_CD.index_add_(0, column_P, user_PD * pull_P1)
     return loss, shares.grad_ND.div_(temperature), shares.grad_CD
 
 
@@ -109,54 +115,78 @@ class _Shares(NamedTuple):
     grad_CD: Tensor
 
 
-def _shares(user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, weight_N: Tensor, half: bool, own: tuple[Tensor, Tensor] | None) -> _Shares:
-    rows, dim = user_ND.shape
+def _shares(
+    user_ND: Tensor,
+    item_CD: Tensor,
+    log_k_C: Tensor,
+    weight_N: Tensor,
+    half: bool,
+    own: tuple[Tensor, Tensor] | None,
+    absent: tuple[Tensor, Tensor] | None,
+) -> _Shares:
+    rows = len(user_ND)
     log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
     grad_CD = torch.zeros_like(item_CD)
     bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if rows else 0.0
     finite_C = log_k_C[log_k_C > -math.inf]
     top = float(finite_C.max()) if len(finite_C) else 0.0
     bounded = bound <= WIDEST_RANGE and float(top - finite_C.min() if len(finite_C) else 0.0) <= WIDEST_RANGE
-    kernel = _Bounded(user_ND, item_CD, log_k_C - top, bound, half) if bounded else _Shifted(user_ND, item_CD, log_k_C)
-    step = max(FEWEST_ROWS, BLOCK_SCORES // max(1, len(item_CD)))
+    kernel = _Bounded(user_ND, item_CD, log_k_C - top, half) if bounded else _Shifted(user_ND, item_CD, log_k_C)
+    step = _block_rows(rows, len(item_CD))
+    absent_place = None if absent is None else absent[0] * len(item_CD) + absent[1]
+    own_place_N = None if own is None else torch.arange(rows, device=user_ND.device) * len(item_CD) + own[0]
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
         exp_BC, shift_B = kernel.exponentials(block)
-        if own is not None:
-            exp_BC[torch.arange(len(exp_BC), device=exp_BC.device), own[0][block]] = 0
+        if own_place_N is not None:
+            exp_BC.view(-1).index_fill_(0, own_place_N[block] - start * len(item_CD), 0.0)
+        if absent_place is not None:
+            places = torch.tensor([block.start, block.stop], device=absent_place.device) * len(item_CD)
+            first, last = torch.searchsorted(absent_place, places).tolist()
+            exp_BC.view(-1).index_fill_(0, absent_place[first:last] - block.start * len(item_CD), 0.0)
         sum_BD, z_B = kernel.sums(exp_BC)
-        extra = (top if bounded else 0.0) + shift_B
+        extra = top if bounded else shift_B
         log_z_N[block] = torch.log(z_B) + extra
         if own is not None:
             log_z_N[block] = torch.logaddexp(log_z_N[block], own[1][block])
         share_B = weight_N[block] * torch.exp(extra - log_z_N[block])
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])
-        grad_CD += kernel.pushed(exp_BC, user_ND[block] * share_B.unsqueeze(1))
+        grad_CD += kernel.pushed(exp_BC, block, share_B)
     return _Shares(log_z_N, grad_ND, kernel.scaled(grad_CD))
 
 
-class _Bounded:
-    """Scores of bounded vectors: the shift rides in the first product, the factors in the other two."""
+def _block_rows(rows: int, columns: int) -> int:
+    """Rows of a block: all blocks about alike, since a short last one would cost the third product nearly as much as a full one."""
+    most = max(FEWEST_ROWS, BLOCK_SCORES // max(1, columns))
+    blocks = max(1, -(-rows // most))
+    return max(1, -(-rows // blocks))
 
-    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, bound: float, half: bool) -> None:
+
+class _Bounded:
+    """Scores of bounded vectors: they need no shift, and the factors ride in the other two products."""
+
+    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, half: bool) -> None:
         kind = torch.bfloat16 if half and user_ND.dtype == torch.float32 else user_ND.dtype
-        self._kind, self._dim = kind, user_ND.shape[1]
-        # rounded first: a shift that bf16 cannot hold would tilt every score by the rounding
-        self._shift = float(torch.tensor(bound, dtype=torch.bfloat16))
+        self._dim = user_ND.shape[1]
         self._k_C1 = torch.exp(log_k_C).unsqueeze(1)
-        self._user_NE = _padded(user_ND, torch.ones_like(user_ND[:, :1]), kind)
-        self._item_EC = _padded(item_CD, torch.full_like(self._k_C1, -self._shift), kind).t()
-        self._scaled_CE = _padded(item_CD * self._k_C1, self._k_C1, kind)
+        self._wide_ND, self._user_ND, self._item_DC = user_ND, user_ND.to(kind), item_CD.to(kind).t()
+        scaled_CD = item_CD * self._k_C1
+        self._scaled_CE = _padded(scaled_CD, self._k_C1, kind) if kind == torch.bfloat16 else scaled_CD
+        self._exp_BC = torch.empty(_block_rows(len(user_ND), len(item_CD)), len(item_CD), dtype=kind, device=user_ND.device)
 
     def exponentials(self, block: slice) -> tuple[Tensor, Tensor | float]:
-        return torch.mm(self._user_NE[block], self._item_EC).exp_(), self._shift
+        exp_BC = self._exp_BC[: block.stop - block.start]
+        return torch.mm(self._user_ND[block], self._item_DC, out=exp_BC).exp_(), 0.0
 
     def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
-        sum_BE = torch.mm(exp_BC, self._scaled_CE).to(self._k_C1.dtype)
+        sum_BE = torch.mm(exp_BC, self._scaled_CE)
+        if sum_BE.dtype != torch.bfloat16:  # there a product with k costs less than the wider matrix
+            return sum_BE, torch.mv(exp_BC, self._k_C1.squeeze(1))
+        sum_BE = sum_BE.float()
         return sum_BE[:, : self._dim], sum_BE[:, self._dim]
 
-    def pushed(self, exp_BC: Tensor, user_BD: Tensor) -> Tensor:
-        return torch.mm(exp_BC.t(), user_BD.to(self._kind))
+    def pushed(self, exp_BC: Tensor, block: slice, share_B: Tensor) -> Tensor:
+        return torch.mm(exp_BC.t(), (self._wide_ND[block] * share_B.unsqueeze(1)).to(exp_BC.dtype))
 
     def scaled(self, grad_CD: Tensor) -> Tensor:
         return grad_CD.mul_(self._k_C1)
@@ -176,8 +206,8 @@ class _Shifted:
     def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
         return exp_BC @ self._item_CD, exp_BC.sum(1)
 
-    def pushed(self, exp_BC: Tensor, user_BD: Tensor) -> Tensor:
-        return exp_BC.t() @ user_BD
+    def pushed(self, exp_BC: Tensor, block: slice, share_B: Tensor) -> Tensor:
+        return exp_BC.t() @ (self._user_ND[block] * share_B.unsqueeze(1))
 
     def scaled(self, grad_CD: Tensor) -> Tensor:
         return grad_CD

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from towers import columns as c
 from towers.errors import DataError
 from towers.identity import UserKeys
+from training.ahead import ahead
+from training.key_cache import KeyCache
 from training.raw_codes import MISSING, Codes, ContextColumn, distinct, hash_ids
 from training.rejects import RejectLog
 from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, SourceTables
@@ -63,6 +65,7 @@ class Ingest:
 
     def __init__(self, source: SourceTables, keys: UserKeys, work: Path, rejected: Path, need_split: bool, keep_raw_ids: bool) -> None:
         self._source, self._keys, self._keep = source, keys, keep_raw_ids
+        self._remembered = KeyCache(keys)
         self._rules = RowRules.now(source.schema, need_split)
         self._work, self._rejected = work, rejected
         self._result: Ingested | None = None
@@ -73,8 +76,7 @@ class Ingest:
         Raises:
             DataError: a column is missing or of the wrong type.
         """
-        for raw in self._source.interactions():
-            chunk = decoded(raw)
+        for chunk in ahead(map(decoded, self._source.interactions())):
             result = self._result or self._start(chunk)
             check_columns(chunk, self._rules)
             checked = check_rows(chunk, result.rows, self._rules)
@@ -136,7 +138,7 @@ class Ingest:
     def _user_keys(self, result: Ingested, ids: pa.ChunkedArray) -> NDArray[np.uint64]:
         place_n, unique = distinct(ids)
         texts = [str(text) for text in unique.to_pylist()]
-        keys = self._keys.keys(texts)
+        keys = self._remembered.keys(texts)
         if self._keep:
             result.raw_users.update(zip((key.tobytes() for key in keys), texts, strict=True))
         halves: NDArray[np.uint64] = split_keys(keys)[place_n]

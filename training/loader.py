@@ -3,7 +3,7 @@
 Legend: B rows, L history length, E events read. Places are counted among the E events, positions among the prepared rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from towers import history
 from towers.batch import TrainBatch
 from training.batches import user_inputs
-from training.examples import LOADER_STREAM, Sampler, TrainingEvents, generator, random_others
+from training.events import TrainingEvents
+from training.examples import Sampler, UserParts, random_others, user_parts
 from training.interactions import Interactions
+from training.randomness import LOADER_STREAM, generator
+from training.shuffle import Order, release
 
 Arrays = dict[str, NDArray[np.generic]]
+
+MOST_TARGETS = 1024
+"""Targets of one user in one example, so that a user with a million events does not make a batch of a gigabyte."""
+RELEASE_ROWS = 1 << 24
+"""Rows of the columns read between two releases of their pages: what a shuffling buffer holds, or some times that."""
 
 
 class Loader:
@@ -29,8 +37,10 @@ class Loader:
         events: those that training may read; histories and targets come from nowhere else.
         sampler: what an example is.
         length: history events the user tower takes.
-        batch_size: examples per batch (windows, under the `sequence` sampler).
-        seed: of the order, and of the histories of data without order.
+        batch_size: examples per batch (windows under the `sequence` sampler, users under `user`).
+        seed: of the order, of the histories of data without order, and of what the `user` sampler keeps as history.
+        part: rows of a batch of n that this process reads, where several train together; all processes' rows are the batch that one
+            process would have.
     """
 
     def __init__(
@@ -42,15 +52,26 @@ class Loader:
         length: int,
         batch_size: int,
         seed: int,
+        part: Callable[[int], slice] = slice,
     ) -> None:
         self._data = data
+        self._part = part
         self._events = events
         self._sampler = sampler
         self._length = length
         self._batch_size = batch_size
         self._seed = seed
         self._missing = data.preprocessor.encode("context", {}, 1)
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._order: tuple[int, Order] | None = None
+        self._mapped: list[NDArray[Any]] = [
+            data.item,
+            data.timestamp,
+            data.event,
+            data.weight,
+            *data.context.values(),
+            *data.user_features.values(),
+        ]
+        self._rows_read = 0
         self.epoch = 0
         self.step = 0
 
@@ -76,22 +97,28 @@ class Loader:
 
     def batch(self, epoch: int, step: int) -> TrainBatch:
         """The batch of one step: a pure function of its arguments."""
-        if self._order[0] != epoch:
+        if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self._sampler.epoch(self._seed, epoch))
-        ends_B = self._order[1][step * self._batch_size : (step + 1) * self._batch_size]
+        examples_B = self._order[1][step * self._batch_size : (step + 1) * self._batch_size]
+        self._release_pages(len(examples_B))
         if self._sampler.name == "sequence":
-            return self._sequence_batch(ends_B)
-        return self._event_batch(ends_B, generator(self._seed, LOADER_STREAM, epoch, step))
+            return self._sequence_batch(examples_B[self._part(len(examples_B))])
+        rng = generator(self._seed, LOADER_STREAM, epoch, step)
+        return self._user_batch(examples_B, rng) if self._sampler.name == "user" else self._event_batch(examples_B, rng)
 
     def _event_batch(self, ends_B: NDArray[np.int64], rng: np.random.Generator) -> TrainBatch:
         data, events = self._data, self._events
-        users_B = events.users_of(ends_B)
-        target_B = events.positions_E[ends_B]
-        starts_B = events.offsets_U1[users_B]
+        part = self._part(len(ends_B))
         if data.schema.order == "set":
-            places_BL = random_others(starts_B, events.offsets_U1[users_B + 1], ends_B, self._length, rng)
+            # drawn for the whole batch, so that a row's history does not depend on how many processes share it
+            users_B = events.users_of(ends_B)
+            places_BL = random_others(events.offsets_U1[users_B], events.offsets_U1[users_B + 1], ends_B, self._length, rng)[part]
+            ends_B, users_B = ends_B[part], users_B[part]
         else:
-            places_BL = _places_before(starts_B, ends_B, self._length)
+            ends_B = ends_B[part]
+            users_B = events.users_of(ends_B)
+            places_BL = _places_before(events.offsets_U1[users_B], ends_B, self._length)
+        target_B = events.positions(ends_B, users_B)
         context = {name: array[target_B] for name, array in data.context.items()}
         user = self._inputs(users_B, target_B, places_BL, context)
         return TrainBatch(user, data.item[target_B][:, None], data.weight[target_B][:, None], "event")
@@ -103,18 +130,43 @@ class Loader:
         next_BL = ends_B[:, None] + np.arange(1 - self._length, 1)
         # The last padding column predicts the user's first event: what the tower makes of an empty history is learned there.
         mask_BL = next_BL >= events.offsets_U1[users_B][:, None]
-        next_BL = np.where(mask_BL, next_BL, 0)
-        positions_BL = events.positions_E[next_BL]
+        next_BL = np.where(mask_BL, next_BL, ends_B[:, None])
+        positions_BL = events.positions(next_BL, users_B[:, None])
         target_BL = mask_BL & events.target_E[next_BL]
         # A position's context is that of the event it predicts: what would be known when the recommendation is asked for.
         context = {name: _replace(data.context[name][positions_BL], ~mask_BL, row[0]) for name, row in self._missing.items()}
-        user = self._inputs(users_B, events.positions_E[ends_B], places_BL, context)
+        user = self._inputs(users_B, events.positions(ends_B, users_B), places_BL, context)
         targets_BL = np.where(target_BL, data.item[positions_BL], -1).astype(np.int32)
         weights_BL = np.where(target_BL, data.weight[positions_BL], 0).astype(np.float32)
         return TrainBatch(user, targets_BL, weights_BL, "sequence")
 
+    def _user_batch(self, users_B: NDArray[np.int64], rng: np.random.Generator) -> TrainBatch:
+        data, events = self._data, self._events
+        starts_B, stops_B = events.offsets_U1[users_B], events.offsets_U1[users_B + 1]
+        own = self._part(len(users_B))
+        parts = user_parts(starts_B, stops_B, self._length, MOST_TARGETS, data.schema.order == "set", rng)
+        users_B, parts = users_B[own], UserParts(parts.history_BL[own], parts.target_BT[own])
+        held_BT = parts.target_BT >= 0
+        places_BT = np.where(held_BT, parts.target_BT, parts.target_BT[:, :1])
+        position_BT = events.positions(places_BT, users_B[:, None])
+        target_BT = held_BT & events.target_E[places_BT]
+        # All targets of a user are asked for at one moment: that of the first.
+        now_B = position_BT[:, 0]
+        user = self._inputs(users_B, now_B, parts.history_BL, {name: array[now_B] for name, array in data.context.items()})
+        # A user counts by the root of his targets: neither the few with thousands nor the many with one decide alone.
+        share_B1 = np.maximum(target_BT.sum(axis=1, keepdims=True), 1) ** -0.5
+        targets_BT = np.where(target_BT, data.item[position_BT], -1).astype(np.int32)
+        weights_BT = np.where(target_BT, data.weight[position_BT] * share_B1, 0).astype(np.float32)
+        return TrainBatch(user, targets_BT, weights_BT, "user")
+
+    def _release_pages(self, examples: int) -> None:
+        self._rows_read += examples * self._length
+        if self._rows_read > RELEASE_ROWS:
+            self._rows_read = 0
+            release(self._mapped)
+
     def _inputs(self, users_B: NDArray[np.int64], target_B: NDArray[np.int64], places_BL: NDArray[np.int64], context: Arrays) -> Arrays:
-        index_BL = np.where(places_BL >= 0, self._events.positions_E[np.maximum(places_BL, 0)], -1)
+        index_BL = np.where(places_BL >= 0, self._events.positions(np.maximum(places_BL, 0), users_B[:, None]), -1)
         now_B = self._data.timestamp[target_B]
         return user_inputs(self._data, users_B, target_B, now_B, context, self._length, index_BL)
 

@@ -77,6 +77,7 @@ def full_softmax(
     temperature: Tensor | float,
     row_N: Tensor | None = None,
     half: bool = False,
+    absent: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Cross entropy over the whole catalogue: the exact objective that `sampled_softmax` estimates.
 
@@ -87,6 +88,8 @@ def full_softmax(
         row_N: int64, each target's user row; None = one target a row. With several targets a row (grouped by user) every item is
             scored once a user instead of once a target.
         half: bf16 matrix products (see training.fused).
+        absent: int64 (row, item) pairs, ascending, no target among them: items left out of that row's sum, as those are that a user
+            cannot be recommended.
 
     Returns:
         A scalar, float32 (float64 for float64 vectors).
@@ -98,7 +101,7 @@ def full_softmax(
     >>> round(full_softmax(user, items, torch.tensor([0]), torch.ones(1), 1.0).item(), 4)
     0.3133
     """
-    return fused_softmax(user_BD, item_ID, temperature, Targets(row_N, target_N, shares(weight_N)), half=half)
+    return fused_softmax(user_BD, item_ID, temperature, Targets(row_N, target_N, shares(weight_N), absent=absent), half=half)
 
 
 def shares(weight_N: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from towers.columns import IS_HIDDEN, NO_TIME, SPLIT_NAMES
 from towers.errors import DataError
 from training import ragged
 from training.batches import user_inputs
-from training.interactions import Interactions
+from training.interactions import BLOCK_ROWS, Interactions
+from training.shuffle import release
 
 _MASK_BLOCK = 4096
 
@@ -154,12 +155,15 @@ def make_queries(data: Interactions, split: str, unit: str, split_name: str, max
     if unit == "auto":
         unit = "user" if split_name == "given" or data.schema.order == "set" else "event"
     code = SPLIT_NAMES.index(split)
-    answers = np.flatnonzero((data.split == code) & (data.weight > 0))
+    answers = _answers(data, code)
     if not len(answers):
         raise DataError(
             f"split {split!r} has no event that counts as an answer (weight above 0), so there is nothing to evaluate."
             f" Raise split.{split}_share, or give a longer log, and run `towers prepare` again"
         )
+    if unit == "event" and 0 < max_queries < len(answers):
+        # before anything is made of them: a tenth of a large log are millions, of which thousands are asked
+        answers = answers[np.sort(np.random.default_rng(seed).choice(len(answers), max_queries, replace=False))]
     user_A = data.users_of(answers)
     if unit == "event":
         user_Q, event_Q = user_A, answers
@@ -168,17 +172,17 @@ def make_queries(data: Interactions, split: str, unit: str, split_name: str, max
         user_Q, first = np.unique(user_A, return_index=True)
         event_Q = answers[first]
         relevant = ragged.group(np.searchsorted(user_Q, user_A), data.item[answers], len(user_Q))
-    earlier = _earlier_splits(data, code, user_Q)
     before = Spans(np.asarray(data.offsets[user_Q]), event_Q)
     ordered = data.schema.order != "set"
+    earlier = None if ordered and split_name != "given" else _earlier_splits(data, code, user_Q)
     queries = Queries(
         data=data,
         split=split,
         unit=unit,
         user_Q=user_Q,
         event_Q=event_Q,
-        history=before if ordered else earlier,
-        seen=earlier if ordered and split_name == "given" else None,
+        history=before if ordered or earlier is None else earlier,
+        seen=earlier if ordered else None,
         relevant=relevant,
     )
     if 0 < max_queries < len(queries):
@@ -193,6 +197,16 @@ def recommendable(data: Interactions) -> NDArray[np.bool_]:
         return np.ones(data.n_items, bool)
     hidden = np.array(data.catalog[IS_HIDDEN].to_pylist(), dtype=object)
     return ~np.array([bool(value) for value in hidden])
+
+
+def _answers(data: Interactions, code: int) -> NDArray[np.int64]:
+    """Rows that are answers, found block by block."""
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(data), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        found.append(np.flatnonzero((data.split[rows] == code) & (data.weight[rows] > 0)) + start)
+        release((data.split, data.weight))
+    return np.concatenate(found)
 
 
 def _earlier_splits(data: Interactions, code: int, user_Q: NDArray[np.int64]) -> Spans:

@@ -8,20 +8,23 @@ import sys
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from towers.batch import take
+from towers.dot_products import DotProducts
 from towers.encoder import Runtime
-from towers.topk import Fill, TopK, rank
+from towers.topk import Fill, TopK, rank, rank_products
 from training.interactions import Interactions
 from training.queries import Queries
 
-_BLOCK_ROWS = 512
+_BLOCK_ROWS, _BLOCK_QUERIES = 512, 4096
+"""Items encoded at a time, and queries ranked at a time."""
+_BLOCK_EVENTS = 1 << 14
+"""History events encoded at a time: a transformer keeps some ten numbers by dimension of each, and 100 weights a head."""
 
 
 def rank_queries(
-    fill: Fill,
+    scores: Fill | DotProducts,
     queries: Queries,
     k: int,
     *,
@@ -33,23 +36,28 @@ def rank_queries(
     """The k best items of each query.
 
     Args:
-        fill: writes the scores of a slice of queries.
+        scores: a model's vectors, or what writes the scores of a slice of queries.
         masked: leave out what each query's user has seen.
         allowed_I: items that may be recommended.
         label: names the progress bar on standard error; "" = no bar.
-        device: where `fill` writes.
+        device: where scores are written.
     """
     rows_Qk = np.empty((len(queries), k), np.int32)
     scores_Qk = np.empty((len(queries), k), np.float32)
-    for block in _blocks(len(queries), label):
-
-        def fill_block(inner: slice, out_BI: Tensor, start: int = block.start) -> None:
-            fill(slice(start + inner.start, start + inner.stop), out_BI)
-
+    for block in _blocks(len(queries), label, _BLOCK_QUERIES):
         seen = queries.seen_items(block) if masked else None
-        top = rank(fill_block, block.stop - block.start, queries.data.n_items, k, seen, allowed_I, device=device)
+        if isinstance(scores, DotProducts):
+            top = rank_products(scores.part(block), k, seen, allowed_I)
+        else:
+            part = _from(scores, block.start)
+            top = rank(part, block.stop - block.start, queries.data.n_items, k, seen, allowed_I, device=device)
         rows_Qk[block], scores_Qk[block] = top.rows_Qk, top.scores_Qk
     return TopK(rows_Qk, scores_Qk)
+
+
+def _from(fill: Fill, start: int) -> Fill:
+    """`fill` for the queries from `start` on."""
+    return lambda queries, out_BI: fill(slice(start + queries.start, start + queries.stop), out_BI)
 
 
 def encode_items(runtime: Runtime, data: Interactions) -> NDArray[np.float32]:
@@ -64,9 +72,10 @@ def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "
         length: history events the user tower takes.
         label: names the progress bar on standard error; "" = no bar.
     """
-    return np.concatenate([runtime.user(queries.inputs(block, length)).vectors_BHD for block in _blocks(len(queries), label)])
+    blocks = _blocks(len(queries), label, max(1, _BLOCK_EVENTS // length))
+    return np.concatenate([runtime.user(queries.inputs(block, length)).vectors_BHD for block in blocks])
 
 
-def _blocks(rows: int, label: str = "") -> "tqdm[slice]":
-    blocks = [slice(start, min(rows, start + _BLOCK_ROWS)) for start in range(0, rows, _BLOCK_ROWS)]
+def _blocks(rows: int, label: str = "", size: int = _BLOCK_ROWS) -> "tqdm[slice]":
+    blocks = [slice(start, min(rows, start + size)) for start in range(0, rows, size)]
     return tqdm(blocks, desc=label, file=sys.stderr, disable=not (label and sys.stderr.isatty()), leave=False)

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from towers.columns import SPLIT_NAMES
+from towers.dot_products import DotProducts, dot_products
 from towers.errors import DataError
 from towers.job import write_json
 from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_model
-from towers.topk import Fill, dot_products
+from towers.topk import Fill
 from training.baseline_choice import baseline_fills, choose_baselines, choose_days
 from training.config import TrainingConfig
-from training.device import choose_device
+from training.device import choose_device, choose_half
 from training.facts import Stopwatch, run_facts
 from training.interactions import Interactions
 from training.measure import Measured, compare, measure
@@ -76,7 +77,8 @@ def run(config: TrainingConfig) -> str:
     for form in forms:
         queries = form.queries
         users_QHD = encode_users(runtime, queries, runtime.model.config.history.length, "encode users")
-        model = rank_and_measure(dot_products(users_QHD, item_ID), form, ks, allowed_I, "rank: model", config.evaluate.slices, device)
+        products = dot_products(users_QHD, item_ID, choose_half("auto", device)[0])
+        model = rank_and_measure(products, form, ks, allowed_I, "rank: model", config.evaluate.slices, device)
         fills = baseline_fills(names, data, queries, config, days)
         baselines = {name: rank_and_measure(fill, form, ks, allowed_I, f"rank: {name}") for name, fill in fills.items()}
         results, theirs, paired = compare(model, baselines, queries.user_Q, settings.draws, config.seed)
@@ -93,7 +95,7 @@ def run(config: TrainingConfig) -> str:
 
 
 def rank_and_measure(
-    fill: Fill,
+    scores: Fill | DotProducts,
     form: Form,
     ks: Sequence[int],
     allowed_I: NDArray[np.bool_],
@@ -102,7 +104,7 @@ def rank_and_measure(
     device: torch.device | str = "cpu",
 ) -> Measured:
     """Rank the form's queries and measure the lists."""
-    top = rank_queries(fill, form.queries, max(ks), masked=form.masked, allowed_I=allowed_I, label=label, device=device)
+    top = rank_queries(scores, form.queries, max(ks), masked=form.masked, allowed_I=allowed_I, label=label, device=device)
     parts = all_slices(form.queries, form.queries.data.train_counts()) if slices else []
     return measure(top.rows_Qk, form.queries, ks, form.prefix, int(allowed_I.sum()), parts)
 

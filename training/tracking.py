@@ -10,6 +10,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
+class Floor(Protocol):
+    """Tells a share of the least time possible."""
+
+    def share(self, examples: int, seconds: float) -> Mapping[str, float]:
+        """A scalar by name, or nothing."""
+        ...
+
+
 class Pace(Protocol):
     """How far a run is: what the tracker reads of its progress."""
 
@@ -51,15 +59,17 @@ class Tracker:
         bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", file=sys.stderr, disable=hidden)
         return cls(writer, bar, max(1, every))
 
-    def step(self, pace: Pace, scalars: Mapping[str, float]) -> None:
-        """A training step is done; every so often its scalars are written, and the examples per second since the last time."""
+    def step(self, pace: Pace, scalars: Mapping[str, float], floor: Floor) -> None:
+        """A training step is done; every so often its scalars are written, with the examples per second since the last time and their
+        floor's share of it."""
         self._bar.update(1)
         self._losses.append(scalars["train/loss"])
         if pace.step % self._every:
             return
         examples, seconds = pace.examples - self._examples, pace.seconds - self._seconds
         self._examples, self._seconds = pace.examples, pace.seconds
-        self._write(pace.step, {**scalars, "train/examples_per_s": examples / max(seconds, 1e-9)})
+        rate = {"train/examples_per_s": examples / max(seconds, 1e-9)}
+        self._write(pace.step, {**scalars, **rate, **floor.share(examples, seconds)})
         self._bar.set_postfix(loss=f"{scalars['train/loss']:.4f}", refresh=False)
 
     def epoch(self, pace: Pace, metrics: Mapping[str, float], monitor: str, best: bool) -> None:
@@ -85,3 +95,16 @@ class Tracker:
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+
+
+class Silence:
+    """A tracker that tells nothing: of several processes, the first one speaks."""
+
+    def step(self, pace: Pace, scalars: Mapping[str, float], floor: Floor) -> None: ...
+
+    def epoch(self, pace: Pace, metrics: Mapping[str, float], monitor: str, best: bool) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...

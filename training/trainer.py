@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +15,13 @@ from towers.errors import ConfigError, DataError, TrainingError
 from towers.model import TwoTower
 from training.checkpoint import Checkpointer
 from training.config import TrainerConfig
-from training.examples import NEGATIVES_STREAM, TORCH_STREAM, generator
+from training.distributed import ALONE, Processes
 from training.loader import Loader
 from training.objective import Objective, not_finite
 from training.optim import Optimizer
-from training.tracking import Tracker
+from training.product_floor import ProductFloor
+from training.randomness import NEGATIVES_STREAM, TORCH_STREAM, generator
+from training.tracking import Silence, Tracker
 
 MODEL = "model"
 """Name of the model among the checkpoint's parts."""
@@ -85,6 +88,7 @@ class Trainer:
         validate: measures the model on validation queries; returns values by metric name.
         config: the loop's settings.
         seed: all of a step's randomness comes from (seed, step).
+        processes: that train together, on parts of the same batches.
     """
 
     def __init__(
@@ -95,10 +99,11 @@ class Trainer:
         loader: Loader,
         progress: Progress,
         checkpointer: Checkpointer,
-        tracker: Tracker,
+        tracker: Tracker | Silence,
         validate: Validate,
         config: TrainerConfig,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -110,7 +115,9 @@ class Trainer:
         self.validate = validate
         self.config = config
         self.seed = seed
+        self.processes = processes
         self.total_steps = total_steps(config, loader)
+        self.floor = ProductFloor(objective.items.device)
 
     def fit(self) -> Progress:
         """Train from wherever the parts stand to the end; the model then holds its best weights.
@@ -123,10 +130,11 @@ class Trainer:
             self.model.train()
             since = time.perf_counter()
             for batch in self.loader:
-                scalars = self.train_step(batch)
+                with self.floor.counting(lambda: self.progress.examples):
+                    scalars = self.train_step(batch)
                 now = time.perf_counter()
                 self.progress.seconds, since = self.progress.seconds + now - since, now
-                self.tracker.step(self.progress, scalars)
+                self.tracker.step(self.progress, scalars, self.floor)
                 if self.finished():
                     break
                 self.checkpointer.maybe_save(self.progress.step)
@@ -136,19 +144,22 @@ class Trainer:
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser step; returns its scalars. Nothing moves where the loss or its gradient is not finite."""
-        step = self.progress.step
-        torch.manual_seed(int(generator(self.seed, TORCH_STREAM, step).integers(2**62)))
+        step, processes = self.progress.step, self.processes
+        # the same dropout mask for the rows of all processes would be less noise than asked for
+        torch.manual_seed(int(generator(self.seed, TORCH_STREAM, step, processes.rank).integers(2**62)))
         self.optimizer.zero_grad()
+        share = processes.share(float(batch.weights_BT.sum(dtype=np.float64)), int((batch.targets_BT >= 0).sum()))
         with torch.autocast(self.objective.items.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            loss = self.objective(self.model, batch, generator(self.seed, NEGATIVES_STREAM, step))
+            loss = share.weight * self.objective(self.model, batch, generator(self.seed, NEGATIVES_STREAM, step))
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = processes.sum_gradients(self.model.parameters(), loss)
         norm = self.optimizer.grad_norm()
         scalars = {"train/loss": loss.item(), "train/grad_norm": norm.item()}
         self._check_finite(batch, scalars)
         scalars["train/lr"] = self.optimizer.step(step, norm)
         scalars["train/temperature"] = self.model.temperature().item()
         self.progress.step += 1
-        self.progress.examples += int((batch.targets_BT >= 0).sum())
+        self.progress.examples += share.targets
         return scalars
 
     def end_epoch(self) -> None:
@@ -160,7 +171,7 @@ class Trainer:
         best = False
         if every > 0 and (progress.epochs % every == 0 or self.finished()):
             self.model.eval()
-            metrics = self.validate(self.model)
+            metrics = self.processes.lead(lambda: dict(self.validate(self.model)))
             best = progress.judge(metrics, self.config.monitor)
         self.checkpointer.save(progress.step, best)
         self.tracker.epoch(progress, metrics, self.config.monitor, best)
@@ -175,7 +186,7 @@ class Trainer:
             return
         step, loss, norm = self.progress.step + 1, scalars["train/loss"], scalars["train/grad_norm"]
         what = f"step {step}: the loss is {loss} and its gradient's norm {norm}; the optimiser was not moved"
-        inputs = not_finite(batch.user) + not_finite(_on_cpu(self.objective.items.inputs))
+        inputs = self.processes.union(not_finite(batch.user), batch.user) + not_finite(_on_cpu(self.objective.items.inputs))
         if inputs:
             raise DataError(f"{what}. These inputs hold NaN or infinity: {', '.join(inputs)}. Repair the columns and prepare again")
         raise TrainingError(

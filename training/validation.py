@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from towers.dot_products import dot_products
 from towers.errors import ConfigError
 from towers.model import TwoTower
 from towers.runtime import TorchRuntime
-from towers.topk import dot_products
 from training import metrics
 from training.config import TrainingConfig
+from training.device import choose_half
 from training.interactions import Interactions
 from training.queries import make_queries, recommendable
 from training.rank_queries import encode_items, encode_users, rank_queries
@@ -50,8 +51,8 @@ class Validator:
         runtime, queries = TorchRuntime(model, device), self._queries
         users = encode_users(runtime, queries, model.config.history.length)
         items = torch.as_tensor(encode_items(runtime, self._data), device=device)
-        fill = dot_products(users, items)
-        top = rank_queries(fill, queries, max(self._ks), masked=self._masked, allowed_I=self._allowed_I, device=device)
+        products = dot_products(users, items, choose_half("auto", device)[0])
+        top = rank_queries(products, queries, max(self._ks), masked=self._masked, allowed_I=self._allowed_I, device=device)
         hits_Qk = metrics.hits(top.rows_Qk, queries.relevant, self._data.n_items)
         return {
             f"valid/{name}@{k}": float(np.mean(metric(hits_Qk, queries.relevant_Q, k)))

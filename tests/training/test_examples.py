@@ -5,7 +5,14 @@ import pytest
 
 from towers.columns import TRAIN, VALID
 from towers.errors import DataError
-from training.examples import EventSampler, SequenceSampler, TrainingEvents, random_others
+from training.events import TrainingEvents
+from training.examples import EventSampler, SequenceSampler, UserSampler, random_others, user_parts
+
+
+def rows(events, places=None):
+    """Prepared rows of some events, or of all."""
+    places = np.arange(len(events)) if places is None else places
+    return events.positions(places, events.users_of(places))
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +26,13 @@ def events(toy):
 
 
 def test_only_events_of_the_given_splits_are_read(toy, events):
-    assert set(toy.split[events.positions_E]) == {TRAIN}
+    assert set(toy.split[rows(events)]) == {TRAIN}
+    assert events.positions_E is None, "training rows of this split lie together"
     assert len(events) == np.count_nonzero(toy.split == TRAIN)
     refit = TrainingEvents.select(toy, (TRAIN, VALID))
     assert len(refit) == len(events) + toy.n_users
     for user in range(toy.n_users):
-        own = events.positions_E[events.offsets_U1[user] : events.offsets_U1[user + 1]]
+        own = rows(events)[events.offsets_U1[user] : events.offsets_U1[user + 1]]
         assert ((own >= toy.offsets[user]) & (own < toy.offsets[user + 1])).all()
 
 
@@ -34,26 +42,29 @@ def test_events_of_a_user_may_lie_apart(toy):
     split[::3] = VALID
     events = TrainingEvents.select(dataclasses.replace(toy, split=split), (TRAIN,))
     places = np.arange(len(events))
-    assert (events.users_of(places) == toy.users_of(events.positions_E)).all()
+    assert (rows(events) == np.flatnonzero(split == TRAIN)).all()
+    assert (events.users_of(places) == toy.users_of(rows(events))).all()
+    assert events.positions_E.itemsize == 4
 
 
 def test_every_target_is_one_example_and_negative_events_are_none(toy, events):
-    ends = EventSampler(events).epoch(seed=1, epoch=0)
-    assert sorted(events.positions_E[ends]) == list(np.flatnonzero((toy.split == TRAIN) & (toy.weight > 0)))
+    ends = EventSampler(events).epoch(seed=1, epoch=0)[:]
+    assert sorted(rows(events, ends)) == list(np.flatnonzero((toy.split == TRAIN) & (toy.weight > 0)))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(events):
-    for sampler in (EventSampler(events), SequenceSampler(events, 4)):
-        first = sampler.epoch(seed=1, epoch=0)
-        assert (first == sampler.epoch(seed=1, epoch=0)).all()
-        assert (first != sampler.epoch(seed=1, epoch=1)).any()
-        assert (first != sampler.epoch(seed=2, epoch=0)).any()
-        assert sorted(first) == sorted(sampler.epoch(seed=1, epoch=1))
+    for sampler in (EventSampler(events), SequenceSampler(events, 4), UserSampler(events)):
+        first = sampler.epoch(seed=1, epoch=0)[:]
+        assert len(first) == len(sampler)
+        assert (first == sampler.epoch(seed=1, epoch=0)[:]).all()
+        assert (first != sampler.epoch(seed=1, epoch=1)[:]).any()
+        assert (first != sampler.epoch(seed=2, epoch=0)[:]).any()
+        assert sorted(first) == sorted(sampler.epoch(seed=1, epoch=1)[:])
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 50])
 def test_sequence_windows_cover_every_event_once_and_end_at_the_last(events, length):
-    ends = np.sort(SequenceSampler(events, length).epoch(seed=0, epoch=0))
+    ends = np.sort(SequenceSampler(events, length).epoch(seed=0, epoch=0)[:])
     covered = []
     for end in ends:
         user = events.users_of(np.array([end]))[0]
@@ -68,7 +79,7 @@ def test_windows_without_a_target_are_left_out(toy):
     weight = toy.weight.copy()
     weight[toy.offsets[3] : toy.offsets[4]] = 0
     events = TrainingEvents.select(dataclasses.replace(toy, weight=weight), (TRAIN,))
-    assert 3 not in events.users_of(SequenceSampler(events, 5).epoch(0, 0))
+    assert 3 not in events.users_of(SequenceSampler(events, 5).epoch(0, 0)[:])
 
 
 def test_random_others_are_others_of_the_user_without_repeats():
@@ -102,3 +113,39 @@ def test_candidate_items_are_those_met_in_training(toy, events):
     items = events.items(toy)
     assert toy.n_items - 1 not in items, "the cold item"
     assert (events.target_counts(toy) == toy.train_counts()).all()
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_user_parts_are_a_history_and_what_follows_it(shuffled):
+    starts, stops = np.array([0, 1, 10, 60]), np.array([1, 10, 60, 62])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        history, target = user_parts(starts, stops, 6, 30, shuffled, rng)
+        for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            kept, asked = history[row][history[row] >= 0], target[row][target[row] >= 0]
+            assert (history[row][: 6 - len(kept)] == -1).all() and (target[row][len(asked) :] == -1).all()
+            assert len(asked) >= 1
+            both = np.concatenate([kept, asked])
+            assert len(set(both)) == len(both) and (both >= start).all() and (both < stop).all()
+            if shuffled:
+                assert len(kept) == min(6, (stop - start) // 2) and len(asked) == min(30, stop - start - len(kept))
+            else:
+                assert (np.diff(both) == 1).all(), "what is asked for follows the history"
+                assert len(kept) == min(6, asked[0] - start) and len(asked) == min(30, stop - asked[0])
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_user_parts_take_every_event_equally_often(shuffled):
+    n = 20_000
+    history, target = user_parts(np.zeros(n, int), np.full(n, 8), 4, 8, shuffled, np.random.default_rng(1))
+    drawn = history[history >= 0] if shuffled else target[:, 0]  # kept, or the cut
+    counts = np.bincount(drawn, minlength=8)
+    expected = counts.sum() / 8
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_users_without_a_target_are_no_example(toy):
+    weight = toy.weight.copy()
+    weight[toy.offsets[3] : toy.offsets[4]] = 0
+    events = TrainingEvents.select(dataclasses.replace(toy, weight=weight), (TRAIN,))
+    assert sorted(UserSampler(events).epoch(0, 0)[:]) == [u for u in range(toy.n_users) if u != 3]

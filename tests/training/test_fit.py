@@ -102,7 +102,8 @@ def test_no_prepared_data(make_config, tmp_path):
         run(make_config())
 
 
-def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weights, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("optim", ["adam", "lazy_adam", "rowwise_adagrad"])
+def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weights, tmp_path, monkeypatch, capsys, optim):
     """Ctrl-C anywhere: the next run starts from the newest checkpoint and ends as if nothing had been."""
     real = trainer.Trainer.train_step
 
@@ -113,10 +114,35 @@ def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weig
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer.Trainer, "train_step", interrupted)
-        run(make_config())
+        run(make_config(OptimConfig(name=optim)))
     assert not (tmp_path / "train.json").exists()
-    run(make_config())
+    run(make_config(OptimConfig(name=optim)))
     assert "continuing after step" in capsys.readouterr().out
     continued = weights()
-    run(make_config(resume=False))
+    run(make_config(OptimConfig(name=optim), resume=False))
     assert all(torch.equal(tensor, continued[name]) for name, tensor in weights().items())
+
+
+def test_data_without_order_train_by_user(make_config, make_toy, weights, tmp_path, monkeypatch, capsys):
+    """The choice is made from sizes: a run that continues makes it again, and ends as one that was never cut off."""
+    shutil.rmtree(tmp_path / "prepared")
+    write_prepared(tmp_path / "prepared", make_toy(order="set"))
+    run(make_config(batch_size=8, checkpoint_every=3))
+    out = capsys.readouterr().out
+    assert "user examples" in out and "full_softmax" in out and "a target costs about" in out
+    result, whole = json.loads((tmp_path / "train.json").read_text()), weights()
+    assert result["run"]["sampler"] == "user" and result["run"]["loss"] == "full_softmax"
+    shutil.rmtree(tmp_path / "checkpoints")
+    real = trainer.Trainer.train_step
+
+    def interrupted(self, batch):
+        if self.progress.step == 5:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Trainer, "train_step", interrupted)
+        run(make_config(batch_size=8, checkpoint_every=3))
+    run(make_config(batch_size=8, checkpoint_every=3))
+    assert "continuing after step 3" in capsys.readouterr().out
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights().items())

@@ -5,14 +5,25 @@ import pytest
 
 from towers.columns import NO_TIME, PAD_ROW, TRAIN
 from towers.encoder import Encoder, UserRow
-from training.examples import EventSampler, SequenceSampler, TrainingEvents
+from training.events import TrainingEvents
+from training.examples import EventSampler, SequenceSampler, UserSampler
+from training.interactions import Interactions, write_prepared
 from training.loader import Loader
+from training.shuffle import release
 
 
 def make_loader(data, sampler="event", batch_size=32, length=6, seed=0):
     events = TrainingEvents.select(data, (TRAIN,))
-    chosen = SequenceSampler(events, length) if sampler == "sequence" else EventSampler(events)
+    chosen = {
+        "event": lambda: EventSampler(events),
+        "sequence": lambda: SequenceSampler(events, length),
+        "user": lambda: UserSampler(events),
+    }[sampler]()
     return Loader(data, events, chosen, length=length, batch_size=batch_size, seed=seed), events
+
+
+def row_of(events, place):
+    return int(events.positions(np.array([place]), events.users_of(np.array([place])))[0])
 
 
 def equal(a, b):
@@ -24,7 +35,7 @@ def slow_event_rows(data, events, ends, length):
     """History by plain loops: id rows, event types and target of each example."""
     id_rows = data.item_features["item.item_id"]
     for end in ends:
-        position = events.positions_E[end]
+        position = row_of(events, end)
         user = data.users_of(np.array([position]))[0]
         before = [p for p in range(data.offsets[user], position) if data.split[p] == TRAIN][-length:]
         pad = [PAD_ROW] * (length - len(before))
@@ -37,7 +48,7 @@ def test_event_batches_equal_the_slow_way(make_toy):
     split[::7] = 2  # held-out events in the middle of histories must not be seen
     data = dataclasses.replace(toy, split=split)
     loader, events = make_loader(data)
-    order = EventSampler(events).epoch(0, 0)
+    order = EventSampler(events).epoch(0, 0)[:]
     seen = 0
     for batch in loader:
         ends = order[seen : seen + 32]
@@ -59,7 +70,7 @@ def test_a_training_row_equals_the_same_row_encoded_for_serving(make_toy):
     ids, kinds = data.catalog["item_id"].to_pylist(), data.preprocessor.vocabularies["event_type"]
     rows = []
     for end in EventSampler(events).epoch(0, 0)[:50]:
-        position = events.positions_E[end]
+        position = row_of(events, end)
         before = range(data.offsets[data.users_of(np.array([position]))[0]], position)
         hour = data.preprocessor.vocabularies["hour"].value(int(data.context["context.hour"][position]))
         rows.append(
@@ -125,29 +136,31 @@ def test_sequence_context_is_that_of_the_predicted_event(make_toy):
         for t in range(5):
             place = end - 4 + t
             if place >= events.offsets_U1[user]:
-                assert batch.user["context.hour"][row, t] == data.context["context.hour"][events.positions_E[place]]
+                assert batch.user["context.hour"][row, t] == data.context["context.hour"][row_of(events, place)]
 
 
 def test_histories_of_a_set_are_other_events_of_the_user(make_toy):
     data = make_toy(order="set")
     loader, events = make_loader(data, batch_size=10_000, length=4)
     batch = loader.batch(0, 0)
-    ends = EventSampler(events).epoch(0, 0)
+    ends = EventSampler(events).epoch(0, 0)[:]
     later = 0
     id_rows = data.item_features["item.item_id"]
     for row, end in enumerate(ends):
         user = events.users_of(np.array([end]))[0]
         places = [e for e in range(events.offsets_U1[user], events.offsets_U1[user + 1]) if e != end]
-        others = [id_rows[data.item[events.positions_E[e]]] for e in places]
+        others = [id_rows[data.item[row_of(events, e)]] for e in places]
         shown = [i for i in batch.user["history.item"][row] if i != PAD_ROW]
         assert len(shown) == min(4, len(others)) and set(shown) <= set(others)
-        after = {id_rows[data.item[events.positions_E[e]]] for e in places if e > end}
+        after = {id_rows[data.item[row_of(events, e)]] for e in places if e > end}
         later += bool(set(shown) & after)
     assert later > len(ends) / 4, "a set has no order: events after the target belong to its history"
     assert not equal(batch, loader.batch(1, 0)), "another draw each epoch"
 
 
-@pytest.mark.parametrize("order,sampler", [("time", "event"), ("set", "event"), ("position", "sequence")])
+@pytest.mark.parametrize(
+    "order,sampler", [("time", "event"), ("set", "event"), ("position", "sequence"), ("set", "user"), ("time", "user")]
+)
 def test_resuming_at_any_step_gives_the_same_batches(make_toy, order, sampler):
     data = make_toy(order=order)
     whole, _ = make_loader(data, sampler, batch_size=16)
@@ -186,3 +199,48 @@ def test_unknown_times_give_unknown_ages(make_toy):
     data = dataclasses.replace(toy, timestamp=np.full(len(toy), NO_TIME))
     age = make_loader(data)[0].batch(0, 0).user["history.age"]
     assert set(np.unique(age)) <= {0, 1}
+
+
+@pytest.mark.parametrize("order", ["set", "time"])
+def test_user_batches_hold_all_targets_beside_the_history(make_toy, order):
+    data = make_toy(order=order)
+    split = data.split.copy()
+    split[::7] = 2
+    data = dataclasses.replace(data, split=split)
+    loader, events = make_loader(data, "user", batch_size=25, length=4)
+    id_rows = data.item_features["item.item_id"]
+    users = UserSampler(events).epoch(0, 0)[:]
+    batches = list(loader)
+    assert sum(len(batch.targets_BT) for batch in batches) == len(users) and {batch.sampler for batch in batches} == {"user"}
+    row = 0
+    for batch in batches:
+        for items, targets, weights in zip(batch.user["history.item"], batch.targets_BT, batch.weights_BT, strict=True):
+            own = [p for p in range(data.offsets[users[row]], data.offsets[users[row] + 1]) if split[p] == TRAIN]
+            wanted = [data.item[p] for p in own if data.weight[p] > 0]
+            asked = targets[targets >= 0].tolist()
+            pool = list(wanted)
+            for item in asked:
+                pool.remove(item)  # each event of the user is asked for once at most
+            assert set(items[items != PAD_ROW]) <= {id_rows[data.item[p]] for p in own}
+            assert ((targets >= 0) == (weights > 0)).all()
+            if asked:
+                assert weights[targets >= 0] == pytest.approx(len(asked) ** -0.5)
+            row += 1
+
+
+def test_released_pages_are_read_again(make_toy, tmp_path):
+    data = Interactions.open(write_prepared(tmp_path / "prepared", make_toy()))
+    loader, _ = make_loader(data)
+    before = loader.batch(0, 1)
+    release([data.item, data.timestamp, data.event, data.weight, np.arange(3)])
+    assert equal(before, loader.batch(0, 1))
+
+
+def test_windows_of_what_was_released_stay_small(make_toy, tmp_path, monkeypatch):
+    data = Interactions.open(write_prepared(tmp_path / "prepared", make_toy()))
+    released = []
+    monkeypatch.setattr("training.loader.RELEASE_ROWS", 32 * 6 * 2)
+    monkeypatch.setattr("training.loader.release", lambda arrays: released.append(len(list(arrays))))
+    loader, _ = make_loader(data)
+    steps = len(list(loader))
+    assert len(released) == steps // 3 and set(released) == {4 + len(data.context)}

@@ -10,14 +10,20 @@ from towers.errors import ConfigError
 from training import negatives
 from training.config import NegativesConfig
 from training.loss import full_softmax, sampled_softmax
-from training.negatives import draw, log_proposal
+from training.negatives import Mined, Negatives
 
-KINDS = ["in_batch", "uniform", "mixed"]
+KINDS = ["in_batch", "uniform", "popularity", "mixed", "hard"]
 
 
 def skewed(items, seed=0):
     rng = np.random.default_rng(seed)
     return rng.permutation(1 + (1000 / (1 + np.arange(items)) ** 1.1).astype(np.int64))
+
+
+def draw(config, targets, counts, rng):
+    """One step's candidates; hard ones among the rarest items."""
+    mined = Mined(np.array([1, 2, len(counts) - 1]), np.array([0.5, 0.25, 0.25])) if config.name == "hard" else None
+    return Negatives(config, counts).draw(targets, rng, mined)
 
 
 def test_doctests():
@@ -34,7 +40,7 @@ def test_shapes_and_bookkeeping(name):
     assert got.log_q_C.dtype == got.multiplicity_C.dtype == np.float32
     assert (np.diff(got.rows_C) > 0).all()
     assert got.rows_C[got.positive_N].tolist() == targets.tolist()
-    drawn = {"in_batch": 4, "uniform": 20, "mixed": 24}[name]
+    drawn = {"in_batch": 4, "uniform": 20, "popularity": 20, "mixed": 24, "hard": 24}[name]
     assert got.multiplicity_C.sum() == drawn
     if name == "in_batch":
         assert dict(zip(got.rows_C.tolist(), got.multiplicity_C.tolist(), strict=True)) == {3: 1, 7: 2, 49: 1}
@@ -123,13 +129,14 @@ def test_a_catalogue_smaller_than_the_draw_is_counted_not_refused():
 def test_a_target_that_was_never_counted_has_a_finite_log_q():
     got = draw(NegativesConfig("in_batch", 0), np.array([0, 1]), np.array([9, 0]), np.random.default_rng(0))
     assert np.isfinite(got.log_q_C).all()
-    assert np.isfinite(log_proposal(np.array([0, 1]), np.zeros(2, np.int64), 4, 0)).all()
+    for kind in KINDS:
+        assert np.isfinite(draw(NegativesConfig(kind, 4), np.array([0, 1]), np.zeros(3, np.int64), np.random.default_rng(0)).log_q_C).all()
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (NegativesConfig("hardest", 5), r"negatives\.name: got 'hardest', expected one of in_batch, uniform, mixed"),
+        (NegativesConfig("hardest", 5), r"negatives\.name: got 'hardest', expected one of in_batch, uniform, popularity, mixed, hard"),
         (NegativesConfig("mixed", 0), r"negatives\.count: got 0, expected at least 1"),
         (NegativesConfig("uniform", -1), r"negatives\.count: got -1"),
     ],

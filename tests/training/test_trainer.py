@@ -13,7 +13,8 @@ from towers.runtime import TorchRuntime
 from training.batches import user_inputs
 from training.checkpoint import Checkpointer
 from training.config import LossConfig, NegativesConfig, OptimConfig, TrainerConfig
-from training.examples import EventSampler, SequenceSampler, TrainingEvents
+from training.events import TrainingEvents
+from training.examples import EventSampler, SequenceSampler
 from training.loader import Loader
 from training.objective import CandidateItems, choose_objective
 from training.optim import Optimizer
@@ -36,11 +37,11 @@ def make_trainer(
     sampler = SequenceSampler(events, length) if model_config.history.name == "transformer" else EventSampler(events)
     loader = Loader(data, events, sampler, length=length, batch_size=config.batch_size, seed=seed)
     items = CandidateItems(data, events, torch.device("cpu"))
-    objective, _ = choose_objective(LossConfig(name=loss), NegativesConfig(negatives, 32), items, data.n_items)
+    objective, _ = choose_objective(LossConfig(name=loss), NegativesConfig(negatives, 32, refresh_every=4), items, "")
     steps = total_steps(config, loader)
     optimizer = Optimizer(model, optim or OptimConfig(lr=0.03), steps)
     progress = Progress()
-    parts = {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress}
+    parts = {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()}
     saver = Checkpointer(
         folder / "checkpoints", parts, config_hash=config_hash, every=config.checkpoint_every, keep=config.keep_checkpoints, say=print
     )
@@ -83,7 +84,9 @@ def weights(trainer):
         (POOLED, "full_softmax", "mixed"),
         (POOLED, "sampled_softmax", "in_batch"),
         (POOLED, "sampled_softmax", "uniform"),
+        (POOLED, "sampled_softmax", "popularity"),
         (POOLED, "sampled_softmax", "mixed"),
+        (POOLED, "sampled_softmax", "hard"),
         (TRANSFORMER, "full_softmax", "mixed"),
         (TRANSFORMER, "sampled_softmax", "mixed"),
     ],
@@ -133,11 +136,16 @@ def test_infinite_inputs_are_named(tmp_path, toy):
         trainer.train_step(bad)
 
 
-@pytest.mark.parametrize("model_config,loss", [(POOLED, "sampled_softmax"), (TRANSFORMER, "full_softmax")])
+@pytest.mark.parametrize(
+    "model_config,loss,negatives",
+    [(POOLED, "sampled_softmax", "mixed"), (POOLED, "sampled_softmax", "hard"), (TRANSFORMER, "full_softmax", "mixed")],
+)
 @pytest.mark.parametrize("cut", ["mid_epoch", "epoch_end"])
-def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, toy, model_config, loss, cut):
+def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, toy, model_config, loss, negatives, cut):
     def make(folder):
-        return make_trainer(folder, toy, model_config, loss, epochs=3, checkpoint_every=2, batch_size=64 if loss != "full_softmax" else 16)
+        return make_trainer(
+            folder, toy, model_config, loss, negatives, epochs=3, checkpoint_every=2, batch_size=64 if loss != "full_softmax" else 16
+        )
 
     whole = make(tmp_path / "whole")
     whole.fit()
@@ -149,7 +157,7 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, toy, model_config
     at = first.loader.steps_per_epoch + 3
     if cut == "mid_epoch":
 
-        def kill(pace, scalars):
+        def kill(pace, scalars, floor):
             if pace.step == at:
                 raise Killed
 
@@ -245,12 +253,12 @@ def test_a_batch_of_one_trains(tmp_path, toy):
     assert trainer.fit().step == 2
 
 
-def test_loss_by_catalogue_size_is_chosen_and_said(toy):
+def test_the_loss_is_said(toy):
     items = CandidateItems(toy, TrainingEvents.select(toy, (TRAIN,)), torch.device("cpu"))
-    objective, why = choose_objective(LossConfig(full_up_to=40), NegativesConfig(), items, toy.n_items)
-    assert objective.name == "full_softmax" and "40 items, at most loss.full_up_to=40" in why and "over 39 items" in why
-    objective, why = choose_objective(LossConfig(full_up_to=39), NegativesConfig(), items, toy.n_items)
-    assert objective.name == "sampled_softmax" and "mixed negatives, 1024 drawn" in why and "more than" in why
+    objective, why = choose_objective(LossConfig("full_softmax"), NegativesConfig(), items, "cheap enough")
+    assert objective.name == "full_softmax" and "over 39 items" in why and "(cheap enough; " in why
+    objective, why = choose_objective(LossConfig("sampled_softmax"), NegativesConfig(), items, "asked for")
+    assert objective.name == "sampled_softmax" and "mixed negatives, 1024 drawn (asked for; " in why
 
 
 def test_items_never_met_in_training_are_no_candidates(toy):

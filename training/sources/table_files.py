@@ -106,7 +106,8 @@ def header(path: Path) -> list[str]:
 
 
 def _read_parquet(path: Path, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
+    # pre_buffer would keep what was read of the file until it is closed
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=chunk_rows, columns=columns):
             yield pa.Table.from_batches([batch])
 

@@ -1,0 +1,123 @@
+"""Which examples and which loss a run takes where the config leaves them open: by cost, estimated from sizes.
+
+The estimate is a function of config and data alone, so that a run that is resumed, here or elsewhere, chooses as it did.
+
+Legend: K candidate items, C candidates of a sampled step, D dim, L history length.
+"""
+
+from dataclasses import dataclass
+
+from training.config import TrainingConfig
+
+BATCH_SIZES = {"event": 1024, "sequence": 128, "user": 512}
+"""Examples a step where the config leaves it open: a window holds up to a hundred targets, an event one."""
+
+# Measured on one core with AVX512-BF16 (scripts/bench/results/loss_choice_epyc_202611.md); fp32 costs two to three times as much on both
+# sides of the comparison, so the choice does not ask which it is.
+SCORE_NS, SCORE_NS_PER_DIM = 1.0, 0.034
+"""A score of the fused softmax, with its gradients."""
+ITEM_NS_PER_DIM = 8.5
+"""An item vector of a step, with its gradient."""
+HISTORY_NS_PER_DIM = 1.5
+"""A history event of a mean, with its gradient."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the estimate needs to know of the data.
+
+    Attributes:
+        targets: of an epoch.
+        users: with a target.
+        items: K, that a loss may rank.
+        shuffled: the data have no order.
+    """
+
+    targets: int
+    users: int
+    items: int
+    shuffled: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Names of a sampler and of a loss, examples a step, and why."""
+
+    sampler: str
+    loss: str
+    batch_size: int
+    why: str
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step's user vectors, targets and history events."""
+
+    vectors: float
+    targets: float
+    history: float
+
+
+def choose(config: TrainingConfig, sizes: Sizes) -> Choice:
+    """What config.trainer.sampler and config.loss.name name; `auto` is decided here.
+
+    Data without order take the user sampler with the exact softmax (all of a user's targets share one row of scores), and ordered data
+    the events or, for a transformer, windows of them. The exact softmax is taken while a target costs at most `loss.exact_worth` times
+    what it costs against sampled negatives; where data without order cannot have it, they train by events.
+    """
+    samplers = {"auto": _auto_samplers(config, sizes)}.get(config.trainer.sampler, (config.trainer.sampler, config.trainer.sampler))
+    exact = _ns_a_target(config, sizes, samplers[0], exact=True) / 1e3
+    sampled = _ns_a_target(config, sizes, samplers[1], exact=False) / 1e3
+    if config.loss.name != "auto":
+        full = config.loss.name == "full_softmax"
+        why = f"loss.name={config.loss.name}"
+    else:
+        full = exact <= config.loss.exact_worth * sampled
+        why = f"a target costs about {exact:.1f} us against all items and {sampled:.1f} us against sampled ones, " + (
+            f"and exactness is worth {config.loss.exact_worth:g} times as much"
+            if full
+            else f"more than loss.exact_worth={config.loss.exact_worth:g} times as much"
+        )
+    sampler = samplers[0 if full else 1]
+    return Choice(sampler, "full_softmax" if full else "sampled_softmax", batch_size(config, sampler), why)
+
+
+def batch_size(config: TrainingConfig, sampler: str) -> int:
+    """Examples a step."""
+    return config.trainer.batch_size or BATCH_SIZES[sampler]
+
+
+def _auto_samplers(config: TrainingConfig, sizes: Sizes) -> tuple[str, str]:
+    """The sampler beside an exact loss, and beside a sampled one."""
+    if config.model.history.name == "transformer":
+        return "sequence", "sequence"
+    return ("user" if sizes.shuffled else "event"), "event"
+
+
+def _ns_a_target(config: TrainingConfig, sizes: Sizes, sampler: str, exact: bool) -> float:
+    """Estimated nanoseconds of one core for a target: the loss, the item vectors and the user's history.
+
+    What both sides of a comparison have alike (the layers of a transformer, the optimiser) is left out.
+    """
+    step, dim = _step(config, sizes, sampler), config.model.dim
+    candidates = float(sizes.items) if exact else _distinct(step.targets + config.negatives.count, sizes.items)
+    rows = step.vectors if exact else step.targets
+    loss = rows * candidates * (SCORE_NS + SCORE_NS_PER_DIM * dim)
+    return (loss + (candidates * ITEM_NS_PER_DIM + step.history * HISTORY_NS_PER_DIM) * dim) / step.targets
+
+
+def _step(config: TrainingConfig, sizes: Sizes, sampler: str) -> _Step:
+    size, length, mean = batch_size(config, sampler), config.model.history.length, sizes.targets / max(sizes.users, 1)
+    if sampler == "sequence":
+        targets = size * min(mean, float(length))
+        return _Step(targets, targets, size * length)
+    if sampler == "user":
+        size = min(size, max(sizes.users, 1))
+        return _Step(size, size * max(mean / 2, 1.0), size * length)
+    size = min(size, max(sizes.targets, 1))
+    return _Step(size, size, size * length)
+
+
+def _distinct(draws: float, items: int) -> float:
+    """Different items among uniform draws: I (1 - (1 - 1/I)^n)."""
+    return float(items * (1 - (1 - 1 / max(items, 1)) ** draws))

@@ -1,0 +1,93 @@
+"""`trainer.processes`: start the processes of a training run on this machine, and end all of them where one dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from towers.errors import EXIT_INTERRUPTED, TowersError
+from towers.job import config_dirs, overrides
+from training.config import TrainingConfig
+
+POLL_S = 0.1
+GRACE_S = 12.0
+"""What the others have to notice a death and name it themselves, before they are told to end."""
+
+
+class ProcessEnded(TowersError):
+    """A process of the run ended with an error or was killed; the run ends with its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
+def wanted(config: TrainingConfig) -> bool:
+    """Whether this process is to start others: it is asked for, and no launcher has done it."""
+    return config.trainer.processes > 1 and "RANK" not in os.environ
+
+
+def launch(config: TrainingConfig) -> None:
+    """Run this very job in `trainer.processes` processes, which meet in training.distributed.
+
+    Raises:
+        ProcessEnded: one of them failed; names it.
+    """
+    typed = [o for o in overrides() if not o.startswith("run_dir=")]
+    command = [sys.executable, "-m", "towers", "train", *config_dirs(), *typed, f"run_dir={config.run_dir}"]
+    size = config.trainer.processes
+    threads = str(max(1, (os.cpu_count() or 1) // size))
+    shared = {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    processes = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(size)]
+    try:
+        failed = _wait(processes)
+    finally:
+        _end(processes)
+    if failed is not None:
+        code = processes[failed].returncode
+        who = f"train: process {failed} (pid {processes[failed].pid})"
+        if code > 0:
+            raise ProcessEnded(f"{who} ended with exit code {code}; its own message stands above", code)
+        how = f"{who} was killed by {signal.Signals(-code).name}, and the others were ended"
+        why = "; the machine may have had no memory left" if code == -signal.SIGKILL else ""
+        raise ProcessEnded(f"{how}{why}. What was saved is kept; run the same command again to continue", EXIT_INTERRUPTED)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Until all have ended, or one has failed and the others had time to notice; returns which one failed first."""
+    failed, deadline = None, float("inf")
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if failed is None and any(codes):
+            failed = next(rank for rank, code in enumerate(codes) if code)
+            deadline = time.monotonic() + GRACE_S
+        if None not in codes:
+            break
+        time.sleep(POLL_S)
+    return failed
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
