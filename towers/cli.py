@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 
 from towers import __version__
@@ -42,6 +43,8 @@ def main() -> int:
 
 def run(verb: Verb, arguments: list[str]) -> int:
     """Import the job's module and hand over; the job exits with its own code."""
+    # OpenMP's waiting threads spin by default: on cores that others use too, a step then takes several times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module, _, function = verb.target.partition(":")
     sys.argv = [f"towers {verb.name}", *options_first(arguments)]
     try:
