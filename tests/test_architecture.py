@@ -18,6 +18,7 @@ TORCH_TIER = {"towers.features", "towers.encoders", "towers.model", "towers.runt
 
 DOORS = {
     "torch": lambda m: m in TORCH_TIER or m.startswith("training."),
+    "torch.distributed": lambda m: m == "training.distributed",
     "hydra": lambda m: m in ("towers.job", "training.config", "serving.config"),
     "omegaconf": lambda m: m in ("towers.job", "training.config", "serving.config"),
     "faiss": lambda m: m.startswith("serving.index."),
