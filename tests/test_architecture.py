@@ -13,11 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("towers", "training", "serving")
 MAY_IMPORT = {"towers": {"towers"}, "training": {"training", "towers"}, "serving": {"serving", "towers"}}
 
-TORCH_TIER = {"towers.features", "towers.encoders", "towers.model", "towers.runtime", "towers.topk"}
+TORCH_TIER = {"towers.dot_products", "towers.features", "towers.encoders", "towers.model", "towers.runtime", "towers.topk"}
 """Of towers/: everything else there is NumPy's tier."""
 
 DOORS = {
     "torch": lambda m: m in TORCH_TIER or m.startswith("training."),
+    "torch.distributed": lambda m: m == "training.distributed",
     "hydra": lambda m: m in ("towers.job", "training.config", "serving.config"),
     "omegaconf": lambda m: m in ("towers.job", "training.config", "training.data_config", "serving.config"),
     "faiss": lambda m: m.startswith("serving.index."),

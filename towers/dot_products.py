@@ -175,7 +175,8 @@ class Finder:
         summed = (dim + 8) * 2.0**-22 + (0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-6)
         # Below the smallest normal number products may be flushed to zero.
         tiny_Q1 = dim * 2.0**-124 * (1 + longest + user_QHD.abs().amax((1, 2)).unsqueeze(1))
-        return (off_Q1 * reach + long_Q1 * longest_off + long_Q1 * reach * summed) * 1.001 + tiny_Q1
+        error_Q1: Tensor = (off_Q1 * reach + long_Q1 * longest_off + long_Q1 * reach * summed) * 1.001 + tiny_Q1
+        return error_Q1
 
 
 def _longest(vectors: Tensor) -> float:

@@ -103,21 +103,19 @@ class Processes:
             return loss
         parameters = list(parameters)
         rows = {i: row_gradient(p.grad) for i, p in enumerate(parameters) if p.grad is not None and p.grad.is_sparse}
-        header = torch.zeros(1 + len(parameters) * self.size, dtype=torch.float64)
-        header[0] = loss.double().cpu()
-        kinds = header[1:].view(len(parameters), self.size)
-        for i, parameter in enumerate(parameters):
-            kinds[i, self.rank] = _NONE if parameter.grad is None else _SPARSE + len(rows[i].row_r) if i in rows else _DENSE
+        own = [_NONE if p.grad is None else _SPARSE + len(rows[i].row_r) if i in rows else _DENSE for i, p in enumerate(parameters)]
+        header = torch.zeros(1 + len(parameters), self.size, dtype=torch.float64)
+        header[:, self.rank] = torch.tensor([float(loss), *own], dtype=torch.float64)
         self._sum([header])
         dense: list[Tensor] = []
-        for i, (parameter, kind) in enumerate(zip(parameters, kinds.to(torch.int64), strict=True)):
-            if (kind == _DENSE).any():
+        for i, (parameter, kinds) in enumerate(zip(parameters, header[1:].tolist(), strict=True)):
+            if _DENSE in kinds:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 dense.append(parameter.grad)
-            elif kind.any():
-                parameter.grad = self._sum_sparse(parameter, (kind - _SPARSE).clamp(min=0), rows.get(i))
+            elif any(kinds):
+                parameter.grad = self._sum_sparse(parameter, [max(int(kind) - _SPARSE, 0) for kind in kinds], rows.get(i))
         self._sum_dense(dense)
-        return header[0].to(loss.device, loss.dtype)
+        return header[0].sum().to(loss.device, loss.dtype)
 
     def union(self, named: Sequence[str], among: Iterable[str]) -> list[str]:
         """Those of `among` that any process named."""
@@ -183,9 +181,9 @@ class Processes:
         self._sum([joined])
         return joined
 
-    def _sum_sparse(self, parameter: nn.Parameter, counts: Tensor, own: RowGradient | None) -> Tensor:
-        start, n = int(counts[: self.rank].sum()), int(counts.sum())
-        place = slice(start, start + int(counts[self.rank]))
+    def _sum_sparse(self, parameter: nn.Parameter, counts: Sequence[int], own: RowGradient | None) -> Tensor:
+        start, n = sum(counts[: self.rank]), sum(counts)
+        place = slice(start, start + counts[self.rank])
         index = torch.zeros(n, dtype=torch.int64, device=parameter.device)
         values = torch.zeros(n, *parameter.shape[1:], dtype=parameter.dtype, device=parameter.device)
         if own is not None:

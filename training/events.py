@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from towers.columns import SPLIT_NAMES
 from towers.errors import DataError
 from training.interactions import BLOCK_ROWS, Interactions
-from training.shuffle import release
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class TrainingEvents:
             if positions_E is not None:
                 positions_E[block] = read + rows.start
             start = block.stop
-            release((data.split, data.weight))
+            data.release()
         if not target_E.any():
             names = " + ".join(SPLIT_NAMES[s] for s in splits)
             raise DataError(
@@ -97,7 +96,7 @@ class TrainingEvents:
         for rows in row_blocks(len(self)):
             places_B = np.arange(rows.start, rows.stop)
             yield self.target_E[rows], data.item[self.positions(places_B, self.users_of(places_B))]
-            release((data.item,))
+            data.release()
 
 
 def row_blocks(rows: int) -> Iterator[slice]:
@@ -117,6 +116,6 @@ def _survey(data: Interactions, splits: tuple[int, ...]) -> tuple[NDArray[np.int
         first_U[user_V[fresh]] = read_R[at_V[fresh]]
         counts_U[user_V] += ends_V - at_V
         last_U[user_V] = read_R[ends_V - 1]
-        release((data.split,))
+        data.release()
     together = bool((last_U - first_U + 1 == counts_U)[counts_U > 0].all())
     return counts_U, first_U, together

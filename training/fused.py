@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_SCORES = 1 << 21
-"""Scores computed at a time: they stay in the cache between the products that use them."""
+BLOCK_BYTES = 1 << 22
+"""Of scores computed at a time: they stay in the cache between the products that use them."""
 FEWEST_ROWS = 64
 WIDEST_RANGE = 40.0
-"""Scores lie within [-x, x], and factors within [exp(-x), 1]: the sum of 1e20 such terms is finite in fp32 and bf16, the least is normal."""
+"""Scores lie within [-x, x], and factors within [exp(-x), 1]: 1e20 such terms have a finite sum in fp32 and bf16, the least is normal."""
 
 
 class Targets(NamedTuple):
@@ -126,13 +126,12 @@ def _shares(
 ) -> _Shares:
     rows = len(user_ND)
     log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
-    grad_CD = torch.zeros_like(item_CD)
     bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if rows else 0.0
     finite_C = log_k_C[log_k_C > -math.inf]
     top = float(finite_C.max()) if len(finite_C) else 0.0
     bounded = bound <= WIDEST_RANGE and float(top - finite_C.min() if len(finite_C) else 0.0) <= WIDEST_RANGE
     kernel = _Bounded(user_ND, item_CD, log_k_C - top, half) if bounded else _Shifted(user_ND, item_CD, log_k_C)
-    step = _block_rows(rows, len(item_CD))
+    step = _block_rows(rows, len(item_CD), kernel.kind)
     absent_place = None if absent is None else absent[0] * len(item_CD) + absent[1]
     own_place_N = None if own is None else torch.arange(rows, device=user_ND.device) * len(item_CD) + own[0]
     for start in range(0, rows, step):
@@ -151,13 +150,13 @@ def _shares(
             log_z_N[block] = torch.logaddexp(log_z_N[block], own[1][block])
         share_B = weight_N[block] * torch.exp(extra - log_z_N[block])
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])
-        grad_CD += kernel.pushed(exp_BC, block, share_B)
-    return _Shares(log_z_N, grad_ND, kernel.scaled(grad_CD))
+        kernel.push(exp_BC, user_ND[block] * share_B.unsqueeze(1))
+    return _Shares(log_z_N, grad_ND, kernel.pushed())
 
 
-def _block_rows(rows: int, columns: int) -> int:
+def _block_rows(rows: int, columns: int, kind: torch.dtype) -> int:
     """Rows of a block: all blocks about alike, since a short last one would cost the third product nearly as much as a full one."""
-    most = max(FEWEST_ROWS, BLOCK_SCORES // max(1, columns))
+    most = max(FEWEST_ROWS, BLOCK_BYTES // (kind.itemsize * max(1, columns)))
     blocks = max(1, -(-rows // most))
     return max(1, -(-rows // blocks))
 
@@ -167,12 +166,18 @@ class _Bounded:
 
     def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, half: bool) -> None:
         kind = torch.bfloat16 if half and user_ND.dtype == torch.float32 else user_ND.dtype
-        self._dim = user_ND.shape[1]
+        self.kind, self._dim = kind, user_ND.shape[1]
         self._k_C1 = torch.exp(log_k_C).unsqueeze(1)
-        self._wide_ND, self._user_ND, self._item_DC = user_ND, user_ND.to(kind), item_CD.to(kind).t()
+        self._user_ND, self._item_DC = user_ND.to(kind), item_CD.to(kind).t()
         scaled_CD = item_CD * self._k_C1
         self._scaled_CE = _padded(scaled_CD, self._k_C1, kind) if kind == torch.bfloat16 else scaled_CD
-        self._exp_BC = torch.empty(_block_rows(len(user_ND), len(item_CD)), len(item_CD), dtype=kind, device=user_ND.device)
+        self._exp_BC = torch.empty(_block_rows(len(user_ND), len(item_CD), kind), len(item_CD), dtype=kind, device=user_ND.device)
+        # the way round that each product is faster; bf16 ones are added up in fp32
+        self._grad_CD = (
+            torch.zeros_like(item_CD)
+            if kind == torch.bfloat16
+            else torch.zeros_like(item_CD.t(), memory_format=torch.contiguous_format).t()
+        )
 
     def exponentials(self, block: slice) -> tuple[Tensor, Tensor | float]:
         exp_BC = self._exp_BC[: block.stop - block.start]
@@ -185,18 +190,23 @@ class _Bounded:
         sum_BE = sum_BE.float()
         return sum_BE[:, : self._dim], sum_BE[:, self._dim]
 
-    def pushed(self, exp_BC: Tensor, block: slice, share_B: Tensor) -> Tensor:
-        return torch.mm(exp_BC.t(), (self._wide_ND[block] * share_B.unsqueeze(1)).to(exp_BC.dtype))
+    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
+        if self.kind == torch.bfloat16:
+            self._grad_CD += torch.mm(exp_BC.t(), user_BD.to(self.kind))
+        else:
+            self._grad_CD.t().addmm_(user_BD.t(), exp_BC)
 
-    def scaled(self, grad_CD: Tensor) -> Tensor:
-        return grad_CD.mul_(self._k_C1)
+    def pushed(self) -> Tensor:
+        return self._grad_CD.mul_(self._k_C1).contiguous()
 
 
 class _Shifted:
     """Scores of any size: each row is shifted by its own maximum, factors included, in full precision."""
 
     def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor) -> None:
+        self.kind = user_ND.dtype
         self._user_ND, self._item_CD, self._log_k_C = user_ND, item_CD, log_k_C
+        self._grad_CD = torch.zeros_like(item_CD)
 
     def exponentials(self, block: slice) -> tuple[Tensor, Tensor | float]:
         score_BC = torch.addmm(self._log_k_C, self._user_ND[block], self._item_CD.t())
@@ -206,11 +216,11 @@ class _Shifted:
     def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
         return exp_BC @ self._item_CD, exp_BC.sum(1)
 
-    def pushed(self, exp_BC: Tensor, block: slice, share_B: Tensor) -> Tensor:
-        return exp_BC.t() @ (self._user_ND[block] * share_B.unsqueeze(1))
+    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
+        self._grad_CD.addmm_(exp_BC.t(), user_BD)
 
-    def scaled(self, grad_CD: Tensor) -> Tensor:
-        return grad_CD
+    def pushed(self) -> Tensor:
+        return self._grad_CD
 
 
 def _padded(vectors: Tensor, column: Tensor, kind: torch.dtype) -> Tensor:

@@ -137,10 +137,9 @@ class Ingest:
 
     def _user_keys(self, result: Ingested, ids: pa.ChunkedArray) -> NDArray[np.uint64]:
         place_n, unique = distinct(ids)
-        texts = [str(text) for text in unique.to_pylist()]
-        keys = self._remembered.keys(texts)
+        keys = self._remembered.keys(unique)
         if self._keep:
-            result.raw_users.update(zip((key.tobytes() for key in keys), texts, strict=True))
+            result.raw_users.update(zip((key.tobytes() for key in keys), map(str, unique.to_pylist()), strict=True))
         halves: NDArray[np.uint64] = split_keys(keys)[place_n]
         return halves
 

@@ -19,6 +19,7 @@ from towers.columns import TRAIN
 from towers.errors import DataError
 from towers.preprocess import Preprocessor
 from towers.schema import Schema
+from training.shuffle import release
 
 Array = NDArray[Any]
 
@@ -117,6 +118,11 @@ class Interactions:
         """The user row of each position [P] -> int64 [P]."""
         found: NDArray[np.int64] = np.searchsorted(self.offsets, positions, side="right").astype(np.int64) - 1
         return found
+
+    def release(self) -> None:
+        """Give the resident pages of the mapped columns back: a process that wanders through a large log would end with all of it in its
+        resident set, since the kernel maps the neighbours of each page that is touched."""
+        release((self.item, self.timestamp, self.event, self.weight, self.split, *self.context.values(), *self.user_features.values()))
 
     def check(self) -> None:
         """Lengths agree and every row points inside.

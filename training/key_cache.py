@@ -1,14 +1,14 @@
 """User keys while a log streams by: each user's key is computed once, not once a chunk."""
 
-from collections.abc import Sequence
-
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.identity import KEY_BYTES, UserKeys
+from training.raw_codes import Seen
 
 MOST_USERS = 1 << 20
-"""Users remembered, some 200 MB; those who come later are computed each time they are met."""
+"""Users remembered, some 50 MB; the keys of those who come later are computed each time they are met."""
 
 
 class KeyCache:
@@ -21,29 +21,18 @@ class KeyCache:
 
     def __init__(self, keys: UserKeys, most: int = MOST_USERS) -> None:
         self._keys, self._most = keys, most
-        self._places: dict[str, int] = {}
+        self._seen = Seen()
         self._held_U = np.empty((0, KEY_BYTES), np.uint8)
 
-    def keys(self, user_ids: Sequence[str]) -> NDArray[np.uint8]:
-        """Keys of many users, each id at most once: uint8 [n, 16]."""
-        places = self._places
-        place_n = np.fromiter((places.get(user_id, -1) for user_id in user_ids), np.int64, len(user_ids))
-        fresh = np.flatnonzero(place_n < 0)
-        made = np.empty((len(user_ids), KEY_BYTES), np.uint8)
-        known = np.flatnonzero(place_n >= 0)
+    def keys(self, user_ids: pa.Array) -> NDArray[np.uint8]:
+        """Keys of users, each id (text or a whole number) at most once: uint8 [n, 16]."""
+        texts = user_ids if pa.types.is_string(user_ids.type) else user_ids.cast(pa.string())
+        place_n = self._seen.places(texts)
+        known, fresh = np.flatnonzero(place_n >= 0), np.flatnonzero(place_n < 0)
+        made = np.empty((len(texts), KEY_BYTES), np.uint8)
         made[known] = self._held_U[place_n[known]]
-        if len(fresh):
-            made[fresh] = self._keys.keys([user_ids[i] for i in fresh.tolist()])
-            kept = fresh[: self._most - len(places)]
-            self._held_U = self._grown(len(places) + len(kept))
-            self._held_U[len(places) : len(places) + len(kept)] = made[kept]
-            places.update(zip((user_ids[i] for i in kept.tolist()), range(len(places), len(places) + len(kept)), strict=True))
+        made[fresh] = self._keys.keys(texts.take(pa.array(fresh)).to_pylist())
+        kept = fresh[: self._most - len(self._seen)]
+        self._seen.add(texts.take(pa.array(kept)))
+        self._held_U = np.concatenate([self._held_U, made[kept]])
         return made
-
-    def _grown(self, rows: int) -> NDArray[np.uint8]:
-        """Space for so many keys; doubled, so that a log of new users does not copy them all at every chunk."""
-        if rows <= len(self._held_U):
-            return self._held_U
-        grown = np.empty((max(rows, min(2 * len(self._held_U), self._most)), KEY_BYTES), np.uint8)
-        grown[: len(self._held_U)] = self._held_U
-        return grown

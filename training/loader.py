@@ -16,14 +16,14 @@ from training.events import TrainingEvents
 from training.examples import Sampler, UserParts, random_others, user_parts
 from training.interactions import Interactions
 from training.randomness import LOADER_STREAM, generator
-from training.shuffle import Order, release
+from training.shuffle import Order
 
 Arrays = dict[str, NDArray[np.generic]]
 
 MOST_TARGETS = 1024
 """Targets of one user in one example, so that a user with a million events does not make a batch of a gigabyte."""
-RELEASE_ROWS = 1 << 24
-"""Rows of the columns read between two releases of their pages: what a shuffling buffer holds, or some times that."""
+RELEASE_ROWS = 1 << 22
+"""Rows of the columns read between two releases of their pages: some tens of batches."""
 
 
 class Loader:
@@ -63,14 +63,6 @@ class Loader:
         self._seed = seed
         self._missing = data.preprocessor.encode("context", {}, 1)
         self._order: tuple[int, Order] | None = None
-        self._mapped: list[NDArray[Any]] = [
-            data.item,
-            data.timestamp,
-            data.event,
-            data.weight,
-            *data.context.values(),
-            *data.user_features.values(),
-        ]
         self._rows_read = 0
         self.epoch = 0
         self.step = 0
@@ -163,7 +155,7 @@ class Loader:
         self._rows_read += examples * self._length
         if self._rows_read > RELEASE_ROWS:
             self._rows_read = 0
-            release(self._mapped)
+            self._data.release()
 
     def _inputs(self, users_B: NDArray[np.int64], target_B: NDArray[np.int64], places_BL: NDArray[np.int64], context: Arrays) -> Arrays:
         index_BL = np.where(places_BL >= 0, self._events.positions(np.maximum(places_BL, 0), users_B[:, None]), -1)

@@ -26,7 +26,6 @@ from towers.errors import DataError
 from training import ragged
 from training.batches import user_inputs
 from training.interactions import BLOCK_ROWS, Interactions
-from training.shuffle import release
 
 _MASK_BLOCK = 4096
 
@@ -106,13 +105,16 @@ class Queries:
             index_BL = spans.events[index_BL]
         context: Mapping[str, NDArray[Any]] = {name: array[event_B] for name, array in self.data.context.items()}
         index_BL = np.where(mask_BL, index_BL, -1)
-        return user_inputs(self.data, self.user_Q[queries], event_B, self.now_Q[queries], context, length, index_BL)
+        inputs = user_inputs(self.data, self.user_Q[queries], event_B, self.now_Q[queries], context, length, index_BL)
+        self.data.release()
+        return inputs
 
     def seen_items(self, queries: slice) -> ragged.Csr:
         """Distinct items that each query's user has seen."""
         parts = [spans.take(queries).rows() for spans in (self.history, self.seen) if spans is not None]
         owner = np.concatenate([ragged.owners(part) for part in parts])
         items = self.data.item[np.concatenate([part[1] for part in parts])]
+        self.data.release()
         return ragged.group(owner, items, len(parts[0][0]) - 1)
 
     def take(self, chosen: NDArray[np.int64]) -> "Queries":
@@ -205,7 +207,7 @@ def _answers(data: Interactions, code: int) -> NDArray[np.int64]:
     for start in range(0, len(data), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         found.append(np.flatnonzero((data.split[rows] == code) & (data.weight[rows] > 0)) + start)
-        release((data.split, data.weight))
+        data.release()
     return np.concatenate(found)
 
 

@@ -20,12 +20,32 @@ MISSING = -1
 """The code of a missing value."""
 
 
+class Seen:
+    """Distinct texts in the order they were added, looked up by Arrow: no Python runs for a text met again."""
+
+    def __init__(self) -> None:
+        self._texts = pa.array([], pa.string())
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def places(self, texts: pa.Array) -> NDArray[np.int64]:
+        """Place of each text, -1 where it was not added or is null: int64 [n]."""
+        found: NDArray[np.int64] = pc.index_in(texts, value_set=self._texts).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return found
+
+    def add(self, texts: pa.Array) -> None:
+        """Texts that are not there yet, each once."""
+        self._texts = pa.concat_arrays([self._texts, texts])
+
+
 class Codes:
     """Distinct texts in the order first seen; grows with the number of distinct values, not of rows."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._places: dict[str, int] = {}
+        self._seen = Seen()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -38,10 +58,15 @@ class Codes:
     def of(self, column: pa.ChunkedArray | pa.Array) -> NDArray[np.int32]:
         """The code of every row, MISSING where null, NaN or empty: int32 [n]."""
         place_n, unique = distinct(column)
-        places = self._places
-        texts = as_strings(self.name, unique)
-        codes = [MISSING if text is None else places.setdefault(text, len(places)) for text in texts]
-        codes_n: NDArray[np.int32] = np.array([*codes, MISSING], np.int32)[place_n]
+        places, known = self._places, len(self._places)
+        # a text met before is itself; other types may write one value in several ways
+        codes = self._seen.places(unique) if pa.types.is_string(unique.type) else np.full(len(unique), MISSING, np.int64)
+        fresh = np.flatnonzero(codes == MISSING)
+        texts = as_strings(self.name, unique.take(pa.array(fresh)))
+        codes[fresh] = [MISSING if text is None else places.setdefault(text, len(places)) for text in texts]
+        new = dict.fromkeys(text for text in texts if text is not None and places[text] >= known)
+        self._seen.add(pa.array(new, pa.string()))
+        codes_n: NDArray[np.int32] = np.append(codes, MISSING).astype(np.int32)[place_n]
         return codes_n
 
 

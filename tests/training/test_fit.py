@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,8 +11,8 @@ from towers.errors import ConfigError, DataError
 from training import trainer
 from training.checkpoint import STATE, TENSORS
 from training.config import LossConfig, OptimConfig, TrainerConfig, TrainingConfig
-from training.fit import run
-from training.interactions import write_prepared
+from training.fit import assemble, run
+from training.interactions import Interactions, write_prepared
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,14 @@ def test_data_without_order_train_by_user(make_config, make_toy, weights, tmp_pa
     run(make_config(batch_size=8, checkpoint_every=3))
     assert "continuing after step 3" in capsys.readouterr().out
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights().items())
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "full_softmax"])
+def test_tables_trained_row_by_row_get_sparse_gradients(make_config, tmp_path, loss):
+    config = make_config(OptimConfig(name="rowwise_adagrad"), LossConfig(name=loss))
+    parts = assemble(config, Interactions.open(tmp_path / "prepared"), torch.device("cpu"))
+    parts.objective(parts.model.train(), parts.loader.batch(0, 0), np.random.default_rng(0)).backward()
+    tables = [table.weight.grad for table in parts.model.tables.values()]
+    assert len(tables) == 2 and all(grad.is_sparse and not grad.is_coalesced() for grad in tables)
+    state = parts.optimizer.state_dict()
+    assert {name for name in state if name.endswith("/square")} == {f"tables.{name}.weight/square" for name in parts.model.tables}

@@ -40,7 +40,7 @@ def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, half: bool) -> 
     user, item = unit(300, 16, 0), unit(50, 16, 1)
     whole = gradients(sampled(user, item, half), user, item)
     monkeypatch.setattr(fused, "FEWEST_ROWS", 7)
-    monkeypatch.setattr(fused, "BLOCK_SCORES", 1)
+    monkeypatch.setattr(fused, "BLOCK_BYTES", 1)
     for got, want in zip(gradients(sampled(user, item, half), user, item), whole, strict=True):
         assert far(got, want) < (5e-3 if half else 1e-6)
 

@@ -178,3 +178,48 @@ def finish(run_dir, processes):
         assert process.wait(120) == 0, (run_dir / f"told-{rank}").read_text()
         assert rank == 0 or not (run_dir / f"told-{rank}").read_text()
     return (run_dir / "told-0").read_text()
+
+
+FAILING = """
+import sys, torch
+from towers.errors import DataError, TowersError
+from training.distributed import join
+
+def full():
+    raise DataError("the disk is full")
+
+try:
+    with join(torch.device("cpu")) as processes:
+        processes.share(1.0, 1)
+        if sys.argv[1] == "lead":
+            processes.lead(full)
+        if processes.rank == 1:
+            raise MemoryError("no more")
+        while True:
+            processes.share(1.0, 1)
+except TowersError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["lead", "alone"])
+def test_an_error_of_one_ends_all(where):
+    """Of the first process while the others wait for it: its error, said once. Of another: the first one names it and its error."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILING, where],
+            env=environment(RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    (first, _), (second, trace) = (process.communicate(timeout=60) for process in processes)
+    if where == "lead":
+        assert [p.returncode for p in processes] == [3, 3] and first == "the disk is full\n" and second + trace == ""
+    else:
+        assert processes[0].returncode == 5 and "process 1 (pid" in first and "failed with MemoryError: no more" in first, first
