@@ -67,7 +67,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops: dict[torch.dtype, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        left = _LEFT.get(func.overloadpacket.__name__)
+        left = _LEFT.get(func.overloadpacket.__name__.removesuffix("_"))  # addmm_ is addmm
         if left is not None:
             self._count(args[left], args[left + 1])
         return func(*args, **(kwargs or {}))
