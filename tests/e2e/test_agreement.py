@@ -94,7 +94,8 @@ def test_a_training_row_equals_the_request_for_the_same_moment(
     events = TrainingEvents.select(data, (TRAIN,))
     sampler = EventSampler(events)
     batch = Loader(data, events, sampler, length=encoder.length, batch_size=ROWS, seed=0).batch(epoch=0, step=0)
-    positions_B = events.positions_E[sampler.epoch(seed=0, epoch=0)[:ROWS]]
+    ends_B = sampler.epoch(seed=0, epoch=0)[:ROWS]
+    positions_B = events.positions(ends_B, events.users_of(ends_B))
     users_B = data.users_of(positions_B)
     rows = []
     for user, position in zip(users_B.tolist(), positions_B.tolist(), strict=True):
