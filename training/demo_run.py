@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -123,19 +124,28 @@ def _show_places(run_dir: Path, config: TrainingConfig, seconds: float) -> None:
     model = "pooled" if config.model.history.name == "transformer" else "transformer"
     # `make demo` activates nothing, so the command may be known by its path only
     towers = "towers" if shutil.which("towers") else os.path.relpath(Path(sys.executable).with_name("towers"))
-    print(
-        f"""
-Where it all lies
-  {run_dir}/metrics.json        the measurements above, with intervals and baselines
-  {run_dir}/prepared/data_card.md   what was read, refused and split
-  {run_dir}/export/             item and user embeddings as Parquet
-  {run_dir}/bundles/            what the server reads; CURRENT names the version in use
-  {run_dir}/tensorboard/        tensorboard --logdir {run_dir}/tensorboard
+    folder = towers.removesuffix("towers")
+    typed = shlex.join([*config_dirs(), *(o for o in overrides() if not o.startswith(("run_dir=", "model=")))])
+    places = {
+        "metrics.json": "the measurements above, with intervals, baselines and slices",
+        "prepared/data_card.md": "what was read, refused and split",
+        "export/": "item and user embeddings as Parquet",
+        "bundles/": "what the server reads; CURRENT names the version in use",
+        "tensorboard/": f"{folder}tensorboard --logdir {run_dir}/tensorboard",
+    }
+    steps = {
+        f"{towers} serve run_dir={run_dir}": "ask it yourself: open its address in a browser",
+        f"{towers} demo {typed} model={model} run_dir=runs/{model}".replace("  ", " "): "the same with the other tower",
+        f"{towers} demo data=table data.path=<folder> ...": 'your own log: "Your own data" in the README',
+    }
+    print("\nWhere it all lies")
+    _columns({f"{run_dir}/{name}": what for name, what in places.items()})
+    print("\nWhat to try next")
+    _columns(steps)
+    print(f"({seconds:.0f} s in all)", flush=True)
 
-What to try next
-  {towers} serve run_dir={run_dir}                  ask it yourself: POST /v1/recommend, or open its address in a browser
-  {towers} train run_dir=runs/other model={model}   after `towers prepare run_dir=runs/other`
-  {towers} demo data=table data.path=<folder> ...         your own log: see "Your own data" in the README
-({seconds:.0f} s in all)""",
-        flush=True,
-    )
+
+def _columns(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    for left, right in rows.items():
+        print(f"  {left:<{width}}  {right}")
