@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -66,7 +67,8 @@ def write_users(folder: Path, people: People, keys: UserKeys, keys_U: NDArray[np
 
 def write_audit(path: Path, audit: pa.Table, keys: UserKeys) -> None:
     """The audit table by user key, replaced atomically; prepared data have no path to it."""
-    ids = _ids(audit, "audit")
+    ids = [text for text in _ids(audit, "audit") if text]
+    audit = audit.filter(pc.fill_null(pc.not_equal(audit.column(USER_ID).cast(pa.string()), ""), False))
     keyed = audit.drop_columns([USER_ID]).add_column(0, USER_KEY, pa.array([keys.key(text) for text in ids], KeyColumn))
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(keyed, temporary)
@@ -99,4 +101,5 @@ def _sortable(keys_T: NDArray[np.uint8]) -> NDArray[np.bytes_]:
 def _ids(table: pa.Table, where: str) -> Sequence[str]:
     if USER_ID not in table.column_names:
         raise DataError(f"{where}: no column 'user_id'; found are {', '.join(table.column_names) or 'none'}")
-    return [str(text) for text in table.column(USER_ID).to_pylist()]
+    # no interaction has an empty id, so a row without one finds nobody
+    return ["" if text is None else str(text) for text in table.column(USER_ID).to_pylist()]

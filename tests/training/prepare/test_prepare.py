@@ -161,6 +161,13 @@ def test_no_raw_user_id_stays_unless_asked_for(config: TrainingConfig, prepare: 
     assert not list((Path(config.run_dir) / "prepared").rglob("audit*"))
 
 
+def test_side_table_rows_without_a_user_belong_to_nobody(config: TrainingConfig, prepare: Any, events: Any) -> None:
+    log = events(300, 5, 20)
+    users = sorted(set(log["user_id"]))
+    prepare(log, audit=pa.table({"user_id": [*users, None, ""], "gender": ["F"] * (len(users) + 2)}))
+    assert len(pq.read_table(Path(config.run_dir) / "audit.parquet")) == len(users)
+
+
 @pytest.mark.parametrize("name", ["global_temporal", "leave_one_out", "item_cold", "given"])
 def test_each_split_counts_what_it_writes(config: TrainingConfig, prepare: Any, name: str, events: Any) -> None:
     config.split.name = name
