@@ -47,7 +47,10 @@ def main() -> int:
     missing = install_peers()
     if not missing:
         STAMP.write_text(json.dumps({**want, "torch": build}, indent=2) + "\n")
-    print(f"setup: done in {time.monotonic() - started:.0f} s. torch: {describe(build)}", flush=True)
+    print(
+        f"setup: done in {time.monotonic() - started:.0f} s. torch: {describe(build)}. Use it: source .venv/bin/activate",
+        flush=True,
+    )
     return 0
 
 

@@ -82,11 +82,14 @@ def validate(config: ServingConfig) -> None:
         ("index.k", config.index.k),
         ("index.queries", config.index.queries),
         ("serving.max_k", config.serving.max_k),
+        ("serving.max_history", config.serving.max_history),
         ("serving.max_body_bytes", config.serving.max_body_bytes),
     ):
         if value < 1:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.serving.max_k > LARGEST_K:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
+    if config.index.exact_up_to < 0:
+        raise ConfigError(f"index.exact_up_to: got {config.index.exact_up_to}, expected 0 (never by size) or more")
     if not 0 <= config.serving.port <= 65535:
         raise ConfigError(f"serving.port: got {config.serving.port}, expected 0 to 65535")

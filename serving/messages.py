@@ -94,7 +94,7 @@ class Recommendations(Struct, frozen=True):
     """The answer to a RecommendRequest.
 
     Attributes:
-        recommendation_id: names this list; give it back with feedback events.
+        recommendation_id: names this list.
         mode: `personalized` (from a history), `cold` (from declared preferences alone) or `fallback`.
         items: best first, no duplicates.
         returned: how many; fewer than `k` where no more are left after exclusions.

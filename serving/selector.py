@@ -1,8 +1,4 @@
-"""From candidates to the list that is shown: the one place where an order is decided after the search.
-
-Masks, gains and draws are steps of one loop here, never re-rankers in a chain: only then is the logged propensity of each position
-exact.
-"""
+"""From candidates to the list that is shown: the one place where an order is decided after the search. It keeps the search's."""
 
 from dataclasses import dataclass
 

@@ -26,8 +26,8 @@ def own_user_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def datasets() -> Path:
-    """The folder of real datasets: $TOWERS_DATA_DIR, else ../shared/data beside the checkout."""
-    return Path(os.environ.get("TOWERS_DATA_DIR") or REPOSITORY.parent / "shared" / "data")
+    """The folder of real datasets."""
+    return Path(os.environ.get("TOWERS_DATA_DIR") or "TOWERS_DATA_DIR (not set)")
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ DOORS = {
     "hydra": lambda m: m in ("towers.job", "training.config", "serving.config"),
     "omegaconf": lambda m: m in ("towers.job", "training.config", "training.data_config", "serving.config"),
     "faiss": lambda m: m.startswith("serving.index."),
-    "starlette": lambda m: m in ("serving.app", "serving.serve"),
-    "uvicorn": lambda m: m in ("serving.app", "serving.serve"),
+    "starlette": lambda m: m == "serving.app",
+    "uvicorn": lambda m: m == "serving.app",
     "tensorboard": lambda m: m == "training.tracking",
     "torch.utils.tensorboard": lambda m: m == "training.tracking",
-    "onnxruntime": lambda m: m in ("serving.onnx_runtime", "training.export", "training.onnx_export", "training.onnx_check"),
+    "onnxruntime": lambda m: m in ("serving.onnx_runtime", "training.onnx_export"),
     "pandas": lambda m: m.startswith("training."),
 }
 """Each heavy library, and the modules that may import it."""

@@ -187,3 +187,7 @@ def answer(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
         assert reply.status == 200
         text = reply.read()
         return json.loads(text) if "json" in reply.headers["content-type"] else text
+
+
+def test_nothing_was_left_to_be_filled_in() -> None:
+    assert not re.search(r"^[A-Z]+_[A-Z]+$", README, re.MULTILINE)

@@ -61,7 +61,7 @@ def bag_mean(table: nn.Embedding, rows: Tensor) -> Tensor:
         return plain / count
     flat = rows.reshape(-1, rows.shape[-1])
     total = F.embedding_bag(flat, table.weight, mode="sum", padding_idx=PAD_ROW)
-    return total.reshape(*rows.shape[:-1], -1) / count
+    return total.reshape(*rows.shape[:-1], table.embedding_dim) / count  # -1 could not be told where there are no rows
 
 
 def rows_mean(rows: Tensor, mask: Tensor) -> Tensor:

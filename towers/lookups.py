@@ -19,7 +19,6 @@ from towers.model_config import InputSpec, ModelConfig
 
 ITEM_TABLE = ITEM_ID
 HISTORY_TABLE = "history_item"
-USER_TABLE = USER_ID
 HISTORY_MASK = "history.mask"
 
 

@@ -57,7 +57,7 @@ BOUNDS: Final = {
     "evaluate.max_queries": Bound(0, _HUGE, "0 (all) or more"),
     "export.rows_per_shard": _SOME,
     "export.history_events": _ANY,
-    "demo.k": _SOME,
+    "demo.k": Bound(1, 1000, "1 to 1000"),
     "demo.port": Bound(0, 65535, "a port, or 0 for a free one"),
 }
 

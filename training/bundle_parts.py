@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.bundle import write_vectors
+from towers.bundle import sha256, write_vectors
 from towers.columns import ITEM_ID
 from towers.model import TwoTower
+from towers.runtime import WEIGHTS_FILE
 from training.config import TrainingConfig
 from training.facts import git_commit
 from training.interactions import Interactions
@@ -53,16 +54,20 @@ def bundle_facts(run_dir: Path, config: TrainingConfig, data: Interactions) -> d
         "git_commit": git_commit(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "schema_hash": data.schema.hash(),
-        "metrics": _headline(run_dir),
+        "metrics": headline(run_dir),
     }
 
 
-def _headline(run_dir: Path) -> dict[str, Any]:
-    """Whole-set figures of metrics.json, where the run was evaluated."""
+def headline(run_dir: Path) -> dict[str, Any]:
+    """Whole-set figures of metrics.json; none where it measured other weights than the run's model has now."""
     path = run_dir / "metrics.json"
     if not path.is_file():
         return {}
-    return {name: figure["value"] for name, figure in json.loads(path.read_text())["metrics"].items() if "=" not in name}
+    document = json.loads(path.read_text())
+    if document["run"].get("weights_sha256") != sha256(run_dir / "model" / WEIGHTS_FILE):
+        return {}
+    names = [name for name in document["metrics"] if name.count("/") == 1 or name.split("/")[1] in ("masked", "unmasked")]
+    return {name: document["metrics"][name]["value"] for name in names if "=" not in name}
 
 
 def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
@@ -80,10 +85,10 @@ def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
         + ("; it also has an embedding of the user's key." if config.use_user_id else "; there is no per-user parameter."),
         "",
     ]
-    headline = _headline(run_dir)
-    if headline:
-        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in headline.items()), ""]
+    figures = headline(run_dir)
+    if figures:
+        lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in figures.items()), ""]
         lines.append("Protocol, intervals and baselines: `metrics.json` of the run.")
     else:
-        lines.append("Not evaluated before export: run `towers evaluate`, then export again.")
+        lines.append("These weights were not evaluated before export: run `towers evaluate`, then export again.")
     return "\n".join(lines) + "\n"

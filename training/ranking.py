@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from towers.bundle import sha256
 from towers.columns import SPLIT_NAMES
 from towers.dot_products import DotProducts, dot_products
 from towers.errors import DataError
@@ -88,7 +89,8 @@ def run(config: TrainingConfig) -> str:
             document["paired"][name] |= paired[name]
         warnings += doubts(asked, queries, form.prefix)
     warnings += below(document)
-    document["run"] = run_facts(config, watch)
+    # says which model was measured: a later training in the same run must not inherit these figures
+    document["run"] = {**run_facts(config, watch), "weights_sha256": sha256(Path(config.run_dir) / "model" / WEIGHTS_FILE)}
     path = write_json(run_dir / "metrics.json", document)
     print_result(document, [form.prefix for form in forms], ks)
     return str(path)

@@ -8,8 +8,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from towers.columns import USER_ID, USER_KEY
+from towers.columns import MAX_ID_BYTES, USER_ID, USER_KEY
 from towers.errors import DataError
+
+EXPECTED = {
+    "malformed_line": "as many fields as the header has",
+    "missing_user_id": "a user id in every row",
+    "missing_item_id": "an item id in every row",
+    "id_too_long": f"at most {MAX_ID_BYTES} bytes of UTF-8",
+    "bad_timestamp": "seconds, milliseconds or microseconds of one unit in the whole log, ISO 8601 text or dates, from 1980 to 2100",
+    "future_timestamp": "times up to now",
+    "not_finite_value": "finite numbers",
+    "negative_weight": "weights of 0 or more",
+    "unknown_split": "train, valid or test",
+    "bad_vector": "vectors of the declared width",
+}
+"""What a row of each reason should have held."""
 
 EXAMPLES = 3
 _SHOWN = 60
@@ -65,7 +79,10 @@ class RejectLog:
         total = self.counts.total()
         if rows == 0 or total / rows <= most:
             return
-        lines = [f"  {reason}: {count:,}, as {'; '.join(self.examples[reason])}" for reason, count in self.counts.most_common()]
+        lines = [
+            f"  {reason}: {count:,}, as {'; '.join(self.examples[reason])}; expected {EXPECTED[reason]}"
+            for reason, count in self.counts.most_common()
+        ]
         raise DataError(
             f"interactions: {total:,} of {rows:,} rows ({total / rows:.1%}) cannot be used, at most {most:.1%} may be:\n"
             + "\n".join(lines)
@@ -81,7 +98,7 @@ class RejectLog:
 
 def _example(row: dict[str, Any]) -> str:
     shown = {name: value for name, value in row.items() if name not in ("row", "reason", USER_KEY, USER_ID) and value is not None}
-    text = ", ".join(f"{name}={_short(value)}" for name, value in list(shown.items())[:5])
+    text = ", ".join(f"{name.removeprefix('_bad_')}={_short(value)}" for name, value in list(shown.items())[:5])
     return f"row {row['row']:,} ({text})"
 
 

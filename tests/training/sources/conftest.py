@@ -29,7 +29,7 @@ def data_config() -> Callable[..., DataConfig]:
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
     def find(name: str) -> Path:
-        root = Path(os.environ.get("TOWERS_DATA_DIR") or ROOT.parent / "shared" / "data")
+        root = Path(os.environ.get("TOWERS_DATA_DIR") or "TOWERS_DATA_DIR (not set)")
         if not (root / name).is_dir():
             pytest.skip(f"no dataset: {name} is not under {root}; set TOWERS_DATA_DIR")
         return root / name
