@@ -33,6 +33,10 @@ from towers.verbs import conf_dir, missing_library
 Run = Callable[[Any], str | Path]
 
 
+LAUNCHED = "TOWERS_LAUNCHED"
+"""Set in processes that a job has started as parts of itself: the last line is the job's own."""
+
+
 def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
     """Compose conf/<name>.yaml with the command line's overrides, run, and exit with the decided code.
 
@@ -65,7 +69,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
             if full is None:
                 raise
             raise full from error
-        if first:
+        if first and LAUNCHED not in os.environ:
             print(f"{name}: done -> {result}", flush=True)
 
     sys.exit(_guard(lambda: _compose_and_run(name, one_run)))

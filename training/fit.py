@@ -25,6 +25,7 @@ from training.loader import MOST_TARGETS, Loader
 from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
 from training.optim import Optimizer, choose_tables
+from training.room import alone_in, enough_memory
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
@@ -66,7 +67,7 @@ def run(config: TrainingConfig) -> str:
     device = choose_device(config.trainer.device)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
-    with join(device) as processes:
+    with enough_memory(), join(device) as processes, alone_in(run_dir, processes.first):
         data = open_prepared(config)
         parts = assemble(config, data, device, processes)
         restored = restore(parts, config.trainer.resume)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from towers.errors import EXIT_INTERRUPTED, TowersError
-from towers.job import config_dirs, overrides
+from towers.job import LAUNCHED, config_dirs, overrides
 from training.config import TrainingConfig
 
 POLL_S = 0.1
@@ -44,6 +44,7 @@ def launch(config: TrainingConfig) -> None:
         "OMP_NUM_THREADS": threads,
         **os.environ,
         "WORLD_SIZE": str(size),
+        LAUNCHED: "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
