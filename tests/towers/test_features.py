@@ -117,3 +117,7 @@ def test_initial_rows_have_the_length_asked_for():
 def test_inputs_that_share_a_table_must_agree_on_its_rows():
     with pytest.raises(ValueError, match=r"table genre: user\.likes has 9 rows, another input 8"):
         small_tables((InputSpec("item.genre", "categorical", 8, 0, "genre"), SPECS[1]), (), DIM)
+
+
+def test_a_bag_of_no_rows_keeps_its_width():
+    assert bag_mean(embedding(5, 4), torch.zeros(0, 3, dtype=torch.int32)).shape == (0, 4)
