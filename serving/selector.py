@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CANDIDATES = 200
-
 
 @dataclass(frozen=True)
 class Policy:
@@ -20,7 +18,7 @@ class Policy:
 
     @property
     def candidates(self) -> int:
-        """How many candidates to search for; a policy that reorders may take up to max(MAX_CANDIDATES, 2k)."""
+        """How many candidates to search for."""
         return self.k
 
 

@@ -56,11 +56,6 @@ class UserEncoding:
     history_weights_BL: NDArray[np.float32] | None = None
 
 
-def rows_of(batch: FeatureBatch) -> int:
-    """Number of rows of a batch; 0 for an empty mapping."""
-    return next((len(array) for array in batch.values()), 0)
-
-
 def take(batch: FeatureBatch, rows: NDArray[np.integer] | slice) -> dict[str, NDArray[np.generic]]:
     """The chosen rows of every array."""
     return {name: array[rows] for name, array in batch.items()}

@@ -1,7 +1,5 @@
 """Validation while training: the evaluation's queries and ranking, without intervals, baselines or slices."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
@@ -59,11 +57,6 @@ class Validator:
             for name, metric in metrics.PER_QUERY.items()
             for k in self._ks
         }
-
-
-def validate(model: TwoTower, data: Interactions, config: TrainingConfig) -> Mapping[str, float]:
-    """One validation; to validate often, keep a Validator."""
-    return Validator(data, config)(model)
 
 
 def monitored_k(monitor: str) -> int:

@@ -19,7 +19,6 @@ from serving.app import Server, build_app
 from serving.messages import Limits
 from serving.retriever import Retriever
 from serving.run import listen, url
-from towers.batch import rows_of
 from towers.bundle import Bundle, publish, write_vectors
 from towers.columns import FIRST_ROW, NO_TIME
 from towers.encoder import Encoder, UserRow
@@ -131,7 +130,7 @@ def make_world(folder: Path, history_name: str = "mean") -> World:
         np.save(parts / "tables" / f"{name}.npy", embedding.weight.detach().numpy())
     sample = encoder.user_batch([UserRow(["item-01", "item-02"], ["play"] * 2, [NOW_US] * 2, NOW_US), UserRow()])
     items = fitted.encode("item", columns, len(table))
-    assert rows_of(items) == len(table) > FIRST_ROW and NO_TIME < 0
+    assert len(items["item.item_id"]) == len(table) > FIRST_ROW and NO_TIME < 0
     export_towers(model, sample, items, parts / "onnx")
     (parts / "index.json").write_text(json.dumps(exact_index_json(vectors_ID, parts / "item_vectors.arrow")))
     files: dict[str, Path | bytes] = {p.relative_to(parts).as_posix(): p for p in parts.rglob("*") if p.is_file()}
