@@ -1,7 +1,7 @@
 """What all tests share: no test touches the user's own key or data, and in CI a skip needs a good reason."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,12 @@ def gowalla() -> Path:
 @pytest.fixture
 def amazon_beauty() -> Path:
     return dataset("amazon-beauty")
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """Finds a dataset by its folder's name."""
+    return dataset
 
 
 def dataset(name: str) -> Path:

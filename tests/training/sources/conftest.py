@@ -1,6 +1,5 @@
 """Typed dataset configs as the jobs get them: conf/data/<name>.yaml over the schema, with a test's own settings on top."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,3 @@ def data_config() -> Callable[..., DataConfig]:
         return config.data
 
     return make
-
-
-@pytest.fixture
-def real_data() -> Callable[[str], Path]:
-    def find(name: str) -> Path:
-        root = Path(os.environ.get("TOWERS_DATA_DIR") or "TOWERS_DATA_DIR (not set)")
-        if not (root / name).is_dir():
-            pytest.skip(f"no dataset: {name} is not under {root}; set TOWERS_DATA_DIR")
-        return root / name
-
-    return find
