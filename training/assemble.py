@@ -3,7 +3,7 @@
 Legend: U users, N rows kept, I items of the catalogue, n records of a bucket.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,12 @@ class Assembler:
     Args:
         log: after `sort_buckets`.
         folder: of the final columns.
-        work: of provisional ones: `event` (codes), `context.<name>` (spilled form), and where the log has them `split` and `ingest`.
+        work: of provisional ones: `event` (codes), `context.<name>` (spilled form), and where they are asked for `split` and `ingest`.
+        split_needs: those of `split` and `ingest` that the split reads.
     """
 
-    def __init__(self, log: Ingested, folder: Path, work: Path) -> None:
-        self._log, self._folder, self._work = log, folder, work
+    def __init__(self, log: Ingested, folder: Path, work: Path, split_needs: Sequence[str] = ()) -> None:
+        self._log, self._folder, self._work, self._split_needs = log, folder, work, split_needs
 
     def run(self, row_of_item: NDArray[np.int32], weight_of_event: NDArray[np.float32], min_user_events: int) -> Iterator[int]:
         """Write all buckets; yields the rows done after each.
@@ -93,8 +94,8 @@ class Assembler:
             "weight": NpyWriter(self._folder / "weight.npy", np.float32),
             "event": NpyWriter(self._work / "event.npy", np.int32),
         }
-        if "split" in (self._log.spill.dtype.names or ()):
-            writers |= {"split": NpyWriter(self._work / "split.npy", np.uint8), "ingest": NpyWriter(self._work / "ingest.npy", np.int64)}
+        for name in self._split_needs:
+            writers[name] = NpyWriter(self._work / f"{name}.npy", np.uint8 if name == "split" else np.int64)
         for column in self._log.context:
             name = column.feature.input_name
             writers[name] = NpyWriter(self._work / f"{name}.npy", column.dtype, column.tail)

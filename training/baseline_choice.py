@@ -20,7 +20,7 @@ from training.sources import open_source
 MOST_CHOICE_QUERIES = 5000
 
 
-def choose_baselines(asked: Sequence[str], order: str, source: str) -> list[str]:
+def choose_baselines(asked: Sequence[str], order: str, source: str, seen: str = "masked") -> list[str]:
     """The baselines to rank: those named, or with `auto` all that apply except `random`.
 
     Raises:
@@ -31,6 +31,7 @@ def choose_baselines(asked: Sequence[str], order: str, source: str) -> list[str]
     """
     applies = {
         "most_popular": "",
+        "own_history": "" if seen != "masked" else "needs lists that may hold seen items (evaluate.seen=unmasked or both)",
         "recent_popular": "" if order == "time" else "needs timestamps (data.order: time)",
         "markov": "" if order != "set" else "needs an order (data.order: time or position)",
         "random": "",
@@ -71,6 +72,8 @@ def baseline_fills(names: Sequence[str], data: Interactions, queries: Queries, c
     for name in names:
         if name == "most_popular":
             fills[name] = ranks.most_popular(data)
+        elif name == "own_history":
+            fills[name] = ranks.own_history(data, queries)
         elif name == "recent_popular":
             fills[name] = ranks.recent_popular(data, days)
         elif name == "markov":

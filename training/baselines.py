@@ -38,6 +38,25 @@ def most_popular(data: Interactions) -> Fill:
     return same_for_all(data.train_counts())
 
 
+def own_history(data: Interactions, queries: Queries) -> Fill:
+    """What the user had before, most often first; then the most popular. Where seen items are masked that is the most popular alone.
+
+    Score of item i = times in the query's history + popularity(i) / (1 + greatest popularity).
+    """
+    popularity = torch.as_tensor(_below_one(data.train_counts()))
+
+    def fill(block: slice, out_BI: Tensor) -> None:
+        out_BI.copy_(popularity.expand_as(out_BI))
+        offsets, rows = queries.history.take(block).rows()
+        where = (
+            torch.as_tensor(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))),
+            torch.as_tensor(data.item[rows].astype(np.int64)),
+        )
+        out_BI.index_put_(where, torch.ones(len(rows)), accumulate=True)
+
+    return fill
+
+
 def recent_popular(data: Interactions, days: int) -> Fill:
     """Items by how often they are a target in the last `days` days before the last training event.
 

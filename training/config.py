@@ -15,6 +15,8 @@ from towers.model_config import ModelConfig
 from training.bounds import check_bounds
 from training.data_config import DataConfig, SplitConfig, schema_of
 
+SPLITS = ("global_temporal", "leave_one_out", "given", "random", "item_cold", "user_cold")
+
 
 @dataclass
 class IdentityConfig:
@@ -145,10 +147,15 @@ class EvaluateConfig:
         unit: auto | user | event: one query per user with all held-out items relevant, or one per held-out event with
             its own time, context and history strictly before it. auto = user for `given`, event otherwise.
         seen: masked | unmasked | both: whether items of the user's history may be recommended.
-        baselines: auto, or names among most_popular, recent_popular, markov, random, oracle.
+        baselines: auto, or names among most_popular, own_history, recent_popular, markov, random, oracle.
         draws: bootstrap draws over users for the 95 % intervals.
         slices: metrics by history length, item age and popularity decile.
         max_queries: most queries evaluated, drawn by seed; 0 = all.
+        without: the same queries once more with inputs missing: context, user, history or a feature (`context.hour`), joined by + where
+            several are to be missing together. Reported as `test/without=context/...`.
+        history_curve: the same queries once more with only the newest n events shown, for each n ([0, 1, 3, 10]); of queries with as
+            many events as the greatest. Reported as `test/shown=3/...`.
+        against: folders of other trained runs on the same events: ranked as baselines, with paired differences.
     """
 
     split: str = "test"
@@ -159,6 +166,9 @@ class EvaluateConfig:
     draws: int = 1000
     slices: bool = True
     max_queries: int = 0
+    without: list[str] = field(default_factory=list)
+    history_curve: list[int] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -223,7 +233,7 @@ def validate(config: TrainingConfig) -> None:
     """
     config.model.validate()
     schema_of(config.data)
-    _choice("split.name", config.split.name, ("global_temporal", "leave_one_out", "given", "item_cold"))
+    _choice("split.name", config.split.name, SPLITS)
     _choice("loss.name", config.loss.name, ("auto", "sampled_softmax", "full_softmax"))
     _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))
     _choice("negatives.name", config.negatives.name, ("in_batch", "uniform", "popularity", "mixed", "hard"))
@@ -236,13 +246,16 @@ def validate(config: TrainingConfig) -> None:
     _choice("evaluate.unit", config.evaluate.unit, ("auto", "user", "event"))
     _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))
     for name in config.evaluate.baselines:
-        _choice("evaluate.baselines", name, ("auto", "most_popular", "recent_popular", "markov", "random", "oracle"))
+        _choice("evaluate.baselines", name, ("auto", "most_popular", "own_history", "recent_popular", "markov", "random", "oracle"))
     if config.split.name == "global_temporal" and config.data.order != "time":
         raise ConfigError(
             f"split.name: global_temporal needs timestamps, and data.order is {config.data.order!r}. Use leave_one_out or given"
         )
-    if config.split.name == "leave_one_out" and config.data.order == "set":
-        raise ConfigError("split.name: leave_one_out needs an order, and data.order is 'set'. Use given")
+    if config.data.order == "set" and (config.split.name in ("leave_one_out", "user_cold") or config.split.warm_too):
+        key = "warm_too" if config.split.warm_too else "name"
+        raise ConfigError(f"split.{key}: {getattr(config.split, key)} needs an order, and data.order is 'set'. Use given or random")
+    if config.split.warm_too and config.split.name != "item_cold":
+        raise ConfigError(f"split.warm_too: it goes with split=item_cold, and split.name is {config.split.name!r}")
     if config.model.history.name == "transformer" and config.data.order == "set":
         raise ConfigError("model.history.name: a transformer reads an order, and data.order is 'set'. Use mean")
     if config.trainer.sampler == "sequence" and config.model.history.name != "transformer":
@@ -261,6 +274,8 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(
             "optim.table_lr: optim.name=adam trains tables with optim.lr. Leave it 0, or use optim=lazy_adam or rowwise_adagrad"
         )
+    if min(config.evaluate.history_curve, default=0) < 0:
+        raise ConfigError(f"evaluate.history_curve: got {list(config.evaluate.history_curve)}, expected numbers of events, 0 or more")
     if not config.evaluate.ks or min(config.evaluate.ks) < 1:
         raise ConfigError(f"evaluate.ks: got {list(config.evaluate.ks)}, expected cut-offs of at least 1")
 

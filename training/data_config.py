@@ -40,7 +40,7 @@ class DataConfig:
     """Where interactions come from and what their columns mean.
 
     Attributes:
-        name: synthetic | ml_1m | ml_100k | lightgcn | sequences | table.
+        name: synthetic | ml_1m | ml_100k | lightgcn | frappe | sequences | table.
         path: folder of the dataset; null looks in $TOWERS_DATA_DIR/<folder>, then downloads where the publisher allows it.
         order: time | position | set.
         interactions, items, users, audit: files under `path` for `table` (Parquet or CSV).
@@ -80,16 +80,19 @@ class SplitConfig:
     """How interactions are divided.
 
     Attributes:
-        name: global_temporal | leave_one_out | given | item_cold.
-        valid_share, test_share: of rows (global_temporal, item_cold: of items), or of each user's given training rows
-            (given without a validation file: valid_share).
-        seed: of the random choices of `given` and `item_cold`.
+        name: global_temporal | leave_one_out | given | random | item_cold | user_cold.
+        valid_share, test_share: of rows (global_temporal, random), of items (item_cold), of users (user_cold), or of each user's given
+            training rows (given without a validation file: valid_share).
+        seed: of the random choices of `given`, `random`, `item_cold` and `user_cold`.
+        warm_too: with item_cold, hold out each user's last two events among the other items as well (the last tests, the one before
+            validates), so that the same evaluation tells what measures for new items cost the others.
     """
 
     name: str = "global_temporal"
     valid_share: float = 0.1
     test_share: float = 0.1
     seed: int = 0
+    warm_too: bool = False
 
 
 def schema_of(data: DataConfig) -> Schema:

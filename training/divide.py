@@ -46,7 +46,7 @@ class Divider:
 
     Args:
         folder: prepared columns (`timestamp`, `weight`, `item`).
-        work: provisional columns (`split`, `ingest` for `given`).
+        work: provisional columns (`split` for `given`, `ingest` for splits that draw by row).
         config: the split.
         offsets: int64 [U+1].
         items: I.
@@ -100,9 +100,14 @@ class Divider:
             return split.global_temporal(self._columns["timestamp"].read(start, stop), self._done.cuts)
         if self._config.name == "item_cold":
             cold: split.Codes = self._code_of_item[self._columns["item"].read(start, stop)]
-            return cold
+            return split.warm_too(offsets, self._columns["weight"].read(start, stop), cold) if self._config.warm_too else cold
         if self._config.name == "leave_one_out":
             return split.leave_one_out(offsets, self._columns["weight"].read(start, stop))
+        if self._config.name in ("random", "user_cold"):
+            ingest, shares = NpyReader(self._work / "ingest.npy").read(start, stop), (self._config.valid_share, self._config.test_share)
+            if self._config.name == "random":
+                return split.random_rows(split.draws(ingest, self._config.seed), *shares)
+            return split.cold_users(offsets, ingest, *shares, self._config.seed)
         given = NpyReader(self._work / "split.npy").read(start, stop)
         if not self._carve:
             return given
@@ -139,6 +144,8 @@ _ADVICE = {
     "global_temporal": ("Raise split.valid_share or split.test_share; where most rows share a few times, use split=leave_one_out."),
     "leave_one_out": f"It needs users with at least {split.LEAST_EVENTS} positive interactions; use split=global_temporal for short logs.",
     "given": "Mark rows 'train' and 'test' (and 'valid') in the split column; with few rows a user, raise split.valid_share.",
+    "random": "With few rows, raise split.valid_share and split.test_share.",
+    "user_cold": "With few users, raise split.valid_share and split.test_share.",
     "item_cold": "With few items, raise split.valid_share and split.test_share.",
 }
 

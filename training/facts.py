@@ -14,7 +14,7 @@ from training.config import TrainingConfig
 NOT_IN_HASH = {
     "": ("run_dir", "experiment", "identity", "export", "demo"),
     "data": ("path", "chunk_rows"),
-    "evaluate": ("split", "ks", "baselines", "draws", "slices"),
+    "evaluate": ("split", "ks", "baselines", "draws", "slices", "without", "history_curve", "against"),
     "trainer": ("resume", "keep_checkpoints", "checkpoint_every", "log_every", "processes"),
 }
 """Settings that do not change what is trained: a run moved to another folder, or saved more often, is still the same run."""

@@ -34,7 +34,13 @@ class Measured:
 
 
 def measure(
-    rows_Qk: NDArray[np.int32], queries: Queries, ks: Sequence[int], prefix: str, n_recommendable: int, slices: Sequence[Slice] = ()
+    rows_Qk: NDArray[np.int32],
+    queries: Queries,
+    ks: Sequence[int],
+    prefix: str,
+    n_recommendable: int,
+    slices: Sequence[Slice] = (),
+    cold_I: NDArray[np.bool_] | None = None,
 ) -> Measured:
     """All metrics of ranked lists.
 
@@ -45,6 +51,7 @@ def measure(
         prefix: `test`, or `test/masked` where both forms are reported.
         n_recommendable: items that may be recommended at all (denominator of coverage).
         slices: parts to measure too.
+        cold_I: with slices, the recommendable items without a training event; their `<prefix>/cold/exposure@<k>` is measured too.
     """
     place_Qk = metrics.match(rows_Qk, queries.relevant, queries.data.n_items)
     hits_Qk = place_Qk >= 0
@@ -53,7 +60,20 @@ def measure(
         kept_Q = np.diff(ragged.keep(queries.relevant, part.pairs_R)[0])
         part_hits_Qk = hits_Qk & part.pairs_R[place_Qk]
         columns |= _columns(part_hits_Qk, kept_Q, ks, f"{prefix}/{part.name}", SLICE_METRICS)
+    if cold_I is not None and cold_I.any():
+        columns |= {f"{prefix}/cold/exposure@{k}": metrics.exposure(rows_Qk, cold_I, n_recommendable, k) for k in ks}
     return Measured(columns, {f"{prefix}/coverage@{k}": metrics.coverage(rows_Qk, n_recommendable, k) for k in ks})
+
+
+def only(measured: Measured, counts_Q: NDArray[np.bool_], prefix: str, name: str) -> Columns:
+    """Recall and NDCG of a ranking for some of its queries, under the name of a view: `<prefix>/<name>/ndcg@20`."""
+    whole = {f"{prefix}/{metric}@": f"{prefix}/{name}/{metric}@" for metric in SLICE_METRICS}
+    return {
+        new + column.removeprefix(old): np.where(counts_Q, values_Q, np.nan)
+        for old, new in whole.items()
+        for column, values_Q in measured.columns.items()
+        if column.startswith(old)
+    }
 
 
 def estimates(columns: Columns, user_Q: NDArray[np.int64], draws: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -88,8 +108,9 @@ def compare(
     results = {name: all_found[name] for name in model.columns if name in all_found} | _without_interval(model, queries)
     theirs, paired = {}, {}
     for name, measured in baselines.items():
-        theirs[name] = {m: all_found[f"{name}:{m}"] for m in measured.columns} | _without_interval(measured, queries)
-        differences = {m: all_found[f"{name}-:{m}"] for m in measured.columns}
+        theirs[name] = {m: all_found[f"{name}:{m}"] for m in measured.columns if f"{name}:{m}" in all_found}
+        theirs[name] |= _without_interval(measured, queries)
+        differences = {m: all_found[f"{name}-:{m}"] for m in measured.columns if f"{name}-:{m}" in all_found}
         paired[name] = {m: {"difference": d["value"], "ci95": d["ci95"], "n": d["n"]} for m, d in differences.items()}
     return results, theirs, paired
 

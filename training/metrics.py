@@ -113,6 +113,19 @@ def coverage(rows_Qk: NDArray[np.integer], n_recommendable: int, k: int) -> floa
     return float((shown >= 0).sum() / n_recommendable) if n_recommendable else 0.0
 
 
+def exposure(rows_Qk: NDArray[np.integer], group_I: NDArray[np.bool_], n_recommendable: int, k: int) -> Values:
+    """How much of the first k a group of items takes, against its share of what may be recommended: 1 = its share, 0 = never shown.
+
+    (slots that hold one of the group / k) / (items of the group / recommendable items); slots without an item hold none.
+
+    >>> exposure(np.array([[0, 1, 2, -1]]), np.array([True, False, False, False]), 4, 4).tolist()
+    [1.0]
+    """
+    shown_Qk = rows_Qk[:, :k]
+    slots_Q = (group_I[np.maximum(shown_Qk, 0)] & (shown_Qk >= 0)).sum(1)
+    return np.asarray(slots_Q / k * n_recommendable / group_I.sum(), np.float64)
+
+
 PER_QUERY: dict[str, Callable[[Hits, NDArray[np.integer], int], Values]] = {
     "recall": recall,
     "ndcg": ndcg,

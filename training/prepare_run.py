@@ -31,6 +31,8 @@ from training.sources import open_source
 from training.sources.base import SourceTables
 
 PREPARED = "prepared"
+SPLIT_NEEDS = {"given": ("split", "ingest"), "random": ("ingest",), "user_cold": ("ingest",)}
+"""Columns of the log that only the split reads."""
 
 
 def run(config: TrainingConfig) -> str:
@@ -111,7 +113,7 @@ def assemble(
     Raises:
         DataError: fewer than two users are left.
     """
-    assembler = Assembler(log, folder, work)
+    assembler = Assembler(log, folder, work, SPLIT_NEEDS.get(config.split.name, ()))
     _show("writing", assembler.run(row_of_code, weights, config.data.min_user_events))
     kept = assembler.finish()
     if kept.users < 2:

@@ -16,6 +16,7 @@ from towers.encoder import Runtime
 from towers.topk import Fill, TopK, rank, rank_products
 from training.interactions import Interactions
 from training.queries import Queries
+from training.views import View
 
 _BLOCK_ROWS, _BLOCK_QUERIES = 512, 4096
 """Items encoded at a time, and queries ranked at a time."""
@@ -65,15 +66,21 @@ def encode_items(runtime: Runtime, data: Interactions) -> NDArray[np.float32]:
     return np.concatenate([runtime.item(take(data.item_features, block)) for block in _blocks(data.n_items)])
 
 
-def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "") -> NDArray[np.float32]:
+def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "", view: View | None = None) -> NDArray[np.float32]:
     """Vectors of all queries: float32 [Q, H, D].
 
     Args:
         length: history events the user tower takes.
         label: names the progress bar on standard error; "" = no bar.
+        view: what is kept from the tower; None = nothing.
     """
     blocks = _blocks(len(queries), label, max(1, _BLOCK_EVENTS // length))
-    return np.concatenate([runtime.user(queries.inputs(block, length)).vectors_BHD for block in blocks])
+    return np.concatenate([runtime.user(_seen(queries, block, length, view)).vectors_BHD for block in blocks])
+
+
+def _seen(queries: Queries, block: slice, length: int, view: View | None) -> dict[str, NDArray[np.generic]]:
+    inputs = queries.inputs(block, length)
+    return inputs if view is None else view.apply(inputs, queries.data.preprocessor)
 
 
 def _blocks(rows: int, label: str = "", size: int = _BLOCK_ROWS) -> "tqdm[slice]":

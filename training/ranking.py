@@ -1,46 +1,30 @@
 """The work of `towers evaluate`: model and baselines rank the same queries under the same masks; metrics.json tells how they compare."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from towers.bundle import sha256
 from towers.columns import SPLIT_NAMES
-from towers.dot_products import DotProducts, dot_products
 from towers.errors import DataError
 from towers.job import write_json
-from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_model
-from towers.topk import Fill
+from towers.runtime import WEIGHTS_FILE
+from training.asking import Asking, Form, Ranked
 from training.baseline_choice import baseline_fills, choose_baselines, choose_days
 from training.config import TrainingConfig
-from training.device import choose_device, choose_half
+from training.device import choose_device
 from training.facts import Stopwatch, run_facts
 from training.interactions import Interactions
-from training.measure import Measured, compare, measure
+from training.measure import compare
 from training.metrics_table import print_result
 from training.opening import open_prepared
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
-from training.rank_queries import encode_items, encode_users, rank_queries
-from training.slices import all_slices
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way of treating seen items, and the queries that it leaves.
-
-    Attributes:
-        prefix: of the metrics' names: `test`, or `test/masked` and `test/unmasked` where both are reported.
-    """
-
-    prefix: str
-    masked: bool
-    queries: Queries
+from training.rivals import rivals
+from training.views import described, make_views
 
 
 def run(config: TrainingConfig) -> str:
@@ -57,58 +41,44 @@ def run(config: TrainingConfig) -> str:
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
-    names = choose_baselines(settings.baselines, data.schema.order, config.data.name)
+    names = choose_baselines(settings.baselines, data.schema.order, config.data.name, settings.seen)
+    views = make_views(settings, data.schema)
+    others = rivals(settings.against, data)
     asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed)
     allowed_I = recommendable(data)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
     forms = make_forms(asked, settings.seen)
     days = choose_days(data, config, allowed_I, forms[0].masked) if "recent_popular" in names else 0
     device = choose_device(config.trainer.device)
-    runtime = TorchRuntime(load_model(run_dir / "model", data.preprocessor, device), device)
-    item_ID = torch.as_tensor(encode_items(runtime, data), device=device)
+    model = Ranked.open(run_dir, data, device)
+    runs = {name: Ranked.open(folder, theirs, device) for name, (folder, theirs) in others.items()}
     document: dict[str, Any] = {
         "run": {},
         "data": data_facts(data, config),
         "metrics": {},
-        "baselines": {name: {} for name in names},
-        "paired": {name: {} for name in names},
-        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), names, days, runtime.model.config.history.length),
+        "baselines": {name: {} for name in (*names, *runs)},
+        "paired": {name: {} for name in (*names, *runs)},
+        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), names, days, model.length) + described(views),
         "warnings": warnings,
     }
     for form in forms:
-        queries = form.queries
-        users_QHD = encode_users(runtime, queries, runtime.model.config.history.length, "encode users")
-        products = dot_products(users_QHD, item_ID, choose_half("auto", device)[0])
-        model = rank_and_measure(products, form, ks, allowed_I, "rank: model", config.evaluate.slices, device)
-        fills = baseline_fills(names, data, queries, config, days)
-        baselines = {name: rank_and_measure(fill, form, ks, allowed_I, f"rank: {name}") for name, fill in fills.items()}
-        results, theirs, paired = compare(model, baselines, queries.user_Q, settings.draws, config.seed)
+        asking = Asking(form, ks, allowed_I, views, settings.slices)
+        measured = model.measure(asking, "model")
+        fills = baseline_fills(names, data, form.queries, config, days)
+        baselines = {name: asking.measure(fill, name) for name, fill in fills.items()}
+        baselines |= {name: run.measure(asking, name) for name, run in runs.items()}
+        results, theirs, paired = compare(measured, baselines, form.queries.user_Q, settings.draws, config.seed)
         document["metrics"] |= results
-        for name in names:
+        for name in baselines:
             document["baselines"][name] |= theirs[name]
             document["paired"][name] |= paired[name]
-        warnings += doubts(asked, queries, form.prefix)
+        warnings += doubts(asked, form.queries, form.prefix)
     warnings += below(document)
     # says which model was measured: a later training in the same run must not inherit these figures
     document["run"] = {**run_facts(config, watch), "weights_sha256": sha256(Path(config.run_dir) / "model" / WEIGHTS_FILE)}
     path = write_json(run_dir / "metrics.json", document)
     print_result(document, [form.prefix for form in forms], ks)
     return str(path)
-
-
-def rank_and_measure(
-    scores: Fill | DotProducts,
-    form: Form,
-    ks: Sequence[int],
-    allowed_I: NDArray[np.bool_],
-    label: str,
-    slices: bool = False,
-    device: torch.device | str = "cpu",
-) -> Measured:
-    """Rank the form's queries and measure the lists."""
-    top = rank_queries(scores, form.queries, max(ks), masked=form.masked, allowed_I=allowed_I, label=label, device=device)
-    parts = all_slices(form.queries, form.queries.data.train_counts()) if slices else []
-    return measure(top.rows_Qk, form.queries, ks, form.prefix, int(allowed_I.sum()), parts)
 
 
 def make_forms(asked: Queries, seen: str) -> list[Form]:

@@ -26,7 +26,7 @@ class Slice:
     """One slice.
 
     Attributes:
-        name: `history=3-5`, `popularity=10`, `item_age=7-30d`, `cold`.
+        name: `history=3-5`, `popularity=10`, `item_age=7-30d`, `cold` (no training event), `warm` (the others, where some are cold).
         pairs_R: the relevant pairs that count.
     """
 
@@ -49,7 +49,10 @@ def _by_history(queries: Queries) -> Iterator[Slice]:
 
 def _by_popularity(queries: Queries, train_counts_I: NDArray[np.int64]) -> Iterator[Slice]:
     decile_R = deciles(train_counts_I)[queries.relevant[1]]
-    yield Slice("cold", decile_R == 0)
+    cold_R = decile_R == 0
+    yield Slice("cold", cold_R)
+    if cold_R.any():
+        yield Slice("warm", ~cold_R)
     for decile in range(1, 11):
         yield Slice(f"popularity={decile}", decile_R == decile)
 

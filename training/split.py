@@ -94,6 +94,28 @@ def cold_items(items: int, valid_share: float, test_share: float, seed: int) -> 
     return codes
 
 
+def random_rows(draw_N: NDArray[np.float64], valid_share: float, test_share: float) -> Codes:
+    """`random`: each row by its own draw in [0, 1): the lowest test, the next validate."""
+    codes = np.full(len(draw_N), TRAIN, np.uint8)
+    codes[draw_N < test_share + valid_share] = VALID
+    codes[draw_N < test_share] = TEST
+    return codes
+
+
+def cold_users(offsets: NDArray[np.int64], ingest_N: NDArray[np.int64], valid_share: float, test_share: float, seed: int) -> Codes:
+    """`user_cold`: a seeded share of the users leaves training entirely. A user is drawn by its first row in the log, because the order
+    of user keys depends on their secret."""
+    first_U = np.minimum.reduceat(ingest_N, offsets[:-1])
+    return np.repeat(random_rows(draws(first_U, seed), valid_share, test_share), np.diff(offsets))
+
+
+def warm_too(offsets: NDArray[np.int64], weight_N: NDArray[np.float32], cold_N: Codes) -> Codes:
+    """`item_cold` with `leave_one_out` among the rows of the items that train."""
+    trained_N = cold_N == TRAIN
+    last_N = leave_one_out(offsets, np.where(trained_N, weight_N, 0).astype(np.float32))
+    return np.where(trained_N, last_N, cold_N)
+
+
 def draws(row_N: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """A number in [0, 1) for each ingest row: a hash (splitmix64, Steele et al. 2014), so that neither the secret behind the user
     keys nor the order of processing changes a split."""

@@ -71,6 +71,16 @@ def test_markov_of_an_empty_history_is_popularity(make_toy) -> None:
     np.testing.assert_array_equal(np.argsort(-got, kind="stable"), np.argsort(-data.train_counts(), kind="stable"))
 
 
+def test_own_history_counts_the_history_and_breaks_ties_by_popularity(make_toy) -> None:
+    data = make_toy(events=(12, 30))
+    queries = make_queries(data, "test", "event", "leave_one_out")
+    popularity = data.train_counts()
+    got = scores(baselines.own_history(data, queries), len(queries), data.n_items)
+    for q in range(len(queries)):
+        had = np.bincount(data.item[data.offsets[queries.user_Q[q]] : queries.event_Q[q]], minlength=data.n_items)
+        np.testing.assert_allclose(got[q], had + popularity / (popularity.max() + 1), rtol=1e-6)
+
+
 def test_random_differs_by_query_and_not_by_block(make_toy) -> None:
     fill = baselines.random_order(5)
     whole = scores(fill, 4, 30)
@@ -111,6 +121,9 @@ def test_which_baselines_apply() -> None:
     assert choose_baselines(["auto"], "time", "synthetic")[-1] == "oracle"
     assert choose_baselines(["random", "auto"], "set", "table") == ["random", "most_popular"]
     assert choose_baselines([], "time", "table") == []
+    assert choose_baselines(["auto"], "set", "frappe", "both") == ["most_popular", "own_history"]
+    with pytest.raises(ConfigError, match="own_history needs lists that may hold seen items"):
+        choose_baselines(["own_history"], "time", "table")
     for name, order in (("markov", "set"), ("recent_popular", "position"), ("oracle", "time")):
         with pytest.raises(ConfigError, match=f"evaluate.baselines: {name} needs"):
             choose_baselines([name], order, "table")

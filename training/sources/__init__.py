@@ -6,6 +6,7 @@ from typing import Final
 from towers.errors import ConfigError
 from training.data_config import DataConfig
 from training.sources.base import Oracle, SourceTables
+from training.sources.frappe import open_frappe
 from training.sources.lightgcn import open_lightgcn
 from training.sources.movielens import open_ml_1m, open_ml_100k
 from training.sources.sequences import open_sequences
@@ -17,6 +18,7 @@ SOURCES: Final[dict[str, Callable[[DataConfig], SourceTables]]] = {
     "ml_1m": open_ml_1m,
     "ml_100k": open_ml_100k,
     "lightgcn": open_lightgcn,
+    "frappe": open_frappe,
     "sequences": open_sequences,
     "table": open_table,
 }
