@@ -38,6 +38,8 @@ class ServeConfig:
         bundle: a bundle folder; null = the one that run_dir/bundles/CURRENT names.
         history: Parquet file of user histories; null = run_dir/export/histories.parquet where it exists.
         key_file: the HMAC key that training used; null = $TOWERS_KEY_FILE or ~/.towers/user_key.
+        runtime: auto | onnx | torch, what runs the towers. auto = onnx on a CPU where the bundle has ONNX towers, else torch.
+        device: cpu | cuda; a GPU needs torch.
         max_k: largest k answered.
         max_history: most history events accepted in a request.
         max_body_bytes: largest request body accepted.
@@ -48,6 +50,8 @@ class ServeConfig:
     bundle: str | None = None
     history: str | None = None
     key_file: str | None = None
+    runtime: str = "auto"
+    device: str = "cpu"
     max_k: int = 1000
     max_history: int = 10_000
     max_body_bytes: int = 1_048_576
@@ -78,6 +82,14 @@ def validate(config: ServingConfig) -> None:
         raise ConfigError(f"index.name: got {config.index.name!r}, expected one of auto, exact, ivf")
     if not 0 <= config.index.recall_floor <= 1:
         raise ConfigError(f"index.recall_floor: got {config.index.recall_floor}, expected a share in [0, 1]")
+    for key, got, known in (
+        ("runtime", config.serving.runtime, ("auto", "onnx", "torch")),
+        ("device", config.serving.device, ("cpu", "cuda")),
+    ):
+        if got not in known:
+            raise ConfigError(f"serving.{key}: got {got!r}, expected one of {', '.join(known)}")
+    if (config.serving.runtime, config.serving.device) == ("onnx", "cuda"):
+        raise ConfigError("serving.runtime=onnx runs on the CPU alone; for serving.device=cuda take serving.runtime=torch or leave it out")
     for key, value in (
         ("index.k", config.index.k),
         ("index.queries", config.index.queries),

@@ -15,7 +15,7 @@ from serving.fallback import MOST_POPULAR, most_popular
 from serving.index.interface import VectorIndex
 from serving.index.stored import open_index
 from serving.messages import Fallback, Limits, Moment, Recommendations, RecommendRequest, SimilarItems
-from serving.onnx_runtime import OnnxRuntime
+from serving.runtimes import open_runtime
 from serving.selector import Candidates, Policy, Selection, select
 from serving.signals import FALLBACK, read_signals
 from serving.user_state import StoredUser, UserHistories
@@ -67,14 +67,17 @@ class Retriever:
         history: Path | str | None = None,
         key_file: Path | str | None = None,
         limits: Limits | None = None,
+        runtime: str = "auto",
+        device: str = "cpu",
     ) -> "Retriever":
-        """Open a bundle folder; torch is not needed.
+        """Open a bundle folder; torch is not needed, unless it is asked for.
 
         Args:
             bundle: its folder.
             history: Parquet file of user histories; None = no user is known.
             key_file: secret that user ids are keyed with; None = $TOWERS_KEY_FILE or ~/.towers/user_key. Read only with `history`.
             limits: of one request.
+            runtime, device: what runs the towers; see `open_runtime`.
 
         Raises:
             BundleError: the bundle is damaged or incomplete.
@@ -82,7 +85,8 @@ class Retriever:
         """
         opened = Bundle.open(bundle)
         preprocessor = opened.preprocessor()
-        encoder = Encoder(preprocessor, OnnxRuntime(opened, preprocessor), opened.model_config().history.length)
+        preprocessor.hold()
+        encoder = Encoder(preprocessor, open_runtime(opened, preprocessor, runtime, device), opened.model_config().history.length)
         users = None
         if history is not None:
             users = _open_users(history, None if key_file is None else str(key_file))

@@ -29,7 +29,8 @@ def run(config: ServingConfig) -> str:
     with listen(settings.host, settings.port) as listener:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
-        retriever = Retriever.open(folder, histories(settings, run_dir), settings.key_file, limits(settings))
+        stored = histories(settings, run_dir)
+        retriever = Retriever.open(folder, stored, settings.key_file, limits(settings), settings.runtime, settings.device)
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
 
         def announce() -> None:

@@ -61,6 +61,8 @@ class Encoder:
         self.preprocessor = preprocessor
         self.runtime = runtime
         self.length = length
+        self._context = [(f.name, f.source_column == TIMESTAMP) for f in preprocessor.schema.owned_by("context")]
+        self._features = [f.name for f in preprocessor.schema.owned_by("user")]
 
     def user_batch(self, rows: Sequence[UserRow]) -> dict[str, NDArray[np.generic]]:
         """Inputs of the user tower: history, context and user features of each row.
@@ -68,12 +70,8 @@ class Encoder:
         Raises:
             RequestError: a value does not fit its feature's kind; names the feature.
         """
-        schema = self.preprocessor.schema
-        context = {
-            f.name: [row.context.get(f.name, row.now if f.source_column == TIMESTAMP else None) for row in rows]
-            for f in schema.owned_by("context")
-        }
-        features = {f.name: [row.features.get(f.name) for row in rows] for f in schema.owned_by("user")}
+        context = {name: [row.context.get(name, row.now if is_time else None) for row in rows] for name, is_time in self._context}
+        features = {name: [row.features.get(name) for row in rows] for name in self._features}
         return {
             **self.preprocessor.history(
                 [row.history_items for row in rows],

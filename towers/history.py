@@ -13,6 +13,9 @@ AGE_ROWS = 32
 
 _MICROSECONDS_A_MINUTE = 60_000_000
 
+_AGES = np.array([NO_TIME + 1, *(((1 << power) - 1) * _MICROSECONDS_A_MINUTE for power in range(1, AGE_ROWS - 2))])
+"""The least age in microseconds of each row from 2 on; below the first is NO_TIME, which stands for an unknown age."""
+
 
 def gather(starts_B: NDArray[np.int64], ends_B: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Positions of the last `length` events before each end.
@@ -44,14 +47,13 @@ def ages(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_
         events since (`position`), at most AGE_ROWS - 1. An event later than now counts as age 0.
     """
     if order == "time":
-        known_BL = mask_BL & (then_BL != NO_TIME) & (now_B != NO_TIME)[:, None]
-        minutes_BL = np.where(known_BL, now_B[:, None] - then_BL, 0) // _MICROSECONDS_A_MINUTE
-        rows_BL = 2 + np.log2(1.0 + np.maximum(minutes_BL, 0)).astype(np.int32)
-        rows_BL = np.where(known_BL, np.minimum(rows_BL, AGE_ROWS - 1), 1)
+        unknown_BL = (then_BL == NO_TIME) | (now_B == NO_TIME)[:, None]
+        age_BL = np.where(unknown_BL, NO_TIME, now_B[:, None] - then_BL)
+        rows_BL = 1 + np.searchsorted(_AGES, age_BL, side="right")
     elif order == "position":
         length = mask_BL.shape[1]
         since_L = np.arange(length - 1, -1, -1)
         rows_BL = np.broadcast_to(np.minimum(2 + np.log2(1.0 + since_L).astype(np.int32), AGE_ROWS - 1), mask_BL.shape)
     else:
         rows_BL = np.ones(mask_BL.shape, np.int32)
-    return np.where(mask_BL, rows_BL, 0).astype(np.int32)
+    return (rows_BL * mask_BL).astype(np.int32)

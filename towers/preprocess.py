@@ -13,14 +13,16 @@ from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, M
 from towers.errors import BundleError
 from towers.history import ages
 from towers.model_config import InputSpec
-from towers.schema import Feature, Schema
-from towers.values import Column, as_dense, as_lists, as_numbers, as_strings, as_times, text_buckets
+from towers.schema import OWNERS, Feature, Schema
+from towers.values import ARROW, Column, as_dense, as_lists, as_numbers, as_strings, as_times, text_buckets
 from towers.vocab import Vocabulary
 
 VOCABULARY_KINDS = ("id", "categorical", "multi_categorical", "preferences")
 HOUR_ROW, WEEKDAY_ROW, TIME_ROWS = FIRST_ROW, FIRST_ROW + 24, FIRST_ROW + 24 + 7
 NUMERIC_BOUND = 8.0
 """Standardised numbers are cut here: one absurd value must not own the vector."""
+FEW = 64
+"""Values looked up as they come; of more, each distinct one once."""
 
 _HOUR = 3_600_000_000
 
@@ -38,6 +40,7 @@ class Preprocessor:
         self.schema = schema
         self.vocabularies = dict(vocabularies)
         self.numbers = dict(numbers)
+        self._owned = {owner: schema.owned_by(owner) for owner in OWNERS}
 
     @property
     def event_rows(self) -> int:
@@ -48,6 +51,12 @@ class Preprocessor:
     def inputs(self) -> tuple[InputSpec, ...]:
         """What each declared feature becomes: the towers are built from this."""
         return tuple(self._input(f) for f in self.schema.features)
+
+    def hold(self) -> None:
+        """Keep what requests are looked up in (items, and the vocabularies of user and context features) in memory: see Vocabulary.hold."""
+        asked = [f.vocabulary for owner in ("user", "context") for f in self._owned[owner] if f.kind in VOCABULARY_KINDS]
+        for name in {ITEM_ID, EVENT_TYPE, *asked}:
+            self.vocabularies[name].hold()
 
     def encode(self, owner: str, columns: Mapping[str, Column], rows: int) -> dict[str, NDArray[np.generic]]:
         """Arrays of all features of an owner.
@@ -63,8 +72,7 @@ class Preprocessor:
         Raises:
             RequestError: a value does not fit the feature's kind; names the feature.
         """
-        features = self.schema.owned_by(owner)
-        return {f.input_name: self.encode_feature(f, columns.get(f.name, [None] * rows)) for f in features}
+        return {f.input_name: self.encode_feature(f, columns.get(f.name, [None] * rows)) for f in self._owned[owner]}
 
     def encode_feature(self, feature: Feature, values: Column) -> NDArray[np.generic]:
         """One feature's array; see `encode`."""
@@ -99,16 +107,16 @@ class Preprocessor:
             length: L.
         """
         size = len(items)
-        item_BL = np.full((size, length), PAD_ROW, np.int32)
-        event_BL = np.full((size, length), PAD_ROW, np.int32)
+        item_BL = np.zeros((size, length), np.int32)  # PAD_ROW is 0
+        event_BL = np.zeros((size, length), np.int32)
         then_BL = np.full((size, length), NO_TIME, np.int64)
+        item_rows, event_rows = self.vocabularies[ITEM_ID].rows, self.vocabularies[EVENT_TYPE].rows
         for b, ids in enumerate(items):
             count = min(len(ids), length)
             if not count:
                 continue
-            item_BL[b, -count:] = self.vocabularies[ITEM_ID].rows(ids[-count:])
-            kinds = events[b][-count:] if events[b] else [DEFAULT_EVENT_TYPE] * count
-            event_BL[b, -count:] = self.vocabularies[EVENT_TYPE].rows(kinds)
+            item_BL[b, -count:] = item_rows(ids[-count:])
+            event_BL[b, -count:] = event_rows(events[b][-count:] if events[b] else [DEFAULT_EVENT_TYPE] * count)
             if timestamps[b]:
                 then_BL[b, -count:] = timestamps[b][-count:]
         mask_BL = item_BL != PAD_ROW
@@ -153,7 +161,7 @@ class Preprocessor:
         return InputSpec(f.input_name, f.kind, rows, width, f.input_name)
 
     def _lookup_column(self, feature: Feature, values: Column) -> NDArray[np.int32]:
-        if not isinstance(values, pa.Array | pa.ChunkedArray):
+        if not isinstance(values, ARROW):
             return self._lookup(feature, as_strings(feature.input_name, values))
         # an Arrow column becomes a dictionary first: no Python object per row
         encoded = (values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).dictionary_encode()
@@ -162,6 +170,8 @@ class Preprocessor:
         return found
 
     def _lookup(self, feature: Feature, values: Sequence[str | None]) -> NDArray[np.int32]:
+        if len(values) <= FEW:
+            return self.vocabularies[feature.vocabulary].rows(values)
         unique, inverse = _unique(values)
         return self.vocabularies[feature.vocabulary].rows(unique)[inverse]
 
@@ -179,8 +189,11 @@ class Preprocessor:
     def _standardise(self, name: str, numbers_B: NDArray[np.float64]) -> NDArray[np.float32]:
         mean, deviation = self.numbers[name]
         missing_B = ~np.isfinite(numbers_B)
-        scaled_B = np.clip((np.where(missing_B, mean, numbers_B) - mean) / deviation, -NUMERIC_BOUND, NUMERIC_BOUND)
-        return np.stack([scaled_B, missing_B], axis=1).astype(np.float32)
+        scaled_B = np.minimum(np.maximum((numbers_B - mean) / deviation, -NUMERIC_BOUND), NUMERIC_BOUND)
+        scaled_B[missing_B] = 0.0
+        scaled_B2 = np.empty((len(numbers_B), 2), np.float32)
+        scaled_B2[:, 0], scaled_B2[:, 1] = scaled_B, missing_B
+        return scaled_B2
 
 
 def _unique(values: Sequence[str | None]) -> tuple[list[str | None], NDArray[np.int64]]:

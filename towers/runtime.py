@@ -139,10 +139,12 @@ class _evaluating:
         self._was_training = model.training
 
     def __enter__(self) -> None:
-        self._model.eval()
+        if self._was_training:  # it walks through all modules, which for one request is a share of the time
+            self._model.eval()
 
     def __exit__(self, *_: object) -> None:
-        self._model.train(self._was_training)
+        if self._was_training:
+            self._model.train()
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

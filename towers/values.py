@@ -17,6 +17,9 @@ from towers.errors import RequestError
 Column: TypeAlias = Any
 """Values of one feature over rows: a list, a NumPy array or an Arrow column; None or null is missing."""
 
+ARROW = (pa.Array, pa.ChunkedArray)
+ARRAYS = (*ARROW, np.ndarray)
+
 _WORD = re.compile(r"\w+")
 
 
@@ -47,7 +50,7 @@ def as_numbers(name: str, values: Column) -> NDArray[np.float64]:
     Raises:
         RequestError: a value is no number.
     """
-    if isinstance(values, pa.Array | pa.ChunkedArray | np.ndarray):
+    if isinstance(values, ARRAYS):
         array = values if isinstance(values, np.ndarray) else values.to_numpy(zero_copy_only=False)
         if array.dtype.kind in "iufb":
             return array.astype(np.float64)
@@ -86,7 +89,7 @@ def as_times(name: str, values: Column) -> NDArray[np.int64]:
     Raises:
         RequestError: a value is none of these.
     """
-    if isinstance(values, pa.Array | pa.ChunkedArray) and pa.types.is_timestamp(values.type):
+    if isinstance(values, ARROW) and pa.types.is_timestamp(values.type):
         stamps = values.cast(pa.timestamp("us", values.type.tz)).cast(pa.int64()).fill_null(NO_TIME)
         return np.asarray(stamps.to_numpy(zero_copy_only=False), np.int64)
     if isinstance(values, np.ndarray) and values.dtype.kind == "i":
@@ -110,7 +113,7 @@ def text_buckets(name: str, values: Column, buckets: int, width: int) -> NDArray
 
 def plain(values: Column) -> Sequence[Any]:
     """Python values of any column."""
-    if isinstance(values, pa.Array | pa.ChunkedArray):
+    if isinstance(values, ARROW):
         plain_values: Sequence[Any] = values.to_pylist()
         return plain_values
     return list(values.tolist()) if isinstance(values, np.ndarray) else values

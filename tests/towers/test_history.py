@@ -32,3 +32,13 @@ def test_ages_without_time(order: str, expected: list[int]) -> None:
 def test_ages_stay_inside_their_table() -> None:
     mask = np.ones((1, 1), bool)
     assert ages("time", np.array([2**62]), np.array([[0]]), mask).max() < AGE_ROWS
+
+
+def test_ages_change_at_powers_of_two_minutes_and_the_future_is_now() -> None:
+    minute = 60_000_000
+    minutes = np.array([0, 1, 2, 3, 6, 7, 8, 1022, 1023, 2**29 - 2, 2**29 - 1, 2**36, -1, -(2**30)])
+    expected = np.minimum(2 + np.floor(np.log2(1.0 + np.maximum(minutes, 0))), AGE_ROWS - 1)
+    now = np.array([2**62])
+    for spare in (0, minute - 1):  # a part of a minute counts for nothing
+        then = now[:, None] - np.where(minutes < 0, minutes * minute, minutes * minute + spare)
+        assert ages("time", now, then, np.ones_like(then, bool))[0].tolist() == expected.tolist()

@@ -1,5 +1,6 @@
 """Vocabularies: order, reserved rows, unknown values, mapped files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,15 @@ from towers import vocab
 from towers.columns import FIRST_ROW, MISSING_ROW, OOV_ROW
 from towers.errors import BundleError
 from towers.vocab import Vocabulary
+
+
+@pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["held", "mapped"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test twice: looked up in memory, and by the mapped hashes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocab, "HELD_UP_TO", 10**6 if request.param else -1)
+        yield
+
 
 words = st.lists(st.text(min_size=1, max_size=12), max_size=30)
 
@@ -52,3 +62,11 @@ def test_files_of_two_runs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "one" / "v.npy").replace(tmp_path / "two" / "v.npy")
     with pytest.raises(BundleError, match="two different runs"):
         Vocabulary.open(tmp_path / "two", "v")
+
+
+def test_held_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `hold` no hash is made any more."""
+    vocabulary = Vocabulary.fit(["a", "b"])
+    vocabulary.hold()
+    monkeypatch.setattr(vocab, "_hashes", None)
+    assert vocabulary.rows(["b", None, "c"]).tolist() == [4, MISSING_ROW, OOV_ROW]
