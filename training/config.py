@@ -109,6 +109,8 @@ class TrainerConfig:
         evaluate_every: epochs between validations; 0 = never.
         monitor: validation metric that chooses the best checkpoint.
         patience: validations without improvement before stopping; 0 = never.
+        refit: once validation has chosen the number of epochs, train anew on training and validation rows together for as many.
+            That model is kept.
         checkpoint_every: steps between checkpoints, besides the one at each epoch's end; 0 = only epochs.
         keep_checkpoints: newest ones kept, besides the best.
         resume: continue from the newest checkpoint of run_dir.
@@ -128,6 +130,7 @@ class TrainerConfig:
     evaluate_every: int = 1
     monitor: str = "valid/ndcg@20"
     patience: int = 3
+    refit: bool = False
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
     log_every: int = 20
@@ -260,6 +263,10 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError("model.history.name: a transformer reads an order, and data.order is 'set'. Use mean")
     if config.trainer.sampler == "sequence" and config.model.history.name != "transformer":
         raise ConfigError("trainer.sampler: 'sequence' trains all positions of a causal encoder. Use model=transformer")
+    if config.trainer.refit and config.trainer.evaluate_every == 0:
+        raise ConfigError(
+            "trainer.refit: validation chooses its number of epochs, and trainer.evaluate_every is 0. Set it to 1, or refit=false"
+        )
     for name, share in (("valid_share", config.split.valid_share), ("test_share", config.split.test_share)):
         if not 0 < share < 0.5:
             raise ConfigError(f"split.{name}: got {share}, expected a share between 0 and 0.5")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,18 +26,18 @@ from training.loader import MOST_TARGETS, Loader
 from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
 from training.optim import Optimizer, choose_tables
+from training.refit import FOLDER, RESULT, refit_config, with_validation
 from training.room import alone_in, enough_memory
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
 from training.warm_start import warm_start
 
-RESULT = "train.json"
-
 
 @dataclass(frozen=True)
 class Parts:
-    """A run, put together and not yet restored; `why` says which loss was chosen and why."""
+    """A training, put together and not yet restored; `why` says which loss was chosen and why, `last_epoch` where it stops early (0 = it
+    does not)."""
 
     model: TwoTower
     sampler: Sampler
@@ -49,6 +50,19 @@ class Parts:
     validate: Validate
     steps: int
     processes: Processes
+    last_epoch: int = 0
+
+    @property
+    def targets(self) -> int:
+        """Targets of an epoch."""
+        return int(self.objective.items.counts_K.sum())
+
+
+class Outcome(NamedTuple):
+    """How a training went, and on how many targets."""
+
+    progress: Progress
+    targets: int
 
 
 def run(config: TrainingConfig) -> str:
@@ -70,25 +84,43 @@ def run(config: TrainingConfig) -> str:
     with enough_memory(), join(device) as processes, alone_in(run_dir, processes.first):
         data = open_prepared(config)
         parts = assemble(config, data, device, processes)
-        restored = restore(parts, config.trainer.resume)
-        if config.trainer.init_from and not parts.progress.step:
-            carried = warm_start(parts.model, data.preprocessor, config.trainer.init_from)
-            if processes.first:
-                print(f"train: {carried}", flush=True)
-        several = f" on {processes.size} processes" if processes.size > 1 else ""
+        train(config, data, parts, config.trainer.resume)
+        chosen = Outcome(parts.progress, parts.targets)
+        if config.trainer.refit:
+            del parts  # its memory is free for the second training
+            data, config = with_validation(data), refit_config(config)
+            parts = assemble(config, data, device, processes, FOLDER, chosen.progress.best_epoch)
+            train(config, data, parts, resume=True)  # what trainer.resume=false forgets, the first training has removed
+        return str(processes.lead(lambda: write_results(config, parts, device, watch, chosen)))
+
+
+def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool) -> None:
+    """Restore or start, say what is about to happen, and fit."""
+    restored, processes = restore(parts, resume), parts.processes
+    if config.trainer.init_from and not parts.progress.step:
+        carried = warm_start(parts.model, data.preprocessor, config.trainer.init_from)
         if processes.first:
-            print(
-                f"train: {len(parts.sampler)} {parts.sampler.name} examples, {parts.steps} steps, {device.type}{several},"
-                f" {config.trainer.precision}; {parts.why}{restored}",
-                flush=True,
-            )
-        fit(config, parts)
-        return str(processes.lead(lambda: write_results(config, parts, device, watch)))
+            print(f"train: {carried}", flush=True)
+    several = f" on {processes.size} processes" if processes.size > 1 else ""
+    epochs = f", {parts.last_epoch} epochs on training and validation rows" if parts.last_epoch else ""
+    if processes.first:
+        print(
+            f"train: {parts.targets} targets in {len(parts.sampler)} {parts.sampler.name} examples, {parts.steps} steps{epochs},"
+            f" {parts.objective.items.device.type}{several}, {config.trainer.precision}; {parts.why}{restored}",
+            flush=True,
+        )
+    fit(config, parts)
 
 
-def write_results(config: TrainingConfig, parts: Parts, device: torch.device, watch: Stopwatch) -> str:
-    """Write the model and train.json; returns the path of the latter."""
+def write_results(config: TrainingConfig, parts: Parts, device: torch.device, watch: Stopwatch, chosen: Outcome | None = None) -> str:
+    """Write the model and train.json; returns the path of the latter.
+
+    Args:
+        parts: of the training that made the model.
+        chosen: of the training that validation judged; None = that one.
+    """
     run_dir, progress = Path(config.run_dir), parts.progress
+    chosen = chosen or Outcome(progress, parts.targets)
     save_model(parts.model, run_dir / "model")
     document = {
         "run": {
@@ -100,15 +132,29 @@ def write_results(config: TrainingConfig, parts: Parts, device: torch.device, wa
             "device": device.type,
             "processes": parts.processes.size,
         },
-        "valid": progress.best,
-        "best_epoch": progress.best_epoch,
-        "epochs": progress.epochs,
+        "valid": chosen.progress.best,
+        "best_epoch": chosen.progress.best_epoch,
+        "epochs": chosen.progress.epochs,
+        "targets": chosen.targets,
+        "refit": {"epochs": progress.epochs, "targets": parts.targets} if parts.last_epoch else None,
     }
     return str(write_json(run_dir / RESULT, document))
 
 
-def assemble(config: TrainingConfig, data: Interactions, device: torch.device, processes: Processes = ALONE) -> Parts:
-    """Build every part from the config; the model's first weights come from the seed."""
+def assemble(
+    config: TrainingConfig,
+    data: Interactions,
+    device: torch.device,
+    processes: Processes = ALONE,
+    folder: str = "",
+    last_epoch: int = 0,
+) -> Parts:
+    """Build every part from the config; the model's first weights come from the seed.
+
+    Args:
+        folder: of the checkpoints, below the run's own.
+        last_epoch: stop after that many epochs, on the schedule of trainer.epochs; 0 = do not.
+    """
     torch.manual_seed(config.seed)
     model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
     events = TrainingEvents.select(data, (TRAIN,))
@@ -117,14 +163,14 @@ def assemble(config: TrainingConfig, data: Interactions, device: torch.device, p
     sampler, batch_size = make_sampler(choice.sampler, config, events), choice.batch_size
     loader = Loader(data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed, part=processes.part)
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
-    steps = total_steps(config.trainer, loader)
+    steps = total_steps(config.trainer, loader)  # of the schedule
     tables = choose_tables(config.optim, model.plan, batch_size, candidates_a_step(config, objective, sampler, batch_size))
     optimizer = Optimizer(model, config.optim, steps, {f"tables.{name}": kind for name, kind in tables.items()})
     progress = Progress()
     checkpointer = Checkpointer(
-        Path(config.run_dir) / "checkpoints",
+        Path(config.run_dir) / "checkpoints" / folder,
         {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
-        config_hash=data_and_config_hash(config, data),
+        config_hash=data_and_config_hash(config, data) + (f"-{folder}-{last_epoch}" if last_epoch else ""),
         every=config.trainer.checkpoint_every,
         keep=config.trainer.keep_checkpoints,
         say=say,
@@ -132,7 +178,8 @@ def assemble(config: TrainingConfig, data: Interactions, device: torch.device, p
     )
     measured = config.trainer.evaluate_every > 0 and processes.first
     validate: Validate = Validator(data, config) if measured else _no_validation
-    return Parts(model, sampler, loader, objective, why, optimizer, progress, checkpointer, validate, steps, processes)
+    done = min(steps, last_epoch * loader.steps_per_epoch) if last_epoch else steps
+    return Parts(model, sampler, loader, objective, why, optimizer, progress, checkpointer, validate, done, processes, last_epoch)
 
 
 def fit(config: TrainingConfig, parts: Parts) -> None:
@@ -150,6 +197,7 @@ def fit(config: TrainingConfig, parts: Parts) -> None:
             config.trainer,
             config.seed,
             parts.processes,
+            parts.last_epoch,
         ).fit()
 
 
@@ -157,7 +205,7 @@ def open_tracker(config: TrainingConfig, parts: Parts) -> Tracker | Silence:
     if not parts.processes.first:
         return Silence()
     return Tracker.open(
-        Path(config.run_dir) / "tensorboard",
+        Path(config.run_dir) / "tensorboard" / (FOLDER if parts.last_epoch else ""),
         every=config.trainer.log_every,
         step=parts.progress.step,
         total_steps=parts.steps,
@@ -192,7 +240,11 @@ def candidates_a_step(config: TrainingConfig, objective: Objective, sampler: Sam
 
 
 def data_and_config_hash(config: TrainingConfig, data: Interactions) -> str:
-    """The config's hash, and the prepared data's sizes and digest: what differs means that other data was prepared since."""
+    """The config's hash, and the prepared data's sizes and digest: what differs means that other data was prepared since.
+
+    Whether a refit follows changes nothing of the training that chooses.
+    """
+    config = replace(config, trainer=replace(config.trainer, refit=False))
     sizes = f"{data.n_users}-{data.n_items}-{len(data)}-{data.preprocessor.event_rows}"
     return f"{config_hash(config)}-{sizes}-{digest_of(data)}"
 

@@ -23,6 +23,7 @@ from training.metrics_table import print_result
 from training.opening import open_prepared
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
+from training.refit import evaluated
 from training.rivals import rivals
 from training.views import described, make_views
 
@@ -39,22 +40,23 @@ def run(config: TrainingConfig) -> str:
     data = open_prepared(config)
     if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
+    prepared, data = data, evaluated(data, settings, run_dir)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
     names = choose_baselines(settings.baselines, data.schema.order, config.data.name, settings.seen)
     views = make_views(settings, data.schema)
-    others = rivals(settings.against, data)
+    others = rivals(settings.against, prepared)
     asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed)
     allowed_I = recommendable(data)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
     forms = make_forms(asked, settings.seen)
-    days = choose_days(data, config, allowed_I, forms[0].masked) if "recent_popular" in names else 0
+    days = choose_days(prepared, config, allowed_I, forms[0].masked) if "recent_popular" in names else 0
     device = choose_device(config.trainer.device)
     model = Ranked.open(run_dir, data, device)
     runs = {name: Ranked.open(folder, theirs, device) for name, (folder, theirs) in others.items()}
     document: dict[str, Any] = {
         "run": {},
-        "data": data_facts(data, config),
+        "data": data_facts(prepared, config),
         "metrics": {},
         "baselines": {name: {} for name in (*names, *runs)},
         "paired": {name: {} for name in (*names, *runs)},

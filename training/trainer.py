@@ -89,6 +89,7 @@ class Trainer:
         config: the loop's settings.
         seed: all of a step's randomness comes from (seed, step).
         processes: that train together, on parts of the same batches.
+        last_epoch: stop after that many epochs, on the schedule of all of them; 0 = config decides alone.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Trainer:
         config: TrainerConfig,
         seed: int,
         processes: Processes = ALONE,
+        last_epoch: int = 0,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -116,6 +118,7 @@ class Trainer:
         self.config = config
         self.seed = seed
         self.processes = processes
+        self.last_epoch = last_epoch
         self.total_steps = total_steps(config, loader)
         self.floor = ProductFloor(objective.items.device)
 
@@ -179,6 +182,7 @@ class Trainer:
     def finished(self) -> bool:
         """All steps are done, or validation has not improved for `patience` validations."""
         stopped = self.config.patience > 0 and self.progress.waited >= self.config.patience
+        stopped |= 0 < self.last_epoch <= self.progress.epochs
         return stopped or self.progress.step >= self.total_steps
 
     def _check_finite(self, batch: TrainBatch, scalars: Mapping[str, float]) -> None:

@@ -7,12 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from towers.columns import VALID
 from towers.errors import ConfigError, DataError
-from training import trainer
+from training import metrics, ranking, trainer
+from training.baselines import most_popular
 from training.checkpoint import STATE, TENSORS
-from training.config import LossConfig, OptimConfig, TrainerConfig, TrainingConfig
+from training.config import EvaluateConfig, LossConfig, OptimConfig, TrainerConfig, TrainingConfig
 from training.fit import assemble, run
 from training.interactions import Interactions, write_prepared
+from training.queries import make_queries, recommendable
+from training.rank_queries import rank_queries
+from training.refit import with_validation
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +163,60 @@ def test_tables_trained_row_by_row_get_sparse_gradients(make_config, tmp_path, l
     assert len(tables) == 2 and all(grad.is_sparse and not grad.is_coalesced() for grad in tables)
     state = parts.optimizer.state_dict()
     assert {name for name in state if name.endswith("/square")} == {f"tables.{name}.weight/square" for name in parts.model.tables}
+
+
+def test_refit_trains_anew_on_training_and_validation_rows_for_the_epochs_chosen(make_config, weights, tmp_path, capsys):
+    run(make_config(epochs=3))
+    chosen, alone = json.loads((tmp_path / "train.json").read_text()), weights()
+    run(make_config(epochs=3, refit=True))
+    result = json.loads((tmp_path / "train.json").read_text())
+    data = Interactions.open(tmp_path / "prepared")
+    assert result["valid"] == chosen["valid"] and result["best_epoch"] == chosen["best_epoch"]
+    assert result["targets"] == chosen["targets"] == int(data.train_counts().sum())
+    validating = int(((data.split == VALID) & (data.weight > 0)).sum())
+    assert result["refit"] == {"epochs": chosen["best_epoch"], "targets": result["targets"] + validating}
+    assert f"{result['refit']['targets']} targets" in capsys.readouterr().out
+    assert not torch.equal(weights()["tables.item_id.weight"], alone["tables.item_id.weight"])
+
+
+def test_an_interrupted_refit_continues(make_config, weights, tmp_path, monkeypatch):
+    """Stopped in its second training, the run does not choose again, and ends as if nothing had been."""
+    real, seen = trainer.Trainer.train_step, []
+
+    def interrupted(self, batch):
+        seen.append(self.last_epoch)
+        if self.last_epoch and self.progress.step == 2:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    config = {"epochs": 2, "refit": True, "checkpoint_every": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.Trainer, "train_step", interrupted)
+        run(make_config(**config))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train_step", lambda self, batch: seen.append(self.last_epoch) or real(self, batch))
+        seen.clear()
+        run(make_config(**config))
+    assert seen and all(seen)
+    continued = weights()
+    run(make_config(**config, resume=False))
+    assert all(torch.equal(tensor, continued[name]) for name, tensor in weights().items())
+
+
+def test_a_refitted_model_is_not_judged_by_what_it_was_trained_on(make_config, tmp_path):
+    config = make_config(epochs=1, refit=True)
+    run(config)
+    config.evaluate = EvaluateConfig(split="valid", draws=10)
+    with pytest.raises(ConfigError, match=r"evaluate\.split: .*refitted on the validation rows"):
+        ranking.run(config)
+    config.evaluate = EvaluateConfig(ks=[5], baselines=["most_popular"], draws=10, slices=False)
+    ranking.run(config)
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    data = Interactions.open(tmp_path / "prepared")
+    assert document["data"]["split_rows"]["valid"] == int((data.split == VALID).sum())
+    popular = most_popular(with_validation(data))
+    queries = make_queries(data, "test", "auto", config.split.name).unseen()
+    top = rank_queries(popular, queries, 5, masked=True, allowed_I=recommendable(data))
+    hits = metrics.hits(top.rows_Qk, queries.relevant, data.n_items)
+    expected = float(metrics.recall(hits, queries.relevant_Q, 5).mean())
+    assert document["baselines"]["most_popular"]["test/recall@5"]["value"] == pytest.approx(expected)
