@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.decoding import decode
-from serving.messages import Limits, Problem
+from serving.messages import Limits, Problem, RecommendRequest
 from serving.openapi import document
 from serving.page import Page, start_page
 from serving.retriever import Retriever
@@ -105,7 +105,7 @@ class RequestIds:
 def _recommend(retriever: Retriever) -> Handler:
     async def recommend(request: Request) -> Response:
         body = await _body(request, retriever.limits)
-        return _json(retriever.answer(decode(body)))
+        return _json(retriever.answer(decode(body, RecommendRequest)))
 
     return recommend
 

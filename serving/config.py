@@ -40,8 +40,12 @@ class ServeConfig:
         key_file: the HMAC key that training used; null = $TOWERS_KEY_FILE or ~/.towers/user_key.
         runtime: auto | onnx | torch, what runs the towers. auto = onnx on a CPU where the bundle has ONNX towers, else torch.
         device: cpu | cuda; a GPU needs torch.
+        state_dir: folder of what the service itself writes down; null = run_dir/state.
+        event_days: live events older than this are deleted; null = none is for its age.
+        user_events: newest events of a user that are kept and used.
         max_k: largest k answered.
         max_history: most history events accepted in a request.
+        max_events: most events added at once.
         max_body_bytes: largest request body accepted.
     """
 
@@ -52,8 +56,12 @@ class ServeConfig:
     key_file: str | None = None
     runtime: str = "auto"
     device: str = "cpu"
+    state_dir: str | None = None
+    event_days: float | None = 365.0
+    user_events: int = 1000
     max_k: int = 1000
     max_history: int = 10_000
+    max_events: int = 1000
     max_body_bytes: int = 1_048_576
 
 
@@ -95,12 +103,16 @@ def validate(config: ServingConfig) -> None:
         ("index.queries", config.index.queries),
         ("serving.max_k", config.serving.max_k),
         ("serving.max_history", config.serving.max_history),
+        ("serving.max_events", config.serving.max_events),
+        ("serving.user_events", config.serving.user_events),
         ("serving.max_body_bytes", config.serving.max_body_bytes),
     ):
         if value < 1:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.serving.max_k > LARGEST_K:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
+    if config.serving.event_days is not None and not config.serving.event_days > 0:
+        raise ConfigError(f"serving.event_days: got {config.serving.event_days}, expected above 0, or null to delete none for its age")
     if config.index.exact_up_to < 0:
         raise ConfigError(f"index.exact_up_to: got {config.index.exact_up_to}, expected 0 (never by size) or more")
     if not 0 <= config.serving.port <= 65535:

@@ -1,32 +1,40 @@
 """JSON or Python values to requests. A field at fault is named the way the caller wrote it: `history[3].timestamp`."""
 
+import copy
 import json
 import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from serving.messages import Limits, Moment, RecommendRequest
+from serving.messages import EventsRequest, Limits, Moment, RecommendRequest
 from towers.columns import MAX_ID_BYTES
 from towers.errors import RequestError
 
 _END_OF_TIME_S = 7_258_118_400  # 2200-01-01: later numbers are milli- or microseconds by mistake
-_DECODER = msgspec.json.Decoder(RecommendRequest)
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, EventsRequest)
+}
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 
-def decode(body: bytes) -> RecommendRequest:
+def decode(body: bytes, kind: type[_T]) -> _T:
     """A request from JSON.
+
+    Args:
+        kind: one of the request types of serving.messages.
 
     Raises:
         RequestError: 400 for text that is not JSON, 422 naming the field for JSON that does not fit.
     """
     try:
-        return _DECODER.decode(body)
+        decoded: _T = _DECODERS[kind].decode(body)
+        return decoded
     except msgspec.ValidationError as error:
-        raise _misfit(error, _loose(body)) from None
+        raise _misfit(error, _loose(body), kind) from None
     except RecursionError:
         raise RequestError("body", "nested too deeply; a request needs at most 4 levels") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -36,16 +44,16 @@ def decode(body: bytes) -> RecommendRequest:
         raise RequestError("body", f'not JSON: {error}. Expected an object such as {{"user_id": "42", "k": 10}}', 400) from None
 
 
-def from_python(fields: Mapping[str, Any]) -> RecommendRequest:
+def from_python(fields: Mapping[str, Any], kind: type[_T]) -> _T:
     """A request from Python values, checked as strictly as JSON.
 
     Raises:
         RequestError: names the field.
     """
     try:
-        return msgspec.convert(dict(fields), RecommendRequest)
+        return msgspec.convert(dict(fields), kind)
     except msgspec.ValidationError as error:
-        raise _misfit(error, dict(fields)) from None
+        raise _misfit(error, dict(fields), kind) from None
     except RecursionError:
         raise RequestError("request", "nested too deeply; a request needs at most 4 levels") from None
 
@@ -81,7 +89,7 @@ def microseconds(field: str, moment: Moment) -> int:
     return round(seconds * 1_000_000)
 
 
-def _misfit(error: msgspec.ValidationError, raw: Any) -> RequestError:
+def _misfit(error: msgspec.ValidationError, raw: Any, kind: type[msgspec.Struct]) -> RequestError:
     """msgspec's message as field and reason; mapping keys, which msgspec leaves out, are looked up in `raw`."""
     text = str(error)
     reason, _, path = text.partition(" - at `$")
@@ -90,19 +98,27 @@ def _misfit(error: msgspec.ValidationError, raw: Any) -> RequestError:
     if unknown:
         field = f"{field}.{unknown[1]}".lstrip(".")
     if "[...]" in field:
-        field = _keyed(field.partition("[...]")[0], raw)
+        field = _keyed(field.partition("[...]")[0], raw, kind)
     return RequestError(field or "body", reason)
 
 
-def _keyed(name: str, raw: Any) -> str:
+def _keyed(path: str, raw: Any, kind: type[msgspec.Struct]) -> str:
     """`context` -> `context.hour`: the first entry that alone fails; `context` where the body cannot be read at all."""
-    entries = raw.get(name) if isinstance(raw, Mapping) else None
-    for key, value in entries.items() if isinstance(entries, Mapping) else ():
+    try:
+        entries = raw = copy.deepcopy(raw)
+        for step in re.findall(r"\w+", path):
+            entries = entries[int(step)] if isinstance(entries, list) else entries[step]
+        pairs = list(entries.items())
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        return path
+    for key, value in pairs:
+        entries.clear()
+        entries[key] = value
         try:
-            msgspec.convert({name: {key: value}}, RecommendRequest)
+            msgspec.convert(raw, kind)
         except (msgspec.ValidationError, RecursionError):
-            return f"{name}.{str(key)[:MAX_ID_BYTES]}"
-    return name
+            return f"{path}.{str(key)[:MAX_ID_BYTES]}"
+    return path
 
 
 def _loose(body: bytes) -> Any:

@@ -27,11 +27,13 @@ class Limits:
     Attributes:
         max_k: largest k.
         max_history: most history events; also the most entries of `exclude`.
+        max_events: most events added at once.
         max_body_bytes: largest HTTP body.
     """
 
     max_k: int = 1000
     max_history: int = 10_000
+    max_events: int = 1000
     max_body_bytes: int = 1_048_576
 
 
@@ -110,6 +112,50 @@ class Recommendations(Struct, frozen=True):
     returned: int
     k: int
     unknown_history_items: int
+
+
+class Event(Struct, frozen=True, forbid_unknown_fields=True):
+    """Something a person did, in the words of the training log; it counts from the next list on.
+
+    Attributes:
+        event_type: one that the model was trained with; `interaction` by default.
+        timestamp: when; the server's clock by default. Needed where there is no `event_id`.
+        event_id: names the event: sent again for the same person, it changes nothing. Named or not, events equal in person, item, type and
+            time count once.
+        value, session_id, channel, context: kept with it.
+        recommendation_id: of the list that it answers.
+    """
+
+    user_id: Id
+    item_id: Id
+    event_type: str | None = None
+    timestamp: Moment | None = None
+    event_id: Id | None = None
+    value: float | None = None
+    session_id: Id | None = None
+    channel: Id | None = None
+    recommendation_id: Id | None = None
+    context: dict[str, Value] = {}
+
+
+class EventsRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Events to be added: all of them or, where one does not fit, none. They may come in any order, and again."""
+
+    events: list[Event]
+
+
+class EventsAdded(Struct, frozen=True):
+    """Told once they are stored.
+
+    Attributes:
+        added: new events.
+        ignored: repeated ones, and those too old to be kept.
+        unknown_items: events whose item the model was not trained on; they are kept, and carry no signal until it is.
+    """
+
+    added: int
+    ignored: int
+    unknown_items: int
 
 
 class SimilarItems(Struct, frozen=True):

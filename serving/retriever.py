@@ -14,16 +14,17 @@ from serving.decoding import check_k, check_limits, from_python, microseconds
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.index.interface import VectorIndex
 from serving.index.stored import open_index
-from serving.messages import Fallback, Limits, Moment, Recommendations, RecommendRequest, SimilarItems
+from serving.intake import stored_events
+from serving.messages import EventsAdded, EventsRequest, Fallback, Limits, Moment, Recommendations, RecommendRequest, SimilarItems
+from serving.profiles import Profiles
 from serving.runtimes import open_runtime
 from serving.selector import Candidates, Policy, Selection, select
 from serving.signals import FALLBACK, read_signals
-from serving.user_state import StoredUser, UserHistories
+from serving.user_state import StoredUser
 from towers.bundle import Bundle
+from towers.columns import FIRST_ROW, ITEM_ID
 from towers.encoder import Encoder
-from towers.errors import BundleError, ConfigError, RequestError
-from towers.identity import UserKeys
-from towers.identity import key_file as secret_file
+from towers.errors import BundleError, RequestError
 
 
 class Retriever:
@@ -33,7 +34,7 @@ class Retriever:
         bundle: verified.
         encoder: raw rows to vectors.
         index: over the bundle's item vectors.
-        users: stored histories and the secret that finds a person in them; None = every user id is a stranger.
+        profiles: what is stored of users, shared with other retrievers; None = nothing but events added to this one.
         limits: of one request.
     """
 
@@ -42,7 +43,7 @@ class Retriever:
         bundle: Bundle,
         encoder: Encoder,
         index: VectorIndex,
-        users: tuple[UserHistories, UserKeys] | None = None,
+        profiles: Profiles | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.bundle = bundle
@@ -58,7 +59,7 @@ class Retriever:
         with bundle.reading("catalog.parquet"):
             self.catalog = Catalog(table, counts_I)
         self.limits = limits or Limits()
-        self._users = users
+        self.profiles = profiles or Profiles.open(None, None)
 
     @classmethod
     def open(
@@ -74,7 +75,7 @@ class Retriever:
 
         Args:
             bundle: its folder.
-            history: Parquet file of user histories; None = no user is known.
+            history: Parquet file of user histories; None = no user is known but by `add_events`.
             key_file: secret that user ids are keyed with; None = $TOWERS_KEY_FILE or ~/.towers/user_key. Read only with `history`.
             limits: of one request.
             runtime, device: what runs the towers; see `open_runtime`.
@@ -83,14 +84,22 @@ class Retriever:
             BundleError: the bundle is damaged or incomplete.
             DataError, ConfigError: the histories or the secret cannot be read, or do not belong together.
         """
-        opened = Bundle.open(bundle)
-        preprocessor = opened.preprocessor()
+        return cls.load(Bundle.open(bundle), Profiles.open(history, None if key_file is None else str(key_file)), limits, runtime, device)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle,
+        profiles: Profiles | None = None,
+        limits: Limits | None = None,
+        runtime: str = "auto",
+        device: str = "cpu",
+    ) -> "Retriever":
+        """From a verified bundle and what is stored of users; raises BundleError."""
+        preprocessor = bundle.preprocessor()
         preprocessor.hold()
-        encoder = Encoder(preprocessor, open_runtime(opened, preprocessor, runtime, device), opened.model_config().history.length)
-        users = None
-        if history is not None:
-            users = _open_users(history, None if key_file is None else str(key_file))
-        return cls(opened, encoder, open_index(opened), users, limits)
+        encoder = Encoder(preprocessor, open_runtime(bundle, preprocessor, runtime, device), bundle.model_config().history.length)
+        return cls(bundle, encoder, open_index(bundle), profiles, limits)
 
     def recommend(
         self,
@@ -119,7 +128,8 @@ class Retriever:
                     "exclude": exclude,
                     "exclude_seen": exclude_seen,
                     "now": now,
-                }
+                },
+                RecommendRequest,
             )
         )
 
@@ -127,8 +137,8 @@ class Retriever:
         """The same for a decoded request."""
         check_limits(request, self.limits)
         now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
-        stored = self._stored(request.user_id)
-        signals = read_signals(request, stored, self._users is not None, self.encoder.preprocessor, self.encoder.length, now)
+        stored = self._stored(request.user_id, now)
+        signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, now)
         excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
         policy = Policy(request.k)
         batch = self.encoder.user_batch([signals.row])
@@ -140,6 +150,25 @@ class Retriever:
         chosen = select(candidates, policy)
         fallback = Fallback(MOST_POPULAR, signals.reason) if signals.mode == FALLBACK else None
         return self._reply(request, chosen, signals.mode, fallback, signals.unknown_items)
+
+    def add_events(self, events: Sequence[Mapping[str, Any]]) -> EventsAdded:
+        """Store what people did, as in `messages.Event`; it counts from the next list on.
+
+        Raises:
+            RequestError: names the field at fault; nothing was stored.
+        """
+        return self.add(from_python({"events": events}, EventsRequest))
+
+    def add(self, request: EventsRequest) -> EventsAdded:
+        """The same for a decoded request."""
+        if len(request.events) > self.limits.max_events:
+            raise RequestError("events", f"got {len(request.events)}, expected at most {self.limits.max_events} at once")
+        now = time.time_ns() // 1000
+        preprocessor = self.encoder.preprocessor
+        events = stored_events(request.events, self.profiles.keys.key, preprocessor, now)
+        added = self.profiles.events.append(events, now) if events else 0
+        unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
+        return EventsAdded(added, len(events) - added, int(unknown))
 
     def similar_items(self, item_id: str, k: int = 20) -> SimilarItems:
         """The k items whose vectors score highest with this item's, itself left out.
@@ -160,11 +189,10 @@ class Retriever:
         """Version of the bundle that brought the model; an index built later has a version of its own."""
         return str(self.bundle.manifest.get("model_version", self.bundle.version))
 
-    def _stored(self, user_id: str | None) -> StoredUser | None:
-        if user_id is None or self._users is None:
+    def _stored(self, user_id: str | None, now: int) -> StoredUser | None:
+        if user_id is None:
             return None
-        histories, keys = self._users
-        return histories.get(keys.key(user_id))
+        return self.profiles.get(self.profiles.keys.key(user_id), self.encoder.preprocessor.schema.order, now)[0]
 
     def _search(self, vectors_HD: NDArray[np.float32], count: int, excluded: NDArray[np.int64]) -> Candidates:
         found = self.index.search(vectors_HD, count, self.catalog.allowed_I, excluded)
@@ -185,13 +213,3 @@ class Retriever:
             k=request.k,
             unknown_history_items=unknown_items,
         )
-
-
-def _open_users(history: Path | str, key_file: str | None) -> tuple[UserHistories, UserKeys]:
-    histories, keys = UserHistories.open(history), UserKeys.open(key_file)
-    if histories.secret_fingerprint not in (None, keys.fingerprint()):
-        raise ConfigError(
-            f"user-key secret {secret_file(key_file)}: not the one that the users of {history} were keyed with, so every user would be"
-            " unknown. Point serving.key_file or $TOWERS_KEY_FILE at the file that `towers prepare` used"
-        )
-    return histories, keys

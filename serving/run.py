@@ -7,10 +7,14 @@ from pathlib import Path
 
 from serving.app import build_app, serve
 from serving.config import ServeConfig, ServingConfig
+from serving.events import Retention
 from serving.messages import Limits
+from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
-from towers.bundle import current
+from serving.sqlite_events import SqliteEvents
+from towers.bundle import Bundle, current
 from towers.errors import ConfigError
+from towers.identity import UserKeys
 from towers.job import write_json
 
 
@@ -29,8 +33,8 @@ def run(config: ServingConfig) -> str:
     with listen(settings.host, settings.port) as listener:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
-        stored = histories(settings, run_dir)
-        retriever = Retriever.open(folder, stored, settings.key_file, limits(settings), settings.runtime, settings.device)
+        opened = Bundle.open(folder)
+        retriever = Retriever.load(opened, profiles(settings, run_dir), limits(settings), settings.runtime, settings.device)
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
 
         def announce() -> None:
@@ -43,7 +47,23 @@ def run(config: ServingConfig) -> str:
 
 def limits(settings: ServeConfig) -> Limits:
     """The bounds of one request."""
-    return Limits(settings.max_k, settings.max_history, settings.max_body_bytes)
+    return Limits(settings.max_k, settings.max_history, settings.max_events, settings.max_body_bytes)
+
+
+def profiles(settings: ServeConfig, run_dir: Path) -> Profiles:
+    """What is stored of users: the exported histories, and the events since.
+
+    Raises:
+        DataError, ConfigError: a file cannot be used, or files do not belong together.
+    """
+    exported = histories(settings, run_dir)
+    if exported is None:
+        known, keys = None, UserKeys.open(settings.key_file, create=True)
+    else:
+        keys, known = open_histories(exported, settings.key_file)
+    state_dir = Path(settings.state_dir) if settings.state_dir else run_dir / "state"
+    events = SqliteEvents(state_dir / "events.db", keys.fingerprint(), Retention(settings.user_events, settings.event_days))
+    return Profiles(keys, known, events, settings.user_events)
 
 
 def histories(settings: ServeConfig, run_dir: Path) -> Path | None:

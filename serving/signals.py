@@ -51,7 +51,7 @@ def read_signals(
     Raises:
         RequestError: names the field.
     """
-    _check_context(request.context, preprocessor)
+    check_context(request.context, preprocessor)
     live = live_history(request.history, preprocessor)
     known = stored or StoredUser([], [], [])
     if request.now is not None:  # a moment replayed must not know what came after; the server's own clock may well be behind the log's
@@ -82,11 +82,7 @@ def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocess
     """
     events = [HistoryEvent(entry) if isinstance(entry, str) else entry for entry in entries]
     kinds = [event.event_type or DEFAULT_EVENT_TYPE for event in events]
-    types = preprocessor.vocabularies[EVENT_TYPE]
-    for i in np.flatnonzero(types.rows(kinds) < FIRST_ROW).tolist():
-        if events[i].event_type:
-            known = ", ".join(types.values().to_pylist()[:20])
-            raise RequestError(f"history[{i}].event_type", f"got {kinds[i][:60]!r}, expected one of {known}")
+    check_types([(f"history[{i}].event_type", event.event_type) for i, event in enumerate(events)], preprocessor)
     times = [
         NO_TIME if event.timestamp is None else microseconds(f"history[{i}].timestamp", event.timestamp) for i, event in enumerate(events)
     ]
@@ -94,6 +90,16 @@ def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocess
     if NO_TIME not in times:
         order.sort(key=times.__getitem__)
     return StoredUser([events[i].item_id for i in order], [kinds[i] for i in order], [times[i] for i in order])
+
+
+def check_types(named: Sequence[tuple[str, str | None]], preprocessor: Preprocessor) -> None:
+    """Raises RequestError at the first (field, event type) that the model does not know; None is the default type."""
+    types = preprocessor.vocabularies[EVENT_TYPE]
+    given = list({kind for _, kind in named if kind})
+    unknown = {kind for kind, row in zip(given, types.rows(given).tolist(), strict=True) if row < FIRST_ROW}
+    for field, kind in named if unknown else ():
+        if kind in unknown:
+            raise RequestError(field, f"got {str(kind)[:60]!r}, expected one of {', '.join(types.values().to_pylist()[:20])}")
 
 
 def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], preprocessor: Preprocessor) -> dict[str, list[str]]:
@@ -115,7 +121,8 @@ def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], pre
     return {name: list(values) for name, values in given.items()}
 
 
-def _check_context(context: Mapping[str, Any], preprocessor: Preprocessor) -> None:
+def check_context(context: Mapping[str, Any], preprocessor: Preprocessor) -> None:
+    """Raises RequestError at the first name that is no declared context feature."""
     declared = [f.name for f in preprocessor.schema.owned_by("context")]
     for name in context:
         if name not in declared:

@@ -53,7 +53,7 @@ BAD_BODIES = [
 @pytest.mark.parametrize(("body", "field", "status"), BAD_BODIES, ids=[body[:40] for body, _, _ in BAD_BODIES])
 def test_a_bad_body_names_its_field(body: str, field: str, status: int) -> None:
     with pytest.raises(RequestError) as caught:
-        decode(body.encode("latin-1"))
+        decode(body.encode("latin-1"), RecommendRequest)
     assert (caught.value.field, caught.value.status) == (field, status)
     assert len(str(caught.value)) < 500
 
@@ -73,10 +73,10 @@ def test_a_whole_request() -> None:
         "exclude_seen": False,
         "now": 7,
     }
-    request = decode(json.dumps(body).encode())
-    assert request == from_python(body)
+    request = decode(json.dumps(body).encode(), RecommendRequest)
+    assert request == from_python(body, RecommendRequest)
     assert request.history[1] == HistoryEvent("b", "play", 5.25)
-    assert decode(b"{}") == RecommendRequest() == from_python({})
+    assert decode(b"{}", RecommendRequest) == RecommendRequest() == from_python({}, RecommendRequest)
 
 
 json_values = st.recursive(
@@ -91,7 +91,7 @@ fields = st.sampled_from([*RecommendRequest.__struct_fields__, "unknown"])
 @given(st.dictionaries(fields, json_values, max_size=4))
 @example({"history": [{"item_id": "a", "timestamp": 10**400}]})
 def test_any_json_is_a_request_or_refused(body: dict[str, Any]) -> None:
-    for read in (lambda: decode(json.dumps(body).encode()), lambda: from_python(body)):
+    for read in (lambda: decode(json.dumps(body).encode(), RecommendRequest), lambda: from_python(body, RecommendRequest)):
         try:
             request = read()
         except RequestError as error:
@@ -104,7 +104,7 @@ def test_any_json_is_a_request_or_refused(body: dict[str, Any]) -> None:
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: ('{"k": 1, ' + text).encode()))
 def test_any_bytes_are_refused_politely(body: bytes) -> None:
     try:
-        decode(body)
+        decode(body, RecommendRequest)
     except RequestError as error:
         assert 400 <= error.status < 500 and error.field
 

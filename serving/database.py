@@ -1,0 +1,69 @@
+"""SQLite files of the service's state: opened alike by every store, shared by processes."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from towers.errors import DataError
+
+BUSY_S = 10.0
+"""How long a writer waits for another process's transaction, which takes milliseconds."""
+
+
+class Database:
+    """One connection to a write-ahead-logged file; used by one thread at a time.
+
+    What `transaction` has committed survives the death of the process at any moment. Power loss may take the last commits and damages
+    nothing (synchronous=NORMAL). Deleted content is overwritten (secure_delete); `checkpoint` removes it from the log beside the file too.
+
+    Args:
+        path: the file; made with its folder, readable by this user alone.
+        schema: `CREATE ... IF NOT EXISTS` statements.
+
+    Raises:
+        DataError: it cannot be opened, or is no database.
+    """
+
+    def __init__(self, path: Path, schema: Sequence[str]) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            # isolation_level None: transactions begin and end where `transaction` says, not where the driver guesses
+            self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            with self.transaction() as connection:
+                for statement in schema:
+                    connection.execute(statement)
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write that other processes see whole or not at all; committed when the block ends, undone when it raises."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def read(self, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """All rows of a query, as of one moment."""
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def checkpoint(self) -> None:
+        """Move the log into the file and empty it, unless another process is reading."""
+        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,71 @@
+"""Live events as callers send them, checked and made ready to be stored."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from serving.decoding import microseconds
+from serving.events import StoredEvent
+from serving.messages import Event
+from serving.signals import check_context, check_types
+from towers.columns import DEFAULT_EVENT_TYPE
+from towers.errors import RequestError
+from towers.preprocess import Preprocessor
+
+CLOCK_SKEW_S = 300
+"""An event may lie this far ahead of the server's clock; the clocks of callers differ."""
+
+_JSON = msgspec.json.Encoder()
+
+
+def stored_events(events: Sequence[Event], key: Callable[[str], bytes], preprocessor: Preprocessor, now: int) -> list[StoredEvent]:
+    """What a store is given; items that the model does not know are taken, as they are in histories: they may be known tomorrow.
+
+    Args:
+        key: makes the user's key.
+        now: microseconds UTC.
+
+    Raises:
+        RequestError: an event type that the model does not know, a time in the future, context that does not fit, or an event that would
+            count twice when it is sent again; names the field. No event is to be stored then.
+    """
+    check_types([(f"events[{i}].event_type", event.event_type) for i, event in enumerate(events)], preprocessor)
+    return [_stored(f"events[{i}]", event, key(event.user_id), preprocessor, now) for i, event in enumerate(events)]
+
+
+def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocessor, now: int) -> StoredEvent:
+    if event.timestamp is None and event.event_id is None:
+        raise RequestError(
+            f"{field}.event_id", "an event has an event_id or a timestamp or both; sent again without either, it would count twice"
+        )
+    time = now if event.timestamp is None else microseconds(f"{field}.timestamp", event.timestamp)
+    if time > now + CLOCK_SKEW_S * 1_000_000:
+        raise RequestError(f"{field}.timestamp", f"lies {(time - now) / 1e6:,.0f} s in the future, expected at most {CLOCK_SKEW_S}")
+    for name in ("item_id", "event_id", "session_id", "channel", "recommendation_id"):
+        if not (getattr(event, name) or "").isascii():
+            _check_text(f"{field}.{name}", getattr(event, name))
+    _check_context(field, event.context, preprocessor)
+    kind = event.event_type or DEFAULT_EVENT_TYPE
+    event_id = event.event_id or hashlib.blake2b(f"{time}\n{kind}\n{event.item_id}".encode(), digest_size=16).hexdigest()
+    facts = {name: value for name in ("value", "session_id", "channel") if (value := getattr(event, name)) is not None}
+    facts |= {"context": event.context} if event.context else {}
+    told = _JSON.encode(facts).decode() if facts else None
+    return StoredEvent(user_key, event_id, event.item_id, kind, time, event.recommendation_id, told)
+
+
+def _check_text(field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # only a Python caller can hold such text; JSON cannot say it
+        raise RequestError(field, f"got {text[:60]!r}, expected text that can be written as UTF-8") from None
+
+
+def _check_context(field: str, context: Mapping[str, object], preprocessor: Preprocessor) -> None:
+    if not context:
+        return
+    try:
+        check_context(context, preprocessor)
+        preprocessor.encode("context", {name: [value] for name, value in context.items()}, 1)
+    except RequestError as error:
+        raise RequestError(f"{field}.{error.field}", error.message) from None

@@ -1,0 +1,97 @@
+"""What is known of a user at a moment: the history that export wrote and the events since, as one."""
+
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from serving.events import EventStore, LiveHistory, MemoryEvents
+from serving.user_state import StoredUser, UserHistories
+from towers.columns import DEFAULT_EVENT_TYPE
+from towers.errors import ConfigError
+from towers.identity import SECRET_BYTES, UserKeys
+from towers.identity import key_file as secret_file
+
+
+class Profiles:
+    """Finds users by their raw id, which goes no further than here.
+
+    Args:
+        keys: makes user keys.
+        histories: what export wrote; None = nothing.
+        events: what happened since; None = events of this process alone.
+        newest: most events of a profile.
+    """
+
+    def __init__(
+        self, keys: UserKeys, histories: UserHistories | None = None, events: EventStore | None = None, newest: int = 1000
+    ) -> None:
+        self.keys = keys
+        self.events = events or MemoryEvents()
+        self.stores_users = histories is not None or events is not None
+        self._histories = histories
+        self._newest = newest
+
+    @classmethod
+    def open(cls, history: Path | str | None, key_file: str | None) -> "Profiles":
+        """Read the histories that export wrote; without any, keys are made with a secret that ends with the process.
+
+        Raises:
+            DataError: the histories cannot be read.
+            ConfigError: the secret cannot be read, or is not the one that the histories were keyed with.
+        """
+        if history is None:
+            return cls(UserKeys(secrets.token_bytes(SECRET_BYTES)))
+        return cls(*open_histories(history, key_file))
+
+    def get(self, user_key: bytes, order: str, now: int, arrived: int | None = None) -> tuple[StoredUser | None, int]:
+        """A user's profile, and the number of the last event in it that came live.
+
+        Args:
+            order: the schema's; see `joined`.
+            now: microseconds UTC.
+            arrived: see `EventStore.history`.
+
+        Returns:
+            None for a stranger; 0 where no event came live.
+        """
+        stored = None if self._histories is None else self._histories.get(user_key)
+        live = self.events.history(user_key, now, arrived)
+        if not live.items:
+            return stored, 0
+        return joined(stored or StoredUser([], [], []), live, order, self._newest), max(live.arrivals)
+
+
+def open_histories(history: Path | str, key_file: str | None) -> tuple[UserKeys, UserHistories]:
+    """Histories and the secret of their keys.
+
+    Raises:
+        DataError, ConfigError: they cannot be read, or do not belong together.
+    """
+    histories, keys = UserHistories.open(history), UserKeys.open(key_file)
+    if histories.secret_fingerprint not in (None, keys.fingerprint()):
+        raise ConfigError(
+            f"user-key secret {secret_file(key_file)}: not the one that the users of {history} were keyed with, so every user would be"
+            " unknown. Point serving.key_file or $TOWERS_KEY_FILE at the file that `towers prepare` used"
+        )
+    return keys, histories
+
+
+def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int) -> StoredUser:
+    """The history that `towers prepare` would make of the stored events followed by the live ones.
+
+    Repetitions (equal in time, item and type) count once. Ordered by (timestamp, order of arrival) where the schema's order is `time`, else
+    by order of arrival alone; the newest are kept.
+    """
+    items, events, times = [*stored.items, *live.items], [*stored.events, *live.events], [*stored.timestamps, *live.timestamps]
+    places: Iterable[int] = range(len(items))
+    known = len(stored.items)
+    if order != "time":
+        places = [*range(known), *sorted(range(known, len(items)), key=lambda place: live.arrivals[place - known])]
+    last = max(stored.timestamps, default=live.timestamps[0] - 1)
+    if last >= live.timestamps[0]:  # else every live event lies after all stored ones: nothing to compare or to sort
+        before = {(times[i], items[i], events[i] or DEFAULT_EVENT_TYPE) for i in range(known)}
+        places = [i for i in places if i < known or (times[i], items[i], events[i]) not in before]
+        if order == "time":
+            places.sort(key=times.__getitem__)
+    kept = list(places)[-newest:]
+    return StoredUser([items[i] for i in kept], [events[i] for i in kept], [times[i] for i in kept], stored.features)
