@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serving.index.rowset import RowSet
 from serving.messages import Item
 from towers.columns import CATEGORIES, IS_HIDDEN, ITEM_ID, TITLE
 
@@ -18,7 +19,7 @@ class Catalog:
         counts_I: training interactions of each row.
 
     Attributes:
-        allowed_I: True for items that may be shown; None where none is hidden.
+        hidden: rows that are never shown.
         popular_I: rows, most popular first, ties by row.
         share_I: float32 share of all training interactions, by row.
     """
@@ -29,7 +30,7 @@ class Catalog:
         self._titles = table.column(TITLE).combine_chunks()
         self._categories = table.column(CATEGORIES).combine_chunks()
         hidden_I = table.column(IS_HIDDEN).fill_null(False).to_numpy()
-        self.allowed_I: NDArray[np.bool_] | None = ~hidden_I if hidden_I.any() else None
+        self.hidden = RowSet.of_rows(len(table), np.flatnonzero(hidden_I))
         self.popular_I = np.argsort(-counts_I, kind="stable").astype(np.int64)
         self.share_I = (counts_I / max(1, int(counts_I.sum()))).astype(np.float32)
 

@@ -65,9 +65,10 @@ def check_limits(request: RecommendRequest, limits: Limits) -> None:
         RequestError: names the field.
     """
     check_k(request.k, limits)
-    for field, entries in (("history", request.history), ("exclude", request.exclude)):
+    for field, entries in (("history", request.history), ("exclude", request.exclude), ("candidate_items", request.candidate_items or ())):
         if len(entries) > limits.max_history:
-            raise RequestError(field, f"got {len(entries)} entries, expected at most {limits.max_history}; send the newest")
+            advice = "; send the newest" if field == "history" else ""
+            raise RequestError(field, f"got {len(entries)} entries, expected at most {limits.max_history}{advice}")
 
 
 def check_k(k: int, limits: Limits) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.attribute_files import FOLDER, open_attributes, save_attributes
 from serving.config import ServingConfig
 from serving.index.build import build_ivf, choose_kind, metrics_for
 from serving.index.exact import ExactIndex
@@ -135,10 +136,18 @@ def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | N
     facts["index"] = {"kind": meta.kind, "factory": meta.factory, "recall": meta.recall, "k": meta.k}
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".index-") as scratch:
         files: dict[str, Path | bytes] = {META_FILE: (json.dumps(meta.to_json(), indent=2) + "\n").encode()}
+        files |= _attributes(core, Path(scratch) / FOLDER)
         if index is not None:
             files[FAISS_FILE] = Path(scratch) / FAISS_FILE
             index.save(Path(scratch) / FAISS_FILE)
         return publish(bundles_dir, f"{core.version}-i{number}", files, facts, parent=core)
+
+
+def _attributes(core: Bundle, folder: Path) -> dict[str, Path | bytes]:
+    """The files of the catalogue's attributes."""
+    _progress("attributes for filters")
+    catalog = core.catalog()
+    return save_attributes(open_attributes(core, catalog), len(catalog), folder)
 
 
 def _progress(message: str) -> None:

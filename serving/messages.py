@@ -26,7 +26,7 @@ class Limits:
 
     Attributes:
         max_k: largest k.
-        max_history: most history events; also the most entries of `exclude`.
+        max_history: most history events; also the most entries of `exclude` and `candidate_items`.
         max_events: most events added at once.
         max_body_bytes: largest HTTP body.
     """
@@ -45,6 +45,27 @@ class HistoryEvent(Struct, frozen=True, forbid_unknown_fields=True):
     timestamp: Moment | None = None
 
 
+Values = Annotated[list[Annotated[str, Meta(max_length=MAX_ID_BYTES)] | Whole | float | bool], Meta(min_length=1, max_length=256)]
+Bound = Annotated[str, Meta(max_length=MAX_ID_BYTES)] | Whole | float
+
+
+class Clause(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one attribute of an item must be. An item without the attribute fulfils `none_of` alone.
+
+    Attributes:
+        field: `categories`, `created_at`, or a declared item feature of values (categorical, multi_categorical), numbers or times.
+        any_of: the item has at least one of these values.
+        none_of: it has none of these.
+        at_least, below: bounds of a number, or of a time in Unix seconds or RFC 3339; the first is inclusive.
+    """
+
+    field: Id
+    any_of: Values | None = None
+    none_of: Values | None = None
+    at_least: Bound | None = None
+    below: Bound | None = None
+
+
 class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Who asks, in which situation, for what.
 
@@ -56,6 +77,8 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
         k: items wanted.
         exclude: item ids never returned.
         exclude_seen: leave out every item of the stored and the live history.
+        filter: clauses that every item must fulfil.
+        candidate_items: the only items that may be returned; all by default. Unknown ones are passed over.
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
             before it are used.
     """
@@ -67,6 +90,8 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
     k: int = 20
     exclude: list[Id] = []
     exclude_seen: bool = True
+    filter: Annotated[list[Clause], Meta(max_length=16)] = []
+    candidate_items: list[Id] | None = None
     now: Moment | None = None
 
 

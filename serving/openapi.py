@@ -22,6 +22,7 @@ def document(limits: Limits, preprocessor: Preprocessor) -> dict[str, Any]:
     asked["k"] |= {"minimum": 1, "maximum": limits.max_k}
     for field in ("history", "exclude"):
         asked[field]["maxItems"] = limits.max_history
+    asked["candidate_items"]["anyOf"][0]["maxItems"] = limits.max_history
     _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor)
     _declare(asked["preferences"]["anyOf"][1], [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"], preprocessor)
     return {

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
 from serving.decoding import check_k, check_limits, from_python, microseconds
 from serving.fallback import MOST_POPULAR, most_popular
+from serving.filters import ItemFilter
 from serving.index.interface import VectorIndex
+from serving.index.rowset import RowSet
 from serving.index.stored import open_index
 from serving.intake import stored_events
 from serving.messages import EventsAdded, EventsRequest, Fallback, Limits, Moment, Recommendations, RecommendRequest, SimilarItems
@@ -58,6 +61,7 @@ class Retriever:
             )
         with bundle.reading("catalog.parquet"):
             self.catalog = Catalog(table, counts_I)
+        self._filter = ItemFilter(open_attributes(bundle, table), self.catalog.hidden, len(table))
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
 
@@ -110,6 +114,8 @@ class Retriever:
         k: int = 20,
         exclude: Sequence[str] = (),
         exclude_seen: bool = True,
+        filter: Sequence[Mapping[str, Any]] = (),
+        candidate_items: Sequence[str] | None = None,
         now: Moment | None = None,
     ) -> Recommendations:
         """The k items for one person and moment; arguments as in `messages.RecommendRequest`.
@@ -127,6 +133,8 @@ class Retriever:
                     "k": k,
                     "exclude": exclude,
                     "exclude_seen": exclude_seen,
+                    "filter": filter,
+                    "candidate_items": candidate_items,
                     "now": now,
                 },
                 RecommendRequest,
@@ -140,14 +148,16 @@ class Retriever:
         stored = self._stored(request.user_id, now)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, now)
         excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
+        candidates = None if request.candidate_items is None else self.catalog.rows(request.candidate_items)
+        allowed = self._filter.allowed(request.filter, candidates)
         policy = Policy(request.k)
         batch = self.encoder.user_batch([signals.row])
         if signals.mode == FALLBACK:
-            candidates = most_popular(self.catalog, policy.candidates, excluded)
+            found = most_popular(self.catalog, policy.candidates, allowed, excluded)
         else:
             vectors_HD = self.encoder.runtime.user(batch).vectors_BHD[0]
-            candidates = self._search(vectors_HD, policy.candidates, excluded)
-        chosen = select(candidates, policy)
+            found = self._search(vectors_HD, policy.candidates, allowed, excluded)
+        chosen = select(found, policy)
         fallback = Fallback(MOST_POPULAR, signals.reason) if signals.mode == FALLBACK else None
         return self._reply(request, chosen, signals.mode, fallback, signals.unknown_items)
 
@@ -180,7 +190,7 @@ class Retriever:
         row = self.catalog.row(item_id)
         if row is None:
             raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
-        chosen = select(self._search(self._vectors_ID[row : row + 1], k, np.array([row])), Policy(k))
+        chosen = select(self._search(self._vectors_ID[row : row + 1], k, self._filter.allowed(), np.array([row])), Policy(k))
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
 
@@ -194,8 +204,8 @@ class Retriever:
             return None
         return self.profiles.get(self.profiles.keys.key(user_id), self.encoder.preprocessor.schema.order, now)[0]
 
-    def _search(self, vectors_HD: NDArray[np.float32], count: int, excluded: NDArray[np.int64]) -> Candidates:
-        found = self.index.search(vectors_HD, count, self.catalog.allowed_I, excluded)
+    def _search(self, vectors_HD: NDArray[np.float32], count: int, allowed: RowSet | None, excluded: NDArray[np.int64]) -> Candidates:
+        found = self.index.search(vectors_HD, count, allowed, excluded)
         return Candidates(found.rows, found.scores)
 
     def _reply(

@@ -1,19 +1,21 @@
-"""Exact search in NumPy: the reference, the index of small catalogues, and what serves narrow filters of large ones.
+"""Exact search: the reference, the index of small catalogues, and what serves narrow filters of large ones.
 
 Legend: H heads, D dimensions, I items, C candidates.
 """
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.index.filters import Filter
 from serving.index.interface import IndexStats, SearchResult
+from serving.index.rowset import Rows, RowSet
 from towers.bundle import Bundle
 from towers.errors import DataError, RequestError
 
 _BLOCK_ROWS = 65_536
 _ROUNDING = 2.0**-24
 _LARGEST = float(np.finfo(np.float32).max)
+_NOTHING = np.empty(0, np.int64)
 
 GATHER_SHARE = 0.2
 """Up to this share of the catalogue, copying the permitted rows and scanning them beats scanning all rows: measured at 59k x 64, 143 us
@@ -36,7 +38,8 @@ class ExactIndex:
             raise DataError(f"item vectors: got {item_ID.dtype} {item_ID.shape}, expected float32 [items, dimensions]")
         if not item_ID.size:
             raise DataError(f"item vectors: got {item_ID.shape[0]} items of {item_ID.shape[1]} dimensions; an index needs at least one")
-        self.item_ID = item_ID
+        self.item_ID = np.ascontiguousarray(item_ID)
+        self._pointer = faiss.swig_ptr(self.item_ID)
         self.largest_norm = norm_bound(item_ID) if largest_norm is None else largest_norm
 
     @property
@@ -59,14 +62,17 @@ class ExactIndex:
         self,
         query_HD: NDArray[np.float32],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
-        excluded: NDArray[np.integer] | None = None,
+        allowed: RowSet | None = None,
+        excluded: Rows | None = None,
     ) -> SearchResult:
         """See `VectorIndex.search`; the items found are the true ones."""
-        return self.scan(self.checked(query_HD, k), k, Filter.of(len(self.item_ID), allowed, excluded))
+        query, allowed, banned = self.checked(query_HD, k, allowed, excluded)
+        return self.scan(query, k, allowed, banned)
 
-    def checked(self, query_HD: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """The query as contiguous float32 [H, D], or an error: see `VectorIndex.search`."""
+    def checked(
+        self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Rows | None
+    ) -> tuple[NDArray[np.float32], RowSet | None, Rows]:
+        """The query as contiguous float32 [H, D], what is allowed, and the distinct rows excluded besides; see `VectorIndex.search`."""
         if k < 1:
             raise RequestError("k", f"got {k}, expected at least 1")
         query = np.ascontiguousarray(np.atleast_2d(query_HD), np.float32)
@@ -75,38 +81,51 @@ class ExactIndex:
         # The product bounds every score; written so that NaN fails it as well.
         if not float(np.abs(query, dtype=np.float64).max()) * query.shape[1] * self.largest_norm < _LARGEST:
             raise RequestError("query", "its vector holds NaN, infinity or numbers too large to score; are the request's features finite?")
-        return query
+        if allowed is not None and allowed.size != len(self.item_ID):
+            raise ValueError(f"allowed: a set among {allowed.size} rows, expected {len(self.item_ID)}")
+        if excluded is None or not len(excluded):
+            return query, allowed, _NOTHING
+        banned = RowSet.of_rows(len(self.item_ID), excluded).rows()
+        return (query, None, banned) if allowed is None else (query, allowed.without(banned), _NOTHING)
 
-    def scan(self, query_HD: NDArray[np.float32], k: int, permitted: Filter) -> SearchResult:
-        """Score every permitted item for a query that `checked` has passed."""
-        mask = permitted.as_mask()
-        if mask is None:
-            return self.rescored(query_HD, self._best(query_HD, best_head(self.item_ID, query_HD), k), k)
-        rows = np.flatnonzero(mask)
-        if len(rows) <= GATHER_SHARE * len(self.item_ID):
-            scores_C = best_head(self.item_ID.take(rows, 0), query_HD)
-        else:
-            scores_C = best_head(self.item_ID, query_HD).take(rows)
-        return self.rescored(query_HD, rows[self._best(query_HD, scores_C, k)], k)
+    def scan(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
+        """Score every permitted item, for arguments that `checked` has passed."""
+        if allowed is not None and allowed.count <= GATHER_SHARE * len(self.item_ID):
+            return self.ranked(query_HD, allowed.rows(), k)
+        scores_I = best_head(self.item_ID, query_HD)
+        if allowed is not None:
+            rows = allowed.rows()
+            return self.ranked(query_HD, rows[self._best(query_HD, scores_I.take(rows), k)], k)
+        scores_I[banned] = -np.inf
+        return self.ranked(query_HD, self._best(query_HD, scores_I, min(k, len(scores_I) - len(banned))), k)
 
-    def rescored(self, query_HD: NDArray[np.float32], rows_C: NDArray[np.int64], k: int) -> SearchResult:
+    def ranked(self, query_HD: NDArray[np.float32], rows_C: Rows, k: int) -> SearchResult:
         """The k best of some rows, by their exact scores.
 
         A matrix product rounds a row's score differently in different places of the matrix, so equal vectors can come out unequal. Here
-        each score is one sum in one order: equal vectors tie, whatever they were found among, and ties go by row.
+        each score is one sum in one order: equal vectors tie, whatever they were found among, and ties go by row. Nothing is copied.
         """
-        vectors_CD = self.item_ID.take(rows_C, 0)
-        scores_C = np.einsum("cd,d->c", vectors_CD, query_HD[0])
+        wide_C: NDArray[np.int64] = np.ascontiguousarray(rows_C, np.int64)
+        scores_C = self._scores(query_HD[0], wide_C)
         for head_D in query_HD[1:]:
-            np.maximum(scores_C, np.einsum("cd,d->c", vectors_CD, head_D), out=scores_C)
+            np.maximum(scores_C, self._scores(head_D, wide_C), out=scores_C)
+        if len(wide_C) > k:
+            best = np.flatnonzero(scores_C >= np.partition(scores_C, len(wide_C) - k)[len(wide_C) - k])
+            wide_C, scores_C = wide_C[best], scores_C[best]
         scores_C += np.float32(0.0)  # -0.0 becomes 0.0
-        order = np.lexsort((rows_C, -scores_C))[:k]
-        return SearchResult(rows_C[order].astype(np.int64, copy=False), scores_C[order])
+        order = np.lexsort((wide_C, -scores_C))[:k]
+        return SearchResult(wide_C[order], scores_C[order])
+
+    def _scores(self, query_D: NDArray[np.float32], rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
+        scores_C = np.empty(len(rows_C), np.float32)
+        out, query, rows = faiss.swig_ptr(scores_C), faiss.swig_ptr(query_D), faiss.swig_ptr(rows_C)
+        faiss.fvec_inner_products_by_idx(out, query, self._pointer, rows, len(query_D), 1, len(rows_C))  # type: ignore[attr-defined]
+        return scores_C
 
     def _best(self, query_HD: NDArray[np.float32], scores_C: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Positions that hold the k best: those of the k-th score and all within rounding of it."""
-        if k >= len(scores_C):
-            return np.arange(len(scores_C))
+        """Positions that hold the k best: those of the k-th score and all within rounding of it; none where k is 0."""
+        if k >= len(scores_C) or not k:
+            return np.arange(len(scores_C) if k else 0)
         kth = np.partition(scores_C, len(scores_C) - k)[len(scores_C) - k]
         longest = float(np.linalg.norm(query_HD.astype(np.float64), axis=1).max())
         return np.flatnonzero(scores_C >= float(kth) - self.rounding * longest)

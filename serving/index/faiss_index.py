@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.exact import ExactIndex
-from serving.index.filters import Filter
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.layout import Layout
 from serving.index.meta import FAISS_FILE, IndexMeta, read_meta
+from serving.index.rowset import Rows, RowSet, inside, neither
 from towers.bundle import Bundle
 from towers.errors import BundleError, DataError
 
@@ -77,26 +77,27 @@ class FaissIndex:
         self,
         query_HD: NDArray[np.float32],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
-        excluded: NDArray[np.integer] | None = None,
+        allowed: RowSet | None = None,
+        excluded: Rows | None = None,
     ) -> SearchResult:
         """See `VectorIndex.search`. Few permitted items, a k near the catalogue and queries that score all items alike are scanned."""
-        query = self._exact.checked(query_HD, k)
-        permitted = Filter.of(self._rows, allowed, excluded)
-        nprobe = self._breadth(min(k, permitted.available), permitted.available)
-        if self._scan_is_cheaper(nprobe, permitted.available) or not query.any(axis=1).all():
-            return self._exact.scan(query, k, permitted)
-        return self._probe(query, min(k, permitted.available), nprobe, permitted)
+        query, allowed, banned = self._exact.checked(query_HD, k, allowed, excluded)
+        available = self._rows - len(banned) if allowed is None else allowed.count
+        nprobe = self._breadth(min(k, available), available)
+        if self._scan_is_cheaper(nprobe, available) or not query.any(axis=1).all():
+            return self._exact.scan(query, k, allowed, banned)
+        return self._probe(query, min(k, available), nprobe, allowed, banned)
 
-    def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, permitted: Filter) -> SearchResult:
+    def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
         """Search lists, more of them until k permitted items are found."""
-        overfetch = permitted.mask is None and len(permitted.banned) <= OVERFETCH_UP_TO
-        bits = None if overfetch else permitted.as_bits()
-        selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        fetch = min(self._rows, k + _SPARE + (len(permitted.banned) if overfetch else 0))
+        if allowed is None and len(banned) > OVERFETCH_UP_TO:
+            allowed = neither(RowSet(self._rows, len(banned), banned, None))
+        bits = None if allowed is None else allowed.bits()
+        overfetched = len(banned) if bits is None else 0
+        fetch = min(self._rows, k + _SPARE + overfetched)
         query_HW = self._layout.queries(query_HD)
         settings = faiss.IVFSearchParameters()
-        settings.sel = selector
+        settings.sel = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
         while nprobe < self.nlist:
             # Set for each search because OpenMP keeps the number by thread; one thread beats several for single queries.
             faiss.omp_set_num_threads(1)
@@ -104,15 +105,15 @@ class FaissIndex:
             found_HC = self._index.search(query_HW, fetch, params=settings)[1]
             rows_C = found_HC[0] if len(found_HC) == 1 else np.unique(found_HC)
             rows_C = rows_C[rows_C >= 0]
-            if overfetch:
-                rows_C = permitted.without_banned(rows_C)
+            if overfetched:
+                rows_C = rows_C[~inside(rows_C, banned)]
             if len(rows_C) >= k:
-                found = self._exact.rescored(query_HD, rows_C, len(rows_C))
+                found = self._exact.ranked(query_HD, rows_C, len(rows_C))
                 if len(rows_C) > k and found.scores[k - 1] == found.scores[-1]:
                     break  # More items than were fetched may tie for the last places, and the lowest rows are to have them.
                 return SearchResult(found.rows[:k], found.scores[:k])
             nprobe *= 4
-        return self._exact.scan(query_HD, k, permitted)
+        return self._exact.scan(query_HD, k, allowed, banned)
 
     def _breadth(self, k: int, available: int) -> int:
         """Lists to visit for k of the items available, to keep the recall that `nprobe` has for `tuned_k` of all items.

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.index.rowset import Rows, RowSet
+
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
@@ -52,8 +54,8 @@ class VectorIndex(Protocol):
         self,
         query_HD: NDArray[np.float32],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
-        excluded: NDArray[np.integer] | None = None,
+        allowed: RowSet | None = None,
+        excluded: Rows | None = None,
     ) -> SearchResult:
         """The k items of greatest dot product with any of the heads.
 
@@ -62,7 +64,7 @@ class VectorIndex(Protocol):
         Args:
             query_HD: float32 [H, D]; [D] is one head.
             k: at least 1; more than the items permitted returns all of them.
-            allowed: bool [I], True where an item may be returned; None = all.
+            allowed: rows that may be returned; None = all.
             excluded: catalogue rows that may not be returned, in any order, repeated or not; None = none.
 
         Raises:

@@ -134,7 +134,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-names = ["user_id", "history", "context", "preferences", "k", "exclude", "exclude_seen", "now", "unknown"]
+names = ["user_id", "history", "context", "preferences", "k", "exclude", "exclude_seen", "filter", "candidate_items", "now", "unknown"]
 
 
 @settings(max_examples=150, deadline=None)

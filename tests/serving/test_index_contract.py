@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from serving.index.build import build_ivf
 from serving.index.exact import ExactIndex
 from serving.index.interface import SearchResult, VectorIndex
+from serving.index.rowset import RowSet
 from towers.errors import DataError, RequestError
 
 Build = Callable[[NDArray[np.float32]], VectorIndex]
@@ -127,7 +128,7 @@ def test_filters_always_return_k(build: Build, share: float, near: str) -> None:
     for excluded in (None, np.flatnonzero(allowed)[::3], rng.integers(0, 4000, 30), rng.integers(0, 4000, 900)):
         keep = allowed.copy()
         keep[excluded if excluded is not None else []] = False
-        found = index.search(query_HD, 10, allowed, excluded)
+        found = index.search(query_HD, 10, RowSet.of_mask(allowed), excluded)
         check_well_formed(found, item_ID, query_HD, min(10, int(keep.sum())))
         assert keep[found.rows].all()
 
@@ -161,7 +162,7 @@ def test_exact_equals_brute_force(rows: int, dim: int, heads: int, k: int, level
     excluded = rng.integers(0, rows, rng.integers(0, 9))
     keep = allowed.copy()
     keep[excluded] = False
-    found = ExactIndex(item_ID).search(query_HD, k, allowed, excluded)
+    found = ExactIndex(item_ID).search(query_HD, k, RowSet.of_mask(allowed), excluded)
     expected, score = brute_force(item_ID, query_HD, k, keep)
     check_well_formed(found, item_ID, query_HD, len(expected))
     np.testing.assert_allclose(found.scores, score, rtol=1e-4, atol=0.5)
@@ -184,13 +185,13 @@ def test_recall_holds_when_a_filter_leaves_little() -> None:
     index, exact = ivf(item_ID, nprobe=60, tuned_k=10), ExactIndex(item_ID)
     rng = np.random.default_rng(0)
 
-    def recall(allowed: NDArray[np.bool_] | None, k: int) -> float:
+    def recall(allowed: RowSet | None, k: int) -> float:
         return float(np.mean([(index.search(q, k, allowed).scores >= exact.search(q, k, allowed).scores[-1]).mean() for q in queries]))
 
     plain = recall(None, 10)
     assert plain > 0.9
     for share in (0.5, 0.2, 0.05, 0.01):
-        assert recall(rng.random(20_000) < share, 10) > plain - 0.03
+        assert recall(RowSet.of_mask(rng.random(20_000) < share), 10) > plain - 0.03
     assert recall(None, 100) > plain - 0.03
 
 
@@ -225,8 +226,8 @@ def test_arrays_of_another_catalogue(build: Build) -> None:
     for wrong in (np.ones(5, np.float32), np.ones((0, 4), np.float32), np.ones((1, 1, 4), np.float32)):
         with pytest.raises(ValueError, match=r"expected \[heads, 4\]"):
             index.search(wrong, 3)
-    with pytest.raises(ValueError, match=r"expected bool \(100,\)"):
-        index.search(query, 3, allowed=np.ones(99, bool))
+    with pytest.raises(ValueError, match="among 99 rows, expected 100"):
+        index.search(query, 3, allowed=RowSet.of_mask(np.ones(99, bool)))
     for row in (-1, 100):
         with pytest.raises(ValueError, match="expected 0 to 99"):
             index.search(query, 3, excluded=np.array([5, row]))
@@ -235,10 +236,12 @@ def test_arrays_of_another_catalogue(build: Build) -> None:
 def test_callers_arrays_are_not_written_to(build: Build) -> None:
     item_ID = clustered(1000, 4, 0)
     item_ID.setflags(write=False)
-    allowed, excluded, query = np.ones(1000, bool), np.array([9, 3, 3]), np.ones(4, np.float32)
-    for array in (allowed, excluded, query):
+    rows, excluded, query = np.arange(1000), np.array([9, 3, 3]), np.ones(4, np.float32)
+    bits = RowSet.of_rows(1000, rows).bits()
+    for array in (rows, bits, excluded, query):
         array.setflags(write=False)
-    assert len(build(item_ID).search(query, 5, allowed, excluded).rows) == 5
+    for allowed in (RowSet(1000, 1000, rows, None), RowSet(1000, 1000, None, bits)):
+        assert len(build(item_ID).search(query, 5, allowed, excluded).rows) == 5
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])

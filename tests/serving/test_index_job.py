@@ -7,10 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 from serving import index_job
+from serving.attribute_files import open_attributes
+from serving.attributes import ValueLists
 from serving.config import IndexConfig, ServingConfig
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
@@ -18,6 +22,7 @@ from serving.index.stored import open_index
 from towers.bundle import Bundle, current, publish, write_vectors
 from towers.errors import BundleError, DataError, GateError
 from towers.model_config import ModelConfig
+from towers.schema import make_schema
 
 DIM = 16
 
@@ -35,6 +40,11 @@ def exported(run_dir: Path, rows: int, similarity: str = "cosine", queries: int 
     write_vectors(run_dir / "vectors", vectors(rows, 0, similarity == "dot"))
     model_config = json.dumps(asdict(ModelConfig(dim=DIM, similarity=similarity))).encode()
     files: dict[str, Path | bytes] = {"item_vectors.arrow": run_dir / "vectors", "model_config.json": model_config}
+    files["schema.json"] = json.dumps(make_schema([], "time", {}).to_json()).encode()
+    hidden, categories = [row == 7 for row in range(rows)], [["odd" if row % 2 else "even"] for row in range(rows)]
+    catalog = pa.table({"item_id": [str(row) for row in range(rows)], "is_hidden": hidden, "categories": categories})
+    pq.write_table(catalog, run_dir / "catalog")
+    files["catalog.parquet"] = run_dir / "catalog"
     publish(run_dir / "bundles", "v1", files, {"name": "towers", "metrics": {"test/recall@20": 0.1}})
     (run_dir / "export").mkdir()
     np.save(run_dir / "export" / "queries.npy", vectors(queries, 1))
@@ -65,6 +75,19 @@ def test_an_approximate_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "recall@20" in shown and f"->{report['nprobe']:>8}" in shown and "exact" in shown
 
 
+def test_attributes_for_filters_are_published_and_mapped(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 900)
+    config.index.name = "exact"
+    index_job.run(config)
+    bundle = now(config)
+    opened = open_attributes(bundle, bundle.catalog())
+    categories = opened["categories"]
+    assert isinstance(categories, ValueLists) and isinstance(categories.rows_N, np.memmap)
+    assert [found.rows().tolist() for found in categories.sets(["odd", "nowhere"])] == [[i for i in range(900) if i % 2 and i != 7]]
+    with pytest.raises(BundleError, match="of 900 items, the catalogue has 899"):
+        open_attributes(bundle, bundle.catalog().slice(1))
+
+
 def test_a_small_catalogue_needs_no_index_file(tmp_path: Path) -> None:
     config = exported(tmp_path / "run", 900)
     config.index.name = "auto"
@@ -92,7 +115,7 @@ def test_below_the_floor_nothing_is_published(tmp_path: Path) -> None:
     with pytest.raises(GateError, match="Nothing was published"):
         index_job.run(config)
     assert now(config).version == "v1"
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["bundles", "export", "vectors"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["bundles", "catalog", "export", "vectors"]
     assert sorted(path.name for path in (tmp_path / "run" / "bundles").iterdir()) == ["CURRENT", "v1"]
 
 

@@ -8,6 +8,7 @@ from serving.index.build import build_ivf, choose_kind, lists_for, metrics_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.interface import IndexStats, SearchResult
+from serving.index.rowset import RowSet
 from serving.index.tune import Judge, tune
 from towers.errors import DataError, GateError
 
@@ -41,7 +42,7 @@ class Fixed:
         self,
         query_HD: NDArray[np.float32],
         k: int,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: RowSet | None = None,
         excluded: NDArray[np.integer] | None = None,
     ) -> SearchResult:
         found = self._exact.search(query_HD, k + self._lost)

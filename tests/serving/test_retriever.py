@@ -56,6 +56,44 @@ def test_context_and_live_history_follow_the_stored_one(world: Any, retriever: R
     assert reply.unknown_history_items == 0
 
 
+@pytest.mark.parametrize("asker", [{"user_id": "user-4"}, {}], ids=["personalized", "fallback"])
+def test_filters_and_candidates(world: Any, retriever: Retriever, asker: dict[str, str]) -> None:
+    whole = ids(retriever.recommend(**asker, k=1000, now=NOW_S))
+    labels = dict(zip(world.catalog["item_id"].to_pylist(), world.catalog["categories"].to_pylist(), strict=True))
+    drama = [{"field": "categories", "any_of": ["drama"]}]
+    expected = [item for item in whole if "drama" in (labels[item] or [])]
+    assert len(expected) > 3
+    assert ids(retriever.recommend(**asker, k=1000, filter=drama, now=NOW_S)) == expected
+    rest = [{"field": "categories", "none_of": ["drama"]}, {"field": "created_at", "at_least": NOW_S, "below": NOW_S + 1}]
+    assert ids(retriever.recommend(**asker, k=1000, filter=rest, now=NOW_S)) == [item for item in whole if item not in expected]
+    chosen = ["item-20", "nobody knows", whole[0], HIDDEN, "item-20"]
+    assert ids(retriever.recommend(**asker, candidate_items=chosen, now=NOW_S)) == [whole[0], "item-20"]
+    assert ids(retriever.recommend(**asker, candidate_items=[], now=NOW_S)) == []
+    assert ids(retriever.recommend(**asker, filter=[{"field": "categories", "any_of": ["opera"]}], now=NOW_S)) == []
+    assert ids(retriever.recommend(**asker, k=1, filter=drama, exclude=expected[:2], now=NOW_S)) == expected[2:3]
+
+
+@pytest.mark.parametrize(
+    ("clause", "field"),
+    [
+        ({"field": "colour", "any_of": ["red"]}, "filter[0].field"),
+        ({"field": "categories"}, "filter[0]"),
+        ({"field": "categories", "any_of": []}, "filter[0].any_of"),
+        ({"field": "categories", "any_of": ["x"] * 257}, "filter[0].any_of"),
+        ({"field": "categories", "any_of": [{"and": []}]}, "filter[0].any_of[0]"),
+        ({"field": "categories", "like": "x"}, "filter[0].like"),
+        ({"any_of": ["x"]}, "filter[0].field"),
+    ],
+)
+def test_filters_that_cannot_be_read(retriever: Retriever, clause: dict[str, Any], field: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        retriever.recommend(user_id="user-4", filter=[clause])
+    assert caught.value.field == field
+    with pytest.raises(RequestError) as caught:
+        retriever.recommend(filter=[{"field": "categories", "any_of": ["drama"]}] * 17)
+    assert caught.value.field == "filter"
+
+
 def test_each_signal_moves_the_list(retriever: Retriever) -> None:
     history = ["item-01", "item-02", "item-03"]
     plain = [item.score for item in retriever.recommend(history=history, k=10, now=NOW_S).items]
