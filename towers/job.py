@@ -34,7 +34,7 @@ Run = Callable[[Any], str | Path]
 
 
 LAUNCHED = "TOWERS_LAUNCHED"
-"""Set in processes that a job has started as parts of itself: the last line is the job's own."""
+"""Set in processes that a job has started as parts of itself, to its pid: the last line is the job's own."""
 
 
 def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:

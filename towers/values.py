@@ -44,8 +44,12 @@ def as_lists(name: str, values: Column) -> tuple[list[str | None], NDArray[np.in
     return flat, lengths
 
 
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Of a numeric feature: what is greater in size is somebody's mark for "none" or an overflow, and counts as missing."""
+
+
 def as_numbers(name: str, values: Column) -> NDArray[np.float64]:
-    """float64 [B]; missing is NaN.
+    """float64 [B]; missing, not finite and past LARGEST_NUMBER is NaN.
 
     Raises:
         RequestError: a value is no number.
@@ -53,14 +57,14 @@ def as_numbers(name: str, values: Column) -> NDArray[np.float64]:
     if isinstance(values, ARRAYS):
         array = values if isinstance(values, np.ndarray) else values.to_numpy(zero_copy_only=False)
         if array.dtype.kind in "iufb":
-            return array.astype(np.float64)
+            return _within(array.astype(np.float64))
     numbers = np.empty(len(values), np.float64)
     for row, value in enumerate(plain(values)):
         try:
             numbers[row] = np.nan if value is None else float(value)
         except (TypeError, ValueError, OverflowError):
             raise RequestError(name, f"got {_shown(value)}, expected a number") from None
-    return numbers
+    return _within(numbers)
 
 
 def as_dense(name: str, values: Column, width: int) -> NDArray[np.float32]:
@@ -74,7 +78,8 @@ def as_dense(name: str, values: Column, width: int) -> NDArray[np.float32]:
         if value is None:
             continue
         try:
-            vector = np.asarray(value, np.float32)
+            with np.errstate(over="ignore"):  # past float32 it is infinite, and becomes 0 below
+                vector = np.asarray(value, np.float32)
         except (TypeError, ValueError):
             raise RequestError(name, f"got {_shown(value)}, expected {width} numbers") from None
         if vector.shape != (width,):
@@ -117,6 +122,10 @@ def plain(values: Column) -> Sequence[Any]:
         plain_values: Sequence[Any] = values.to_pylist()
         return plain_values
     return list(values.tolist()) if isinstance(values, np.ndarray) else values
+
+
+def _within(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.abs(numbers) <= LARGEST_NUMBER, numbers, np.nan)
 
 
 def _text(name: str, value: Any) -> str | None:

@@ -25,6 +25,7 @@ from training.distributed import ALONE, Part, Processes
 FORMAT = 0
 TENSORS, STATE = "tensors.safetensors", "state.json"
 _TEMPORARY, _DAMAGED = ".tmp", ".damaged"
+_SHOWN = 4
 
 
 class Checkpointer:
@@ -34,6 +35,7 @@ class Checkpointer:
         folder: run_dir/checkpoints.
         parts: every stateful part of the run, by name; all are restored, strictly.
         config_hash: of everything that decides the result; a checkpoint of another hash is refused.
+        settings: what is in that hash, by name: a refusal says which differ.
         every: steps between checkpoints for `maybe_save`; 0 = it saves none.
         keep: newest checkpoints kept, besides the best of each.
         say: prints a line for the user.
@@ -47,6 +49,7 @@ class Checkpointer:
         parts: Mapping[str, Part],
         *,
         config_hash: str,
+        settings: Mapping[str, Any] | None = None,
         every: int,
         keep: int,
         say: Callable[[str], None],
@@ -56,6 +59,7 @@ class Checkpointer:
         self.best: str | None = None
         self._parts = dict(parts)
         self._config_hash = config_hash
+        self._settings = dict(settings or {})
         self._every = every
         self._keep = max(1, keep)
         self._say = say
@@ -89,14 +93,18 @@ class Checkpointer:
             self._processes.copy_state(part)
         return step
 
-    def load_best(self, part: str) -> None:
+    def load_best(self, part: str) -> bool:
         """Load one part from the best checkpoint (the newest one where none was marked).
 
+        Returns:
+            False where the best was missing or damaged, which is said, and the newest whole one was taken in its place.
+
         Raises:
-            DataError: it is missing or damaged.
+            DataError: none is whole.
         """
-        self._processes.lead(lambda: self._load_best(part))
+        found = self._processes.lead(lambda: self._load_best(part))
         self._processes.copy_state(self._parts[part])
+        return found
 
     def clear(self) -> None:
         """Remove every checkpoint: a run that starts anew must not continue from an old one later."""
@@ -141,9 +149,18 @@ class Checkpointer:
             raise DataError(f"{self.folder}: no checkpoint is whole. Start anew with trainer.resume=false")
         return None
 
-    def _load_best(self, part: str) -> None:
-        name = self.best or self._names()[-1]
-        self._load(name, self._read(name), [part])
+    def _load_best(self, part: str) -> bool:
+        names = self._names()
+        best = self.best or names[-1]
+        for name in dict.fromkeys([best, *reversed(names)]):
+            try:
+                self._load(name, self._read(name), [part])
+            except DataError as error:
+                self._say(f"{error}; it was the best, and the newest whole one is taken" if name == best else str(error))
+                self.best = None if name == self.best else self.best
+            else:
+                return name == best
+        raise DataError(f"{self.folder}: no checkpoint is whole. Start anew with trainer.resume=false")
 
     def _names(self) -> list[str]:
         """Whole or damaged, oldest first: serial numbers sort."""
@@ -164,6 +181,7 @@ class Checkpointer:
             "step": step,
             "best": self.best,
             "config_hash": self._config_hash,
+            "settings": self._settings,
             "values": values,
             "tensors_sha256": _sha256(folder / TENSORS),
         }
@@ -189,9 +207,8 @@ class Checkpointer:
     def _check_config(self, name: str, state: Mapping[str, Any]) -> None:
         if state["config_hash"] != self._config_hash:
             raise ConfigError(
-                f"trainer.resume: {self.folder / name} was trained with other settings or other prepared data"
-                f" (hash {state['config_hash'][:12]}, now {self._config_hash[:12]}), and continuing would mix the two."
-                " Start anew with trainer.resume=false (removes these checkpoints), or choose another run_dir"
+                f"trainer.resume: {self.folder / name} was trained with other {_differing(state.get('settings'), self._settings)}, and"
+                " continuing would mix the two. Start anew with trainer.resume=false (removes these checkpoints), or choose another run_dir"
             )
 
     def _load(self, name: str, state: Mapping[str, Any], parts: list[str]) -> None:
@@ -217,6 +234,21 @@ class Checkpointer:
             shutil.rmtree(self.folder / name)
         for leftover in self.folder.glob("*" + _TEMPORARY):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _differing(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """What two runs do not have in common: settings by name, or else the data."""
+    if then is None:
+        return "settings or other prepared data"
+    names = [name for name in sorted({*then, *now}) if name not in then or name not in now or then[name] != now[name]]
+    shown = [f"{name} was {_short(then.get(name))}, now {_short(now.get(name))}" for name in names[:_SHOWN]]
+    more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"settings ({'; '.join(shown)}{more})" if names else "prepared data"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _document_sha256(document: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What torch runs on: the one reading of trainer.device and loss.precision."""
+"""What torch runs on: the one reading of trainer.device, trainer.precision and loss.precision."""
 
 import torch
 
@@ -16,10 +16,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def choose_autocast(precision: str, device: torch.device) -> tuple[bool, str]:
+    """Whether the towers compute in bf16 (trainer.precision), and what to say of it. On a processor that only emulates bf16 they would be
+    slower than in fp32, which they then stay in."""
+    if precision != "bf16" or multiplies_bf16(device):
+        return precision == "bf16", precision
+    return False, f"fp32, as this {device.type} multiplies no bf16 (trainer.precision=bf16)"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 products of its own."""
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_multiplies_bf16()
+
+
 def choose_half(precision: str, device: torch.device) -> tuple[bool, str]:
     """Whether the loss multiplies in bf16, and what to say of it; hardware that would only emulate bf16 stays with fp32."""
-    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bf16()
-    half = able and precision != "fp32"
+    half = multiplies_bf16(device) and precision != "fp32"
     return half, "bf16 products" if half else "fp32 products" + (", as this processor has none in bf16" if precision == "bf16" else "")
 
 

@@ -10,6 +10,7 @@ gather, parts may have any length, and all processes end with the same bits.
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +29,7 @@ TIMEOUT = timedelta(hours=12)
 JOINED_NUMBERS = 1 << 16
 """Gradients of at most this many numbers travel together."""
 MEETING = timedelta(minutes=2)
+CLOSING_S = 10.0
 T = TypeVar("T")
 
 
@@ -261,8 +263,18 @@ def join(device: torch.device) -> Iterator[Processes]:
     with watch:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_prefixed("group", store), rank=rank, world_size=size, timeout=TIMEOUT)
-        yield Processes(rank, size, watch)
-        dist.destroy_process_group()
+        try:
+            yield Processes(rank, size, watch)
+        finally:
+            _part_company()
+
+
+def _part_company() -> None:
+    """Close the connections while Python stands, after an error too: their threads, left to the end of the process, may abort it and
+    so replace its exit code. Bounded, since an exchange may still wait for a process that was stopped."""
+    closing = threading.Thread(target=dist.destroy_process_group, name="closing", daemon=True)
+    closing.start()
+    closing.join(CLOSING_S)
 
 
 def _prefixed(name: str, store: Any) -> Any:

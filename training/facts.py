@@ -22,12 +22,36 @@ NOT_IN_HASH = {
 
 def config_hash(config: TrainingConfig) -> str:
     """sha256 of every setting that decides the trained weights."""
+    settings = _deciding(config)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def deciding_settings(config: TrainingConfig) -> dict[str, Any]:
+    """What goes into `config_hash`, by the setting's full name: values are numbers, text, lists of them, or lists of features.
+
+    >>> deciding_settings(TrainingConfig(run_dir="runs/a"))["optim.lr"]
+    0.003
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                walk(f"{prefix}{name}.", value)
+            else:
+                flat[prefix + name] = value
+
+    walk("", _deciding(config))
+    return flat
+
+
+def _deciding(config: TrainingConfig) -> dict[str, Any]:
     settings = asdict(config)
     for section, names in NOT_IN_HASH.items():
         part = settings[section] if section else settings
         for name in names:
             del part[name]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return settings
 
 
 class Stopwatch:

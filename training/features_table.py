@@ -1,4 +1,4 @@
-"""Declared features of a table of items or users: raw columns by feature name, with what is not finite made missing and counted."""
+"""Declared features of a table of items or users: raw columns by name; what is no usable number or vector is missing and counted."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,11 @@ import pyarrow.compute as pc
 
 from towers.errors import DataError
 from towers.schema import Feature
+from towers.values import LARGEST_NUMBER
 from training.sources.base import missing_column
+
+_MOSTLY = 0.5
+"""Share of a column's vectors past which it is the declaration that is wrong."""
 
 
 def feature_values(rows: pa.Table, features: Iterable[Feature], where: str) -> tuple[dict[str, pa.ChunkedArray], dict[str, int]]:
@@ -19,10 +23,11 @@ def feature_values(rows: pa.Table, features: Iterable[Feature], where: str) -> t
         where: the table's name in messages.
 
     Returns:
-        raw values by feature name, and by feature name how many NaN or infinite values became missing (none: no entry).
+        raw values by feature name, and by feature name how many values became missing (none: no entry): numbers that are NaN, infinite or
+            past towers.values.LARGEST_NUMBER, and vectors of another width than declared.
 
     Raises:
-        DataError: a declared feature has no column, or one of a type that its kind cannot take.
+        DataError: a declared feature has no column, one of a type that its kind cannot take, or mostly vectors of another width.
     """
     values: dict[str, pa.ChunkedArray] = {}
     missing: dict[str, int] = {}
@@ -35,7 +40,7 @@ def feature_values(rows: pa.Table, features: Iterable[Feature], where: str) -> t
         if pa.types.is_floating(column.type):
             values[f.name], count = _finite(column)
         elif f.kind == "dense":
-            count = _not_finite(pc.list_flatten(column))
+            values[f.name], count = _vectors(column, f, where)
         else:
             continue
         if count:
@@ -67,8 +72,21 @@ def check_kind(f: Feature, kind: pa.DataType, where: str) -> None:
 
 def _finite(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
     numbers = column.cast(pa.float64())
-    return pc.if_else(pc.is_finite(numbers), numbers, None), _not_finite(numbers)
+    usable = pc.less_equal(pc.abs(numbers), LARGEST_NUMBER)  # NaN is not
+    return pc.if_else(usable, numbers, None), _count(pc.invert(usable))
 
 
-def _not_finite(numbers: pa.ChunkedArray | pa.Array) -> int:
-    return int(pc.sum(pc.invert(pc.is_finite(numbers.cast(pa.float64())))).as_py() or 0)
+def _vectors(column: pa.ChunkedArray, f: Feature, where: str) -> tuple[pa.ChunkedArray, int]:
+    wrong = pc.fill_null(pc.not_equal(pc.list_value_length(column), f.width), False)
+    wrongs, there = _count(wrong), len(column) - column.null_count
+    if wrongs > _MOSTLY * there:
+        raise DataError(
+            f"{where}: {wrongs:,} of {there:,} vectors in column {f.source_column!r} do not hold the {f.width} numbers that"
+            f" data.features.{f.name} declares (width). Declare their width, or mend the column"
+        )
+    usable = pc.if_else(wrong, None, column)
+    return usable, wrongs + _count(pc.invert(pc.is_finite(pc.list_flatten(usable).cast(pa.float64()))))
+
+
+def _count(flags: pa.ChunkedArray | pa.Array) -> int:
+    return int(pc.sum(flags).as_py() or 0)

@@ -15,13 +15,13 @@ from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
 from training.choice import Sizes, choose
 from training.config import TrainingConfig
-from training.device import choose_device
+from training.device import choose_autocast, choose_device
 from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
 from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
-from training.facts import Stopwatch, config_hash, run_facts
+from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
 from training.interactions import Interactions
-from training.launch import launch, wanted
+from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
 from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
@@ -78,6 +78,7 @@ def run(config: TrainingConfig) -> str:
     if wanted(config):
         launch(config)
         return str(run_dir / RESULT)
+    follow_launcher()
     device = choose_device(config.trainer.device)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
@@ -103,10 +104,11 @@ def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool
             print(f"train: {carried}", flush=True)
     several = f" on {processes.size} processes" if processes.size > 1 else ""
     epochs = f", {parts.last_epoch} epochs on training and validation rows" if parts.last_epoch else ""
+    device = parts.objective.items.device
     if processes.first:
         print(
             f"train: {parts.targets} targets in {len(parts.sampler)} {parts.sampler.name} examples, {parts.steps} steps{epochs},"
-            f" {parts.objective.items.device.type}{several}, {config.trainer.precision}; {parts.why}{restored}",
+            f" {device.type}{several}, {choose_autocast(config.trainer.precision, device)[1]}; {parts.why}{restored}",
             flush=True,
         )
     fit(config, parts)
@@ -171,6 +173,7 @@ def assemble(
         Path(config.run_dir) / "checkpoints" / folder,
         {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
         config_hash=data_and_config_hash(config, data) + (f"-{folder}-{last_epoch}" if last_epoch else ""),
+        settings=deciding_settings(config),
         every=config.trainer.checkpoint_every,
         keep=config.trainer.keep_checkpoints,
         say=say,
@@ -207,7 +210,7 @@ def open_tracker(config: TrainingConfig, parts: Parts) -> Tracker | Silence:
     return Tracker.open(
         Path(config.run_dir) / "tensorboard" / (FOLDER if parts.last_epoch else ""),
         every=config.trainer.log_every,
-        step=parts.progress.step,
+        since=replace(parts.progress),
         total_steps=parts.steps,
         config=json.dumps(asdict(config), indent=2),
     )

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from training.config import TrainingConfig
 POLL_S = 0.1
 GRACE_S = 12.0
 """What the others have to notice a death and name it themselves, before they are told to end."""
+FOLLOW_S = 0.5
 
 
 class ProcessEnded(TowersError):
@@ -44,7 +46,7 @@ def launch(config: TrainingConfig) -> None:
         "OMP_NUM_THREADS": threads,
         **os.environ,
         "WORLD_SIZE": str(size),
-        LAUNCHED: "1",
+        LAUNCHED: str(os.getpid()),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
@@ -61,6 +63,23 @@ def launch(config: TrainingConfig) -> None:
         how = f"{who} was killed by {signal.Signals(-code).name}, and the others were ended"
         why = "; the machine may have had no memory left" if code == -signal.SIGKILL else ""
         raise ProcessEnded(f"{how}{why}. What was saved is kept; run the same command again to continue", EXIT_INTERRUPTED)
+
+
+def follow_launcher() -> None:
+    """In a process that `launch` started: end soon after the launcher does. A launcher that was killed has told nobody, and who started it
+    thinks that the run is over. Where no launcher is, nothing happens."""
+    launcher = os.environ.get(LAUNCHED)
+    if launcher is not None:
+        threading.Thread(target=_end_without, args=(int(launcher),), name="launcher", daemon=True).start()
+
+
+def _end_without(launcher: int) -> None:
+    while os.getppid() == launcher:  # an orphan gets another parent
+        time.sleep(FOLLOW_S)
+    print(f"error: train: the process that started this one (pid {launcher}) is gone, so it ends too", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(EXIT_INTERRUPTED)  # the main thread waits inside torch, where no signal reaches it
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

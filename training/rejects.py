@@ -18,10 +18,10 @@ EXPECTED = {
     "id_too_long": f"at most {MAX_ID_BYTES} bytes of UTF-8",
     "bad_timestamp": "seconds, milliseconds or microseconds of one unit in the whole log, ISO 8601 text or dates, from 1980 to 2100",
     "future_timestamp": "times up to now",
-    "not_finite_value": "finite numbers",
+    "not_finite_value": "finite numbers, at most 3.4e38 in size",
     "negative_weight": "weights of 0 or more",
     "unknown_split": "train, valid or test",
-    "bad_vector": "vectors of the declared width",
+    "bad_vector": "vectors of as many numbers as declared",
 }
 """What a row of each reason should have held."""
 

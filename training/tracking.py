@@ -35,29 +35,29 @@ def say(line: str) -> None:
 class Tracker:
     """Scalars to TensorBoard, progress to standard error: a bar on a terminal, and a line per epoch. Made by `open`."""
 
-    def __init__(self, writer: SummaryWriter, bar: "tqdm[None]", every: int) -> None:
+    def __init__(self, writer: SummaryWriter, bar: "tqdm[None]", every: int, since: Pace) -> None:
         self._writer = writer
         self._bar = bar
         self._every = every
-        self._examples, self._seconds = 0, 0.0
+        self._examples, self._seconds = since.examples, since.seconds
         self._losses: list[float] = []
 
     @classmethod
-    def open(cls, folder: Path, *, every: int, step: int, total_steps: int, config: str) -> Self:
+    def open(cls, folder: Path, *, every: int, since: Pace, total_steps: int, config: str) -> Self:
         """Start telling.
 
         Args:
-            folder: run_dir/tensorboard. Scalars after `step`, of a run that was cut off, are dropped from view.
+            folder: run_dir/tensorboard. Scalars after the step of `since`, of a run that was cut off, are dropped from view.
             every: steps between scalars.
-            step: steps done so far.
+            since: what is done so far; a pace is that of the steps after it.
             total_steps: of the whole run.
             config: the resolved settings, kept as text.
         """
-        writer = SummaryWriter(str(folder), purge_step=step + 1)
-        writer.add_text("config", f"```\n{config}\n```", step)
+        writer = SummaryWriter(str(folder), purge_step=since.step + 1)
+        writer.add_text("config", f"```\n{config}\n```", since.step)
         hidden = not sys.stderr.isatty()
-        bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", file=sys.stderr, disable=hidden)
-        return cls(writer, bar, max(1, every))
+        bar = tqdm(total=total_steps, initial=since.step, desc="train", unit="step", file=sys.stderr, disable=hidden)
+        return cls(writer, bar, max(1, every), since)
 
     def step(self, pace: Pace, scalars: Mapping[str, float], floor: Floor) -> None:
         """A training step is done; every so often its scalars are written, with the examples per second since the last time and their

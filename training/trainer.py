@@ -15,6 +15,7 @@ from towers.errors import ConfigError, DataError, TrainingError
 from towers.model import TwoTower
 from training.checkpoint import Checkpointer
 from training.config import TrainerConfig
+from training.device import choose_autocast
 from training.distributed import ALONE, Processes
 from training.loader import Loader
 from training.objective import Objective, not_finite
@@ -120,6 +121,7 @@ class Trainer:
         self.processes = processes
         self.last_epoch = last_epoch
         self.total_steps = total_steps(config, loader)
+        self.autocast = choose_autocast(config.precision, objective.items.device)[0]
         self.floor = ProductFloor(objective.items.device)
 
     def fit(self) -> Progress:
@@ -142,7 +144,8 @@ class Trainer:
                     break
                 self.checkpointer.maybe_save(self.progress.step)
             self.end_epoch()
-        self.checkpointer.load_best(MODEL)
+        if not self.checkpointer.load_best(MODEL):
+            self._measure_anew()
         return self.progress
 
     def train_step(self, batch: TrainBatch) -> dict[str, float]:
@@ -152,7 +155,7 @@ class Trainer:
         torch.manual_seed(int(generator(self.seed, TORCH_STREAM, step, processes.rank).integers(2**62)))
         self.optimizer.zero_grad()
         share = processes.share(float(batch.weights_BT.sum(dtype=np.float64)), int((batch.targets_BT >= 0).sum()))
-        with torch.autocast(self.objective.items.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.objective.items.device.type, torch.bfloat16, enabled=self.autocast):
             loss = share.weight * self.objective(self.model, batch, generator(self.seed, NEGATIVES_STREAM, step))
         loss.backward()  # type: ignore[no-untyped-call]
         loss = processes.sum_gradients(self.model.parameters(), loss)
@@ -178,6 +181,13 @@ class Trainer:
             best = progress.judge(metrics, self.config.monitor)
         self.checkpointer.save(progress.step, best)
         self.tracker.epoch(progress, metrics, self.config.monitor, best)
+
+    def _measure_anew(self) -> None:
+        """The weights are not those that were the best: the best's figures say nothing of them."""
+        if self.progress.best:
+            self.model.eval()
+            self.progress.best = self.processes.lead(lambda: dict(self.validate(self.model)))
+            self.progress.best_epoch = self.progress.epochs
 
     def finished(self) -> bool:
         """All steps are done, or validation has not improved for `patience` validations."""

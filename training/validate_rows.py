@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from towers import columns as c
 from towers.errors import DataError
 from towers.schema import Feature, Schema
+from towers.values import LARGEST_NUMBER
 from training.features_table import check_kind
 from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, missing_column
 
@@ -159,12 +160,13 @@ def _check_times(chunk: pa.Table, reason_n: NDArray[np.uint8], rules: RowRules) 
 
 
 def _check_numbers(chunk: pa.Table, reason_n: NDArray[np.uint8], context: Sequence[Feature]) -> None:
-    """Infinite numbers are errors; NaN is how many tools write a missing one, except in a weight."""
+    """Infinite numbers, and those past what a feature may hold, are errors; NaN is how many tools write a missing one, except in a
+    weight."""
     numeric = [f.source_column for f in context if f.kind == "numeric"]
     for name in dict.fromkeys((c.VALUE, c.WEIGHT, *numeric)):
         if name in chunk.column_names:
             values_n = _numpy(pc.fill_null(chunk.column(name).cast(pa.float64()), 1.0))
-            _mark(reason_n, np.isinf(values_n) | ((name == c.WEIGHT) & np.isnan(values_n)), "not_finite_value")
+            _mark(reason_n, (np.abs(values_n) > LARGEST_NUMBER) | ((name == c.WEIGHT) & np.isnan(values_n)), "not_finite_value")
             if name == c.WEIGHT:
                 _mark(reason_n, values_n < 0, "negative_weight")
     for f in context:

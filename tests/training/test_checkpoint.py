@@ -31,9 +31,11 @@ def said():
 
 @pytest.fixture
 def make(tmp_path, said):
-    def build(config_hash="abc", every=0, keep=2):
+    def build(config_hash="abc", every=0, keep=2, settings=None):
         part = Part()
-        saver = Checkpointer(tmp_path / "checkpoints", {"part": part}, config_hash=config_hash, every=every, keep=keep, say=said.append)
+        saver = Checkpointer(
+            tmp_path / "checkpoints", {"part": part}, config_hash=config_hash, settings=settings, every=every, keep=keep, say=said.append
+        )
         return part, saver
 
     return build
@@ -146,6 +148,36 @@ def test_another_config_is_refused(make):
         reader.restore()
     assert other.value == 0
     assert names(saver) == ["000001-step-10"], "refusing damages nothing"
+
+
+@pytest.mark.parametrize(
+    "now,words",
+    [
+        ({"optim.lr": 0.1, "model.dim": 64}, r"other settings \(optim\.lr was 0\.003, now 0\.1\), and"),
+        ({"optim.lr": 0.003, "model.dim": 64}, "other prepared data, and"),
+        ({"optim.lr": 0.003}, r"model\.dim was 64, now null"),
+    ],
+)
+def test_a_refusal_names_the_setting_that_differs(make, now, words):
+    part, saver = make(settings={"optim.lr": 0.003, "model.dim": 64})
+    save_steps(part, saver, [10])
+    with pytest.raises(ConfigError, match=words):
+        make(config_hash="xyz", settings=now)[1].restore()
+
+
+@pytest.mark.parametrize("others", ["whole", "damaged"])
+def test_a_damaged_best_gives_way_to_the_newest_whole_one(make, said, others):
+    part, saver = make(keep=2)
+    save_steps(part, saver, [10, 20, 30], best=(10,))
+    (saver.folder / "000001-step-10" / "tensors.safetensors").write_bytes(b"half")
+    if others == "damaged":
+        (saver.folder / "000003-step-30" / "state.json").write_text("{")
+    other, reader = make()
+    assert reader.restore() == (30 if others == "whole" else 20)
+    reader.best = "000001-step-10"
+    assert not reader.load_best("part")
+    assert other.value == (30 if others == "whole" else 20)
+    assert any("000001-step-10" in line and "was the best" in line for line in said)
 
 
 @pytest.mark.parametrize("function", ["save_file", "_sync"])

@@ -73,10 +73,12 @@ BAD: list[tuple[str, str, pa.Array, Any]] = [
     ("not_finite_value", "value", NUMBERS, float("inf")),
     ("not_finite_value", "weight", NUMBERS, float("nan")),
     ("not_finite_value", "price", NUMBERS, float("-inf")),
+    ("not_finite_value", "price", NUMBERS, 1e300),
     ("negative_weight", "weight", NUMBERS, -0.5),
     ("unknown_split", "split", WORDS, "holdout"),
     ("unknown_split", "split", WORDS, None),
     ("bad_vector", "place", VECTORS, [1.0, 2.0, 3.0]),
+    ("bad_vector", "place", VECTORS, []),
 ]
 
 

@@ -129,6 +129,25 @@ def test_started_by_the_job_itself_and_one_is_killed(run_dir, launched):
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
+def test_a_launcher_that_is_killed_leaves_nobody_training(launched):
+    launcher, children, told = launched("-m", "towers", "train", "trainer.processes=2")
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + BOUND_S
+    while any(map(running, children)):
+        assert time.monotonic() < deadline, told.read_text()
+        time.sleep(0.1)
+    assert f"the process that started this one (pid {launcher.pid}) is gone" in told.read_text()
+
+
+def running(pid):
+    """Whether it lives: an orphan that has ended may stay as a zombie until somebody asks for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.long
 def test_torchrun_ends_and_names_the_rank(run_dir, launched):
     launcher, children, told = launched(

@@ -13,6 +13,9 @@ from training.tracking import Tracker
 NAMES = ("loss", "grad_norm", "lr", "temperature", "examples_per_s", "product_floor_share")
 
 
+START = SimpleNamespace(step=0, epochs=0, examples=0, seconds=0.0)
+
+
 class Half:
     """A floor at half the time taken."""
 
@@ -28,7 +31,7 @@ def read(folder):
 
 def test_scalars_config_and_epoch_lines(tmp_path, capfd):
     pace = SimpleNamespace(step=0, epochs=0, examples=0, seconds=0.0)
-    with Tracker.open(tmp_path, every=2, step=0, total_steps=4, config="seed: 7") as tracker:
+    with Tracker.open(tmp_path, every=2, since=START, total_steps=4, config="seed: 7") as tracker:
         for _ in range(4):
             pace.step, pace.examples, pace.seconds = pace.step + 1, pace.examples + 100, pace.seconds + 0.5
             tracker.step(pace, {"train/loss": 8.0 / pace.step, "train/lr": 0.1}, Half())
@@ -47,7 +50,7 @@ def test_scalars_config_and_epoch_lines(tmp_path, capfd):
 def test_scalars_past_the_resumed_step_are_dropped(tmp_path):
     def run(step, last, loss):
         pace = SimpleNamespace(step=step, epochs=0, examples=0, seconds=0.0)
-        with Tracker.open(tmp_path, every=1, step=step, total_steps=last, config="") as tracker:
+        with Tracker.open(tmp_path, every=1, since=pace, total_steps=last, config="") as tracker:
             while pace.step < last:
                 pace.step += 1
                 tracker.step(pace, {"train/loss": loss}, Half())
@@ -55,6 +58,14 @@ def test_scalars_past_the_resumed_step_are_dropped(tmp_path):
     run(0, 4, 1.0)
     run(2, 5, 2.0)  # cut off after 4, continued from a checkpoint at 2
     assert [(e.step, e.value) for e in read(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+
+
+def test_the_pace_after_a_resume_is_that_of_its_own_steps(tmp_path):
+    pace = SimpleNamespace(step=10, epochs=1, examples=1_000_000, seconds=1.0)
+    with Tracker.open(tmp_path, every=1, since=SimpleNamespace(**vars(pace)), total_steps=11, config="") as tracker:
+        pace.step, pace.examples, pace.seconds = 11, pace.examples + 100, pace.seconds + 0.5
+        tracker.step(pace, {"train/loss": 1.0}, Half())
+    assert [e.value for e in read(tmp_path).Scalars("train/examples_per_s")] == pytest.approx([200])
 
 
 def test_a_run_leaves_its_pace_floor_gradient_rate_and_temperature(tmp_path, make_toy):

@@ -1,15 +1,19 @@
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from towers.columns import TRAIN
 from towers.errors import ConfigError, DataError, TrainingError
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import TorchRuntime
+from training import device as hardware
+from training import objective as objective_of_a_batch
 from training.batches import user_inputs
 from training.checkpoint import Checkpointer
 from training.config import LossConfig, NegativesConfig, OptimConfig, TrainerConfig
@@ -45,7 +49,7 @@ def make_trainer(
     saver = Checkpointer(
         folder / "checkpoints", parts, config_hash=config_hash, every=config.checkpoint_every, keep=config.keep_checkpoints, say=print
     )
-    tracker = Tracker.open(folder / "tensorboard", every=1000, step=0, total_steps=steps, config="")
+    tracker = Tracker.open(folder / "tensorboard", every=1000, since=Progress(), total_steps=steps, config="")
     return Trainer(
         model, objective, optimizer, loader, progress, saver, tracker, validate or (lambda m: {"valid/ndcg@20": 0.5}), config, seed
     )
@@ -246,6 +250,42 @@ def test_bf16_trains_close_to_fp32(tmp_path, toy):
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert losses[0] != losses[1], "the switch does something"
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_bf16_towers_stay_in_fp32_where_the_processor_only_emulates_bf16(tmp_path, toy, monkeypatch):
+    def losses(name, precision):
+        trainer = make_trainer(tmp_path / name, toy, precision=precision)
+        return [trainer.train_step(batch)["train/loss"] for batch in trainer.loader]
+
+    monkeypatch.setattr(hardware, "_cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(objective_of_a_batch, "choose_half", lambda precision, device: (False, ""))
+    assert losses("able", "bf16") != losses("exact", "fp32")
+    monkeypatch.setattr(hardware, "_cpu_multiplies_bf16", lambda: False)
+    assert losses("unable", "bf16") == losses("exact_again", "fp32")
+    assert hardware.choose_autocast("fp32", torch.device("cpu")) == (False, "fp32")
+    half, words = hardware.choose_autocast("bf16", torch.device("cpu"))
+    assert not half and "multiplies no bf16" in words and "trainer.precision" in words
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_a_run_survives_the_loss_of_its_best_and_measures_what_it_has(tmp_path, toy, damage):
+    values = iter([0.5, 0.4, 0.4])
+    trainer = make_trainer(tmp_path, toy, epochs=2, validate=lambda model: {"valid/ndcg@20": next(values)})
+    end = trainer.end_epoch
+
+    def spoil():
+        end()
+        best = trainer.checkpointer.folder / trainer.checkpointer.best
+        if damage == "lost":
+            shutil.rmtree(best, ignore_errors=True)
+        else:
+            (best / "tensors.safetensors").write_bytes(b"")
+
+    trainer.end_epoch = spoil
+    progress = trainer.fit()
+    assert progress.best == {"valid/ndcg@20": 0.4} and progress.best_epoch == 2, "the figures of the weights that are there"
+    saved = load_file(sorted(trainer.checkpointer.folder.glob("*-step-*"))[-1] / "tensors.safetensors")
+    assert all(torch.equal(tensor, saved[f"model:{name}"]) for name, tensor in trainer.model.state_dict().items())
 
 
 def test_a_batch_of_one_trains(tmp_path, toy):

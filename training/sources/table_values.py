@@ -68,10 +68,10 @@ def as_lists(values: pa.ChunkedArray, where: str, separator: str) -> pa.Array:
 
 
 def as_vectors(values: pa.ChunkedArray, where: str) -> pa.Array:
-    """list<float>: lists of numbers, or text such as `[0.1, 0.2]` or `0.1 0.2`.
+    """list<float>: lists of numbers, or text such as `[0.1, 0.2]` or `0.1 0.2`; empty, which no width fits, where a text is neither.
 
     Raises:
-        DataError: a text is no list of numbers.
+        DataError: most of the texts are no lists of numbers.
     """
     array = plain(values)
     if not pa.types.is_string(array.type):
@@ -79,7 +79,12 @@ def as_vectors(values: pa.ChunkedArray, where: str) -> pa.Array:
             return array.cast(pa.list_(pa.float32()))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise DataError(f"{where} is of type {array.type}, expected lists of numbers ({error})") from error
-    return pa.array([_vector(text, where) for text in array.to_pylist()], pa.list_(pa.float32()))
+    texts = array.to_pylist()
+    vectors = [_vector(text) for text in texts]
+    wrong = [text for text, vector in zip(texts, vectors, strict=True) if vector == []]
+    if len(wrong) > _MOSTLY * (len(array) - array.null_count):
+        raise DataError(f"{where} holds {wrong[0][:40]!r}, expected numbers such as [0.1, 0.2]")
+    return pa.array(vectors, pa.list_(pa.float32()))
 
 
 def as_flags(values: pa.ChunkedArray, where: str) -> pa.Array:
@@ -140,11 +145,11 @@ def _number(text: str | None) -> float | None:
         return float("nan")
 
 
-def _vector(text: str | None, where: str) -> list[float] | None:
+def _vector(text: str | None) -> list[float] | None:
     if text is None or not text.strip():
         return None
     try:
         raw: Any = json.loads(text) if text.lstrip().startswith("[") else text.replace(",", " ").replace("|", " ").split()
         return [float(x) for x in np.asarray(raw, np.float64)]
-    except (TypeError, ValueError):
-        raise DataError(f"{where} holds {text[:40]!r}, expected numbers such as [0.1, 0.2]") from None
+    except (TypeError, ValueError, OverflowError):
+        return []

@@ -255,13 +255,19 @@ def test_a_value_of_a_megabyte_streams(opened):
 
 
 def test_dense_text_must_be_numbers(opened, tmp_path):
-    (tmp_path / "items.csv").write_text('item_id,vec\n1,"[1, 2]"\n2,one two\n')
+    (tmp_path / "items.csv").write_text('item_id,vec\n1,"[1, 2]"\n2,one two\n3,three four\n')
     with pytest.raises(DataError, match="holds 'one two', expected numbers such as"):
         opened(
             "user_id,item_id,timestamp\n",
             items="items.csv",
             features=[{"name": "vec", "kind": "dense", "owner": "item", "width": 2}],
         )
+
+
+def test_a_dense_text_that_is_no_vector_is_one_bad_value(opened):
+    log = "user_id,item_id,timestamp,mood\na,x,1706702400,1 2\nb,x,1706702400,one two\nc,x,1706702400,\nd,x,1706702400,3 4\n"
+    found = rows(opened(log, features=[{"name": "mood", "kind": "dense", "owner": "context", "width": 2}]))
+    assert [row["mood"] for row in found] == [[1.0, 2.0], [], None, [3.0, 4.0]], "an empty vector fits no width, so prepare counts the row"
 
 
 def test_a_log_without_rows_yields_none(opened):
