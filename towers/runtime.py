@@ -66,7 +66,14 @@ class TorchRuntime:
 
 def to_tensors(batch: FeatureBatch, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """Arrays as tensors on a device. Memory is shared on CPU where the array may be written to, else copied."""
-    return {name: torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device) for name, array in batch.items()}
+    return {name: on_device(np.require(array, requirements=["C", "W"]), device) for name, array in batch.items()}
+
+
+def on_device(array: NDArray[np.generic], device: str | torch.device) -> Tensor:
+    """An array as a tensor on a device. The way to a GPU leads through pinned memory, so that the copy runs while Python goes on; torch
+    keeps that memory until the copy is done."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor.to(device)
 
 
 def save_model(model: TwoTower, folder: Path) -> None:

@@ -28,6 +28,7 @@ from training.opening import digest_of, open_prepared
 from training.optim import Optimizer, choose_tables
 from training.refit import FOLDER, RESULT, refit_config, with_validation
 from training.room import alone_in, enough_memory
+from training.score_blocks import WIDEST_GUESSED
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
@@ -165,6 +166,8 @@ def assemble(
     sampler, batch_size = make_sampler(choice.sampler, config, events), choice.batch_size
     loader = Loader(data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed, part=processes.part)
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
+    if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:
+        why += f"; all in fp32, as scores reach 1/{config.model.temperature:g} (model.temperature), past {WIDEST_GUESSED:g}"
     steps = total_steps(config.trainer, loader)  # of the schedule
     tables = choose_tables(config.optim, model.plan, batch_size, candidates_a_step(config, objective, sampler, batch_size))
     optimizer = Optimizer(model, config.optim, steps, {f"tables.{name}": kind for name, kind in tables.items()})
@@ -173,7 +176,7 @@ def assemble(
         Path(config.run_dir) / "checkpoints" / folder,
         {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
         config_hash=data_and_config_hash(config, data) + (f"-{folder}-{last_epoch}" if last_epoch else ""),
-        settings=deciding_settings(config),
+        settings=deciding_settings(config) | ({"the epochs of the refit": last_epoch} if last_epoch else {}),
         every=config.trainer.checkpoint_every,
         keep=config.trainer.keep_checkpoints,
         say=say,

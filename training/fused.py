@@ -1,31 +1,29 @@
 """Softmax cross entropy over many candidates as one operation: loss and gradient in one pass over blocks of rows.
 
-Legend: N rows, B rows of a block, C candidates, P targets (a row may have several), D dim, E = D + 1 padded to a multiple of 8.
+Legend: N rows, B rows of a block, C candidates, P targets (a row may have several), D dim.
 
     Z_n  = sum_c k_c exp(s_nc),   s_nc = <u_n, v_c> / temperature
     loss = sum_p w_p (log Z_n(p) - s_p)
     dloss/du_n = (1/t) (W_n sum_c p_nc v_c - sum_p w_p v_p),   p_nc = k_c exp(s_nc) / Z_n,   W_n = sum of the row's w_p
     dloss/dv_c = (1/t) (sum_n W_n p_nc u_n - sum_p w_p u_n(p))
 
-so the backward pass is a multiplication by a scalar, and no more than a block of scores ever exists. Three ideas make it fast:
-a factor k_c (counts over proposal probabilities) scales the right-hand sides of the second and third matrix product instead of touching
-the B x C scores; in bf16 a column of k beside the item vectors makes the second product yield Z too; and scores of bounded vectors need
-no pass for their maximum, since their exp stays far within what fp32 and bf16 can hold.
+so the backward pass is a multiplication by a scalar, and no more than a block of scores ever exists. Three ideas make it fast: log k_c
+(counts over proposal probabilities) is one more column of the item vectors, beside a 1 among the user's, so the product that makes the
+scores adds it; scores come in units of log 2, since 2^x costs less than e^x; and scores of bounded vectors need no pass for their maximum:
+as they are, or less a guess of their row's that is a column too, they stay far within what fp32 and bf16 can raise 2 to.
 
-bf16 products round each score to 8 bits, so to 0.2 % of itself; sums, targets and what leaves here stay fp32.
+bf16 products round each score to 8 bits, so to 0.2 % of itself, and log k_c not at all (it takes two columns); the guess keeps what counts
+most in a sharp softmax near 0. Sums of rows are rounded alike; targets and what leaves here stay fp32.
 """
 
 import math
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 22
-"""Of scores computed at a time: they stay in the cache between the products that use them."""
-FEWEST_ROWS = 64
-WIDEST_RANGE = 40.0
-"""Scores lie within [-x, x], and factors within [exp(-x), 1]: 1e20 such terms have a finite sum in fp32 and bf16, the least is normal."""
+from training.score_blocks import WIDEST_GUESSED, WIDEST_RANGE, Bounded, GuessTooHigh, Shifted, block_rows
 
 
 class Targets(NamedTuple):
@@ -124,109 +122,48 @@ def _shares(
     own: tuple[Tensor, Tensor] | None,
     absent: tuple[Tensor, Tensor] | None,
 ) -> _Shares:
-    rows = len(user_ND)
-    log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
-    bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if rows else 0.0
+    bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if len(user_ND) else 0.0
     finite_C = log_k_C[log_k_C > -math.inf]
     top = float(finite_C.max()) if len(finite_C) else 0.0
-    bounded = bound <= WIDEST_RANGE and float(top - finite_C.min() if len(finite_C) else 0.0) <= WIDEST_RANGE
-    kernel = _Bounded(user_ND, item_CD, log_k_C - top, half) if bounded else _Shifted(user_ND, item_CD, log_k_C)
-    step = _block_rows(rows, len(item_CD), kernel.kind)
+    bounded = bound <= WIDEST_GUESSED and float(top - finite_C.min() if len(finite_C) else 0.0) <= WIDEST_RANGE
+    if bounded:
+        with suppress(GuessTooHigh):
+            return _blocks(Bounded(user_ND, item_CD, log_k_C - top, bound, half), user_ND, item_CD, weight_N, top, own, absent)
+    return _blocks(Shifted(user_ND, item_CD, log_k_C), user_ND, item_CD, weight_N, 0.0, own, absent)
+
+
+def _blocks(
+    kernel: Bounded | Shifted,
+    user_ND: Tensor,
+    item_CD: Tensor,
+    weight_N: Tensor,
+    top: float,
+    own: tuple[Tensor, Tensor] | None,
+    absent: tuple[Tensor, Tensor] | None,
+) -> _Shares:
+    """All blocks of rows through a kernel."""
+    rows = len(user_ND)
+    log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
+    step = block_rows(rows, len(item_CD), kernel.kind, user_ND.device)
     absent_place = None if absent is None else absent[0] * len(item_CD) + absent[1]
     own_place_N = None if own is None else torch.arange(rows, device=user_ND.device) * len(item_CD) + own[0]
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
-        exp_BC, shift_B = kernel.exponentials(block)
+        score_BC = kernel.scores(block)
         if own_place_N is not None:
-            exp_BC.view(-1).index_fill_(0, own_place_N[block] - start * len(item_CD), 0.0)
+            score_BC.view(-1).index_fill_(0, own_place_N[block] - start * len(item_CD), -math.inf)
         if absent_place is not None:
             places = torch.tensor([block.start, block.stop], device=absent_place.device) * len(item_CD)
             first, last = torch.searchsorted(absent_place, places).tolist()
-            exp_BC.view(-1).index_fill_(0, absent_place[first:last] - block.start * len(item_CD), 0.0)
+            score_BC.view(-1).index_fill_(0, absent_place[first:last] - block.start * len(item_CD), -math.inf)
+        exp_BC, shift_B = kernel.raised(block, score_BC)
         sum_BD, z_B = kernel.sums(exp_BC)
-        extra = top if bounded else shift_B
+        extra = top + shift_B
         log_z_N[block] = torch.log(z_B) + extra
         if own is not None:
             log_z_N[block] = torch.logaddexp(log_z_N[block], own[1][block])
-        share_B = weight_N[block] * torch.exp(extra - log_z_N[block])
+        # a row of which nothing is left has sums of 0, and must not have an infinite share of them
+        share_B = weight_N[block] * torch.exp((extra - log_z_N[block]).clamp(max=85.0))
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])
         kernel.push(exp_BC, user_ND[block] * share_B.unsqueeze(1))
     return _Shares(log_z_N, grad_ND, kernel.pushed())
-
-
-def _block_rows(rows: int, columns: int, kind: torch.dtype) -> int:
-    """Rows of a block: all blocks about alike, since a short last one would cost the third product nearly as much as a full one."""
-    most = max(FEWEST_ROWS, BLOCK_BYTES // (kind.itemsize * max(1, columns)))
-    blocks = max(1, -(-rows // most))
-    return max(1, -(-rows // blocks))
-
-
-class _Bounded:
-    """Scores of bounded vectors: they need no shift, and the factors ride in the other two products."""
-
-    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, half: bool) -> None:
-        kind = torch.bfloat16 if half and user_ND.dtype == torch.float32 else user_ND.dtype
-        self.kind, self._dim = kind, user_ND.shape[1]
-        self._k_C1 = torch.exp(log_k_C).unsqueeze(1)
-        self._user_ND, self._item_DC = user_ND.to(kind), item_CD.to(kind).t()
-        scaled_CD = item_CD * self._k_C1
-        self._scaled_CE = _padded(scaled_CD, self._k_C1, kind) if kind == torch.bfloat16 else scaled_CD
-        self._exp_BC = torch.empty(_block_rows(len(user_ND), len(item_CD), kind), len(item_CD), dtype=kind, device=user_ND.device)
-        # the way round that each product is faster; bf16 ones are added up in fp32
-        self._grad_CD = (
-            torch.zeros_like(item_CD)
-            if kind == torch.bfloat16
-            else torch.zeros_like(item_CD.t(), memory_format=torch.contiguous_format).t()
-        )
-
-    def exponentials(self, block: slice) -> tuple[Tensor, Tensor | float]:
-        exp_BC = self._exp_BC[: block.stop - block.start]
-        return torch.mm(self._user_ND[block], self._item_DC, out=exp_BC).exp_(), 0.0
-
-    def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
-        sum_BE = torch.mm(exp_BC, self._scaled_CE)
-        if sum_BE.dtype != torch.bfloat16:  # there a product with k costs less than the wider matrix
-            return sum_BE, torch.mv(exp_BC, self._k_C1.squeeze(1))
-        sum_BE = sum_BE.float()
-        return sum_BE[:, : self._dim], sum_BE[:, self._dim]
-
-    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
-        if self.kind == torch.bfloat16:
-            self._grad_CD += torch.mm(exp_BC.t(), user_BD.to(self.kind))
-        else:
-            self._grad_CD.t().addmm_(user_BD.t(), exp_BC)
-
-    def pushed(self) -> Tensor:
-        return self._grad_CD.mul_(self._k_C1).contiguous()
-
-
-class _Shifted:
-    """Scores of any size: each row is shifted by its own maximum, factors included, in full precision."""
-
-    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor) -> None:
-        self.kind = user_ND.dtype
-        self._user_ND, self._item_CD, self._log_k_C = user_ND, item_CD, log_k_C
-        self._grad_CD = torch.zeros_like(item_CD)
-
-    def exponentials(self, block: slice) -> tuple[Tensor, Tensor | float]:
-        score_BC = torch.addmm(self._log_k_C, self._user_ND[block], self._item_CD.t())
-        highest_B = score_BC.amax(1).nan_to_num(neginf=0.0)
-        return score_BC.sub_(highest_B.unsqueeze(1)).exp_(), highest_B
-
-    def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
-        return exp_BC @ self._item_CD, exp_BC.sum(1)
-
-    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
-        self._grad_CD.addmm_(exp_BC.t(), user_BD)
-
-    def pushed(self) -> Tensor:
-        return self._grad_CD
-
-
-def _padded(vectors: Tensor, column: Tensor, kind: torch.dtype) -> Tensor:
-    """Vectors, one more column, and zeros up to a multiple of 8, which the matrix units like."""
-    rows, dim = vectors.shape
-    padded = torch.zeros(rows, -(-(dim + 1) // 8) * 8, dtype=kind, device=vectors.device)
-    padded[:, :dim] = vectors
-    padded[:, dim : dim + 1] = column
-    return padded

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from towers.batch import HISTORY_ITEM, FeatureBatch, TrainBatch
 from towers.model import TwoTower
-from towers.runtime import to_tensors
+from towers.runtime import on_device, to_tensors
 from training.candidates import CandidateItems
 from training.config import LossConfig, NegativesConfig
 from training.device import choose_half
@@ -56,7 +56,7 @@ class FullSoftmax:
 
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         targets = targets_of(model, batch, self.items)
-        place_N = torch.from_numpy(targets.place_N).to(self.items.device)
+        place_N = on_device(targets.place_N, self.items.device)
         part = self._processes.part(len(self.items))
         item_PD = model.item({name: tensor[part] for name, tensor in self.items.inputs.items()})
         item_KD = self._processes.join_part(item_PD, len(self.items))
@@ -95,9 +95,9 @@ class SampledSoftmax:
         return sampled_softmax(
             user_BD if row_N is None else user_BD.index_select(0, row_N),
             processes.join_part(item_PD, len(drawn.rows_C)),
-            torch.from_numpy(drawn.positive_N[own]).to(device),
-            torch.from_numpy(drawn.log_q_C).to(device) * self._config.logq_correction,
-            torch.from_numpy(drawn.multiplicity_C).to(device),
+            on_device(drawn.positive_N[own], device),
+            on_device(drawn.log_q_C, device) * self._config.logq_correction,
+            on_device(drawn.multiplicity_C, device),
             targets.weight_N,
             model.temperature(),
             self._config.remove_accidental_hits,
@@ -133,12 +133,12 @@ def targets_of(model: TwoTower, batch: TrainBatch, items: CandidateItems) -> Tar
     target_BT = batch.targets_BT >= 0
     row_N: Tensor | None = None
     if batch.sampler == "sequence":
-        user_BD = model.user_sequence(inputs)[torch.from_numpy(target_BT).to(items.device)]
+        user_BD = model.user_sequence(inputs)[on_device(target_BT, items.device)]
     else:
         user_BD = model.user(inputs).vectors_BHD[:, 0]
     if batch.sampler == "user":
-        row_N = torch.from_numpy(np.nonzero(target_BT)[0]).to(items.device)
-    weight_N = torch.from_numpy(batch.weights_BT[target_BT]).to(items.device)
+        row_N = on_device(np.nonzero(target_BT)[0], items.device)
+    weight_N = on_device(batch.weights_BT[target_BT], items.device)
     return Targets(user_BD, row_N, items.places(batch.targets_BT[target_BT]), weight_N)
 
 
@@ -149,7 +149,7 @@ def kept(batch: TrainBatch, items: CandidateItems) -> tuple[Tensor, Tensor] | No
         return None
     history = _pairs(items.places_of_ids(np.asarray(batch.user[HISTORY_ITEM], np.int64)), len(items))
     row, place = np.divmod(np.setdiff1d(history, _pairs(items.targets(batch.targets_BT), len(items))), len(items))
-    return torch.from_numpy(row).to(items.device), torch.from_numpy(place).to(items.device)
+    return on_device(row, items.device), on_device(place, items.device)
 
 
 def _pairs(place_BX: NDArray[np.int64], items: int) -> NDArray[np.int64]:

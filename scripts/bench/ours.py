@@ -56,7 +56,7 @@ class OurStep:
     """One optimiser step a call, on batches loaded beforehand; `examples` is the targets of a step, on average."""
 
     def __init__(self, config: TrainingConfig, batches: int = 8) -> None:
-        parts = assemble(config, Interactions.open(Path(config.run_dir) / "prepared"), torch.device("cpu"))
+        parts = assemble(config, Interactions.open(Path(config.run_dir) / "prepared"), torch.device(config.trainer.device))
         self.why = parts.why
         self.batches: list[TrainBatch] = [parts.loader.batch(0, step) for step in range(min(batches, parts.loader.steps_per_epoch))]
         self.examples = sum(int((batch.targets_BT >= 0).sum()) for batch in self.batches) / len(self.batches)

@@ -5,6 +5,7 @@
 Process CPU time, one thread, forms in turns; a ratio is the median over rounds of the ratio within a round. Ours is the Trainer's step on
 the parts that `towers train` assembles, with the logQ correction and accidental hits removed; peers do neither. Batches are loaded before
 the clock starts, for all alike; `train_over_step` is what loading, checkpoints, tracking and validation cost besides.
+Where there is a GPU, its examples a second over 1M items and their share of its own bf16 products are kept too (scripts/bench/on_gpu.py).
 Ids are generated, with the popularity of the Gowalla split. Without TOWERS_DATA_DIR the rows of MovieLens-1M are left out.
 """
 
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from clocks import Form, cpu_rounds, ratio
+from on_gpu import gpu_figures
 from ours import OurStep, composed, id_config, prepare
 from peers import FLOOR_ROWS, Floor, Naive, Stock
 from report import finish, say
@@ -64,6 +66,8 @@ def main() -> None:
     results = Results({}, {})
     with tempfile.TemporaryDirectory() as folder:
         ids(Path(folder), results, quick)
+        if torch.cuda.is_available():
+            results.figures.update(gpu_figures(Path(folder) / "large", 10 if quick else 50))
         if os.environ.get("TOWERS_DATA_DIR"):
             movielens(Path(folder) / "ml_1m", results, quick)
         else:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from training import fused
+from training import fused, score_blocks
 from training.fused import Targets, fused_softmax
 
 
@@ -35,12 +35,62 @@ def test_bf16_products_stay_near_fp32() -> None:
     assert far(rough[1], exact[1]) < 6e-3 and far(rough[2], exact[2]) < 6e-3
 
 
+def exact(user: Tensor, item: Tensor, temperature: float, column: Tensor, log_k: Tensor) -> list[Tensor]:
+    """Loss and gradients by autograd in fp64; the factor of a target is not part of its own score."""
+    user, item = (v.detach().double().requires_grad_() for v in (user, item))
+    logits = user @ item.t() / temperature + log_k.double()
+    return gradients(torch.nn.functional.cross_entropy(logits, column) + log_k.double()[column].mean(), user, item)
+
+
+@pytest.mark.parametrize(("temperature", "near_enough"), [(0.05, 8e-3), (0.02, 8e-3), (0.01, 1.5e-2)])
+@pytest.mark.parametrize("half", [False, True])
+def test_sharp_scores_stay_fast(monkeypatch: pytest.MonkeyPatch, temperature: float, near_enough: float, half: bool) -> None:
+    """Users near their item, as after training, and users that are not; factors over several powers of e."""
+    monkeypatch.setattr(fused, "Shifted", None)
+    user, item = unit(300, 64, 0), unit(500, 64, 1)
+    column, log_k = torch.arange(300), torch.randn(500, generator=torch.Generator().manual_seed(2)) * 2
+    near = normalize(user.detach()[:100] + item.detach()[:100])
+    user = torch.cat([near, user.detach()[100:]]).requires_grad_()
+    targets = Targets(None, column, torch.full((300,), 1 / 300), log_k[column])
+    got = gradients(fused_softmax(user, item, temperature, targets, log_k, half), user, item)
+    for mine, true in zip(got, exact(user, item, temperature, column, log_k), strict=True):
+        assert far(mine, true) < (near_enough if half else 1e-5)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_guess_that_hides_the_others_gives_way(half: bool) -> None:
+    """The target leads its row's sample by far, and what is left of the row without it is too small beside it."""
+    item = torch.cat([unit(1, 8, 3), -unit(1, 8, 3) + 0.01 * unit(40, 8, 1)]).detach()
+    item = normalize(item).requires_grad_()
+    user = normalize(item.detach()[:1] + 0.01 * unit(5, 8, 4).detach()).requires_grad_()
+    column, log_k = torch.zeros(5, dtype=torch.int64), torch.zeros(41)
+    log_own = torch.full((5,), -240.0)  # so that the others count although they are far
+    targets = Targets(None, column, torch.full((5,), 0.2), log_own)
+    got = gradients(fused_softmax(user, item, 0.008, targets, log_k, half), user, item)
+    wide_user, wide_item = (v.detach().double().requires_grad_() for v in (user, item))
+    logits = wide_user @ wide_item.t() / 0.008
+    z = torch.logsumexp(torch.cat([logits[:, :1] - 240.0, logits[:, 1:]], 1), 1)
+    true = gradients((z - logits[:, 0]).mean(), wide_user, wide_item)
+    for mine, theirs in zip(got, true, strict=True):
+        assert far(mine, theirs) < 1e-3
+
+
+def test_a_candidate_that_counts_for_nobody_moves_nobody() -> None:
+    user, item = unit(6, 8, 0), unit(5, 8, 1)
+    log_k = torch.tensor([0.0, 0.0, -torch.inf, 0.0, 0.0])
+    for half, temperature in ((False, 0.1), (True, 0.1), (True, 0.02)):
+        column = torch.tensor([0, 1, 3, 4, 0, 1])
+        targets = Targets(None, column, torch.full((6,), 1 / 6), torch.zeros(6))
+        _, by_user, by_item = gradients(fused_softmax(user, item, temperature, targets, log_k, half), user, item)
+        assert bool(torch.isfinite(by_user).all()) and not by_item[2].any() and bool(by_item[[0, 1, 3, 4]].any(1).all())
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
     user, item = unit(300, 16, 0), unit(50, 16, 1)
     whole = gradients(sampled(user, item, half), user, item)
-    monkeypatch.setattr(fused, "FEWEST_ROWS", 7)
-    monkeypatch.setattr(fused, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(score_blocks, "FEWEST_ROWS", 7)
+    monkeypatch.setattr(score_blocks, "BLOCK_BYTES", 1)
     for got, want in zip(gradients(sampled(user, item, half), user, item), whole, strict=True):
         assert far(got, want) < (5e-3 if half else 1e-6)
 

@@ -72,8 +72,8 @@ def test_only_sets_hide_what_a_user_has(make_toy):
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_absent_items_are_not_there(monkeypatch, block, half, scale):
-    monkeypatch.setattr("training.fused.BLOCK_BYTES", block)
-    monkeypatch.setattr("training.fused.FEWEST_ROWS", 2)
+    monkeypatch.setattr("training.score_blocks.BLOCK_BYTES", block)
+    monkeypatch.setattr("training.score_blocks.FEWEST_ROWS", 2)
     g = torch.Generator().manual_seed(0)
     user = torch.nn.functional.normalize(torch.randn(9, 8, generator=g)) * scale
     item = torch.nn.functional.normalize(torch.randn(11, 8, generator=g))

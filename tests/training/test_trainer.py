@@ -12,8 +12,6 @@ from towers.errors import ConfigError, DataError, TrainingError
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import TorchRuntime
-from training import device as hardware
-from training import objective as objective_of_a_batch
 from training.batches import user_inputs
 from training.checkpoint import Checkpointer
 from training.config import LossConfig, NegativesConfig, OptimConfig, TrainerConfig
@@ -240,31 +238,6 @@ def test_validation_is_skipped_where_it_is_not_due(tmp_path, toy):
 
     make_trainer(tmp_path, toy, validate=validate, epochs=5, evaluate_every=2).fit()
     assert len(calls) == 3, "epochs 2 and 4, and the last"
-
-
-def test_bf16_trains_close_to_fp32(tmp_path, toy):
-    losses = []
-    for precision in ("fp32", "bf16"):
-        trainer = make_trainer(tmp_path / precision, toy, precision=precision)
-        losses.append([trainer.train_step(batch)["train/loss"] for batch in trainer.loader])
-        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
-    assert losses[0] != losses[1], "the switch does something"
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-
-
-def test_bf16_towers_stay_in_fp32_where_the_processor_only_emulates_bf16(tmp_path, toy, monkeypatch):
-    def losses(name, precision):
-        trainer = make_trainer(tmp_path / name, toy, precision=precision)
-        return [trainer.train_step(batch)["train/loss"] for batch in trainer.loader]
-
-    monkeypatch.setattr(hardware, "_cpu_multiplies_bf16", lambda: True)
-    monkeypatch.setattr(objective_of_a_batch, "choose_half", lambda precision, device: (False, ""))
-    assert losses("able", "bf16") != losses("exact", "fp32")
-    monkeypatch.setattr(hardware, "_cpu_multiplies_bf16", lambda: False)
-    assert losses("unable", "bf16") == losses("exact_again", "fp32")
-    assert hardware.choose_autocast("fp32", torch.device("cpu")) == (False, "fp32")
-    half, words = hardware.choose_autocast("bf16", torch.device("cpu"))
-    assert not half and "multiplies no bf16" in words and "trainer.precision" in words
 
 
 @pytest.mark.parametrize("damage", ["lost", "damaged"])

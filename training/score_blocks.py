@@ -1,0 +1,129 @@
+"""Blocks of scores for the fused softmax: 2 or e to their power, the sums of each row, and what they push the items by.
+
+Legend: N rows, B rows of a block, C candidates, D dim, E = D and the columns beside, S candidates of a sample.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 1 << 22
+"""Of scores computed at a time: they stay in the cache between the products that use them."""
+FEWEST_ROWS = 64
+CUDA_BLOCK_BYTES = 1 << 28
+"""The same on a GPU, whose products want to be large."""
+WIDEST_RANGE = 40.0
+"""Scores lie within [-x, x], and factors within [exp(-x), 1]: 1e20 such terms have a finite sum in fp32 and bf16, the least is normal."""
+WIDEST_RANGE_BF16 = 16.0
+"""Past it, bf16 numbers lie 1/8 or more apart, too coarse for a score: it must come less its row's guess."""
+WIDEST_GUESSED = 128.0
+"""Within [-x, x] a guess serves; beyond, each row is shifted by its own maximum, in fp32."""
+GUESS_FROM = 256
+"""Candidates that a row's maximum is guessed from."""
+HEADROOM = 60.0
+"""Powers of 2 by which a score may exceed its row's guess."""
+LEAST_SUM = 2.0**-100
+"""Of a row, over 2 to its guess: what is too small to be raised is then below fp32's rounding of the sum."""
+LOG2_E = 1 / math.log(2)
+_NOBODY = -1e4
+"""Log factor of a candidate that counts for nobody: -inf would become NaN on the way."""
+
+
+class GuessTooHigh(Exception):
+    """A row's maximum was guessed so far above the rest of it that nothing of the rest is left."""
+
+
+def block_rows(rows: int, columns: int, kind: torch.dtype, device: torch.device) -> int:
+    """Rows of a block: all blocks about alike, since a short last one would cost the third product nearly as much as a full one."""
+    room = CUDA_BLOCK_BYTES if device.type == "cuda" else BLOCK_BYTES
+    most = max(FEWEST_ROWS, room // (kind.itemsize * max(1, columns)))
+    blocks = max(1, -(-rows // most))
+    return max(1, -(-rows // blocks))
+
+
+class Bounded:
+    """Scores of bounded vectors, in units of log 2: score, log k and the row's guess are one product."""
+
+    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, bound: float, half: bool) -> None:
+        kind = torch.bfloat16 if half and user_ND.dtype == torch.float32 else user_ND.dtype
+        self.kind = kind
+        self._item_CD = item_CD.to(kind)
+        one, log2_k_C = user_ND.new_ones(()), (log_k_C * LOG2_E).clamp(min=_NOBODY)
+        left, right = [one], [log2_k_C]
+        if kind == torch.bfloat16:  # one column rounds it, the second holds what the first has lost
+            left, right = [one, one], [log2_k_C.to(kind), log2_k_C - log2_k_C.to(kind)]
+        self._guess_N = None
+        if bound > (WIDEST_RANGE_BF16 if kind == torch.bfloat16 else WIDEST_RANGE):
+            few = slice(None, None, max(1, len(item_CD) // GUESS_FROM))
+            score_NS = _columns(user_ND * LOG2_E, left, kind) @ _columns(item_CD[few], [c[few] for c in right], kind).t()
+            # no score is above bound, so none is out of reach
+            self._guess_N = score_NS.amax(1).float().clamp(min=bound * LOG2_E - HEADROOM).to(kind).to(user_ND.dtype)
+            left, right = [*left, -self._guess_N], [*right, one]
+        self._user_NE, self._item_EC = _columns(user_ND * LOG2_E, left, kind), _columns(item_CD, right, kind).t()
+        rows = block_rows(len(user_ND), len(item_CD), kind, user_ND.device)
+        self._score_BC = torch.empty(rows, len(item_CD), dtype=kind, device=user_ND.device)
+        # the way round that each product is faster; bf16 ones are added up in fp32
+        self._grad_CD = (
+            torch.zeros_like(item_CD)
+            if kind == torch.bfloat16
+            else torch.zeros_like(item_CD.t(), memory_format=torch.contiguous_format).t()
+        )
+
+    def scores(self, block: slice) -> Tensor:
+        return torch.mm(self._user_NE[block], self._item_EC, out=self._score_BC[: block.stop - block.start])
+
+    def raised(self, block: slice, score_BC: Tensor) -> tuple[Tensor, Tensor | float]:
+        return score_BC.exp2_(), 0.0 if self._guess_N is None else self._guess_N[block] / LOG2_E
+
+    def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
+        wide = self._grad_CD.dtype
+        z_B = exp_BC.sum(1).to(wide)
+        if self._guess_N is not None and bool((z_B < LEAST_SUM).any()):
+            raise GuessTooHigh
+        return torch.mm(exp_BC, self._item_CD).to(wide), z_B
+
+    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
+        if self.kind == torch.bfloat16:
+            self._grad_CD += torch.mm(exp_BC.t(), user_BD.to(self.kind))
+        else:
+            self._grad_CD.t().addmm_(user_BD.t(), exp_BC)
+
+    def pushed(self) -> Tensor:
+        return self._grad_CD.contiguous()
+
+
+class Shifted:
+    """Scores of any size: each row is shifted by its own maximum, factors included, in full precision."""
+
+    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor) -> None:
+        self.kind = user_ND.dtype
+        self._user_ND, self._item_CD, self._log_k_C = user_ND, item_CD, log_k_C
+        self._grad_CD = torch.zeros_like(item_CD)
+
+    def scores(self, block: slice) -> Tensor:
+        return torch.addmm(self._log_k_C, self._user_ND[block], self._item_CD.t())
+
+    def raised(self, block: slice, score_BC: Tensor) -> tuple[Tensor, Tensor | float]:
+        highest_B = score_BC.amax(1).nan_to_num(neginf=0.0)
+        return score_BC.sub_(highest_B.unsqueeze(1)).exp_(), highest_B
+
+    def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
+        return exp_BC @ self._item_CD, exp_BC.sum(1)
+
+    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
+        self._grad_CD.addmm_(exp_BC.t(), user_BD)
+
+    def pushed(self) -> Tensor:
+        return self._grad_CD
+
+
+def _columns(vectors: Tensor, more: Sequence[Tensor], kind: torch.dtype) -> Tensor:
+    """Vectors with more columns (or scalars), and zeros up to an even number, as bf16 products take them in pairs."""
+    rows, dim = vectors.shape
+    wide = torch.zeros(rows, -(-(dim + len(more)) // 2) * 2, dtype=kind, device=vectors.device)
+    wide[:, :dim] = vectors
+    for place, column in enumerate(more, start=dim):
+        wide[:, place] = column
+    return wide
