@@ -19,7 +19,6 @@ from training.interactions import Interactions
 from training.queries import Queries
 from training.sources.base import Oracle
 
-RECENT_DAYS = (1, 3, 7, 14, 30)
 _DAY_US = 86_400_000_000
 
 

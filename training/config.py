@@ -16,6 +16,7 @@ from training.bounds import check_bounds
 from training.data_config import DataConfig, SplitConfig, schema_of
 
 SPLITS = ("global_temporal", "leave_one_out", "given", "random", "item_cold", "user_cold")
+BASELINES = ("auto", "most_popular", "own_history", "recent_popular", "markov", "item_knn", "ease", "random", "oracle")
 
 
 @dataclass
@@ -152,7 +153,8 @@ class EvaluateConfig:
         unit: auto | user | event: one query per user with all held-out items relevant, or one per held-out event with
             its own time, context and history strictly before it. auto = user for `given`, event otherwise.
         seen: masked | unmasked | both: whether items of the user's history may be recommended.
-        baselines: auto, or names among most_popular, own_history, recent_popular, markov, random, oracle.
+        baselines: auto, or names among most_popular, own_history, recent_popular, markov, item_knn, ease, random, oracle. auto = all that
+            apply but random; item_knn and ease where they take seconds (ease: 8 I^2 bytes for I items, time I^3; up to 6,000 items).
         draws: bootstrap draws over users for the 95 % intervals.
         slices: metrics by history length, item age and popularity decile.
         max_queries: most queries evaluated, drawn by seed; 0 = all.
@@ -251,7 +253,7 @@ def validate(config: TrainingConfig) -> None:
     _choice("evaluate.unit", config.evaluate.unit, ("auto", "user", "event"))
     _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))
     for name in config.evaluate.baselines:
-        _choice("evaluate.baselines", name, ("auto", "most_popular", "own_history", "recent_popular", "markov", "random", "oracle"))
+        _choice("evaluate.baselines", name, BASELINES)
     if config.split.name == "global_temporal" and config.data.order != "time":
         raise ConfigError(
             f"split.name: global_temporal needs timestamps, and data.order is {config.data.order!r}. Use leave_one_out or given"

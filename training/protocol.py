@@ -14,7 +14,7 @@ LOUD = "THE MODEL IS BELOW"
 
 
 def protocol(
-    asked: Queries, config: TrainingConfig, ks: Sequence[int], n_recommendable: int, names: Sequence[str], days: int, length: int
+    asked: Queries, config: TrainingConfig, ks: Sequence[int], n_recommendable: int, baselines: Sequence[str], length: int
 ) -> list[str]:
     """The protocol in sentences, for metrics.json and the console."""
     data, settings = asked.data, config.evaluate
@@ -30,8 +30,8 @@ def protocol(
         f"intervals: 95 % percentile bootstrap over users, {settings.draws} draws, seed {config.seed};"
         " differences to a baseline are paired by query",
     ]  # fmt: skip
-    if names:
-        lines.append("baselines count training rows only, under the model's masks: " + ", ".join(_named(n, days, config) for n in names))
+    if baselines:
+        lines.append("baselines count training rows only, under the model's masks: " + ", ".join(baselines))
     return lines
 
 
@@ -93,11 +93,3 @@ def _seen(seen: str, split_name: str) -> str:
         "unmasked": f"not masked ({what} may be recommended)",
         "both": f"reported masked and unmasked ({what})",
     }[seen]
-
-
-def _named(name: str, days: int, config: TrainingConfig) -> str:
-    if name == "recent_popular":
-        return f"recent_popular (last {days} days of training, chosen on validation)"
-    if name == "random":
-        return f"random (seed {config.seed})"
-    return name

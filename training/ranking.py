@@ -13,7 +13,8 @@ from towers.errors import DataError
 from towers.job import write_json
 from towers.runtime import WEIGHTS_FILE
 from training.asking import Asking, Form, Ranked
-from training.baseline_choice import baseline_fills, choose_baselines, choose_days
+from training.baseline_choice import baseline_fills, choose_baselines, fit_similarities, most_pairs
+from training.baseline_settings import choose_settings
 from training.config import TrainingConfig
 from training.device import choose_device
 from training.facts import Stopwatch, run_facts
@@ -43,14 +44,15 @@ def run(config: TrainingConfig) -> str:
     prepared, data = data, evaluated(data, settings, run_dir)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
-    names = choose_baselines(settings.baselines, data.schema.order, config.data.name, settings.seen)
+    names = choose_baselines(settings.baselines, data.schema.order, config.data.name, settings.seen, most_pairs(data), data.n_items)
     views = make_views(settings, data.schema)
     others = rivals(settings.against, prepared)
     asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed)
     allowed_I = recommendable(data)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
     forms = make_forms(asked, settings.seen)
-    days = choose_days(prepared, config, allowed_I, forms[0].masked) if "recent_popular" in names else 0
+    chosen = choose_settings(names, prepared, config, allowed_I, forms[0].masked)
+    similar, said = fit_similarities(names, data, chosen), [chosen.said(name) for name in names]
     device = choose_device(config.trainer.device)
     model = Ranked.open(run_dir, data, device)
     runs = {name: Ranked.open(folder, theirs, device) for name, (folder, theirs) in others.items()}
@@ -60,13 +62,13 @@ def run(config: TrainingConfig) -> str:
         "metrics": {},
         "baselines": {name: {} for name in (*names, *runs)},
         "paired": {name: {} for name in (*names, *runs)},
-        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), names, days, model.length) + described(views),
+        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), said, model.length) + described(views),
         "warnings": warnings,
     }
     for form in forms:
         asking = Asking(form, ks, allowed_I, views, settings.slices)
         measured = model.measure(asking, "model")
-        fills = baseline_fills(names, data, form.queries, config, days)
+        fills = baseline_fills(names, data, form.queries, config, chosen, similar)
         baselines = {name: asking.measure(fill, name) for name, fill in fills.items()}
         baselines |= {name: run.measure(asking, name) for name, run in runs.items()}
         results, theirs, paired = compare(measured, baselines, form.queries.user_Q, settings.draws, config.seed)

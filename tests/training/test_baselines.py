@@ -16,6 +16,7 @@ from towers.topk import Fill
 from training import baselines, metrics
 from training.baseline_choice import choose_baselines
 from training.interactions import Interactions
+from training.item_similarity import choices_UI, item_knn, sums_over_history
 from training.queries import Queries, make_queries
 from training.rank_queries import rank_queries
 
@@ -116,10 +117,10 @@ def test_oracle_maps_users_items_and_context(make_toy) -> None:
 
 
 def test_which_baselines_apply() -> None:
-    assert choose_baselines(["auto"], "time", "ml_1m") == ["most_popular", "recent_popular", "markov"]
-    assert choose_baselines(["auto"], "set", "lightgcn") == ["most_popular"]
+    assert choose_baselines(["auto"], "time", "ml_1m") == ["most_popular", "recent_popular", "markov", "item_knn", "ease"]
+    assert choose_baselines(["auto"], "set", "lightgcn") == ["most_popular", "item_knn", "ease"]
     assert choose_baselines(["auto"], "time", "synthetic")[-1] == "oracle"
-    assert choose_baselines(["random", "auto"], "set", "table") == ["random", "most_popular"]
+    assert choose_baselines(["random", "auto"], "set", "table") == ["random", "most_popular", "item_knn", "ease"]
     assert choose_baselines([], "time", "table") == []
     assert choose_baselines(["auto"], "set", "frappe", "both") == ["most_popular", "own_history"]
     with pytest.raises(ConfigError, match="own_history needs lists that may hold seen items"):
@@ -175,18 +176,25 @@ def test_ml_1m_popularity_and_markov(ml_1m: Path, make_toy) -> None:
     assert (round(chain["hit_rate"], 4), round(chain["ndcg"], 4)) == (0.2144, 0.1259)
 
 
-@pytest.mark.realdata
-def test_gowalla_popularity(gowalla: Path, make_toy) -> None:
+def read_gowalla(folder: Path, like: Interactions) -> Interactions:
     parts = []
     for code, name in ((TRAIN, "train.txt"), (TEST, "test.txt")):
-        for line in (gowalla / name).read_text().splitlines():
+        for line in (folder / name).read_text().splitlines():
             user, *items = map(int, line.split())
             parts.append(np.stack([np.full(len(items), user), items, np.full(len(items), code)], axis=1))
     raw = np.concatenate(parts)
     raw = raw[np.argsort(raw[:, 0], kind="stable")]
     user, item = (np.unique(raw[:, c], return_inverse=True)[1] for c in (0, 1))
-    data = columns_only(user, item, raw[:, 2].astype(np.uint8), "set", make_toy())
+    return columns_only(user, item, raw[:, 2].astype(np.uint8), "set", like)
+
+
+@pytest.mark.realdata
+def test_gowalla_popularity_and_item_knn(gowalla: Path, make_toy) -> None:
+    """BARS has .1570 / .1214 for ItemCF, which ours must not be a weaker form of."""
+    data = read_gowalla(gowalla, make_toy())
     assert (data.n_users, data.n_items) == (29_858, 40_981)
     queries = make_queries(data, "test", "auto", "given").unseen()
     popular = score(data, queries, baselines.most_popular(data), 20)
     assert (round(popular["recall"], 4), round(popular["ndcg"], 4)) == (0.0416, 0.0317)
+    near = score(data, queries, sums_over_history(item_knn(choices_UI(data), 500, 30.0), queries), 20)
+    assert near["recall"] > 0.1570 and near["ndcg"] > 0.1214

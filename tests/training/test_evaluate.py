@@ -70,7 +70,7 @@ def test_the_result_file(make_toy, evaluated: Evaluated, capsys: pytest.CaptureF
                 assert figure["ci95"] is None
             elif "exposure" not in name:  # a ratio of shares may pass 1
                 assert 0 <= figure["ci95"][0] <= figure["value"] <= figure["ci95"][1] <= 1
-    assert set(document["baselines"]) == set(document["paired"]) == {"most_popular", "recent_popular", "markov"}
+    assert set(document["baselines"]) == set(document["paired"]) == {"most_popular", "recent_popular", "markov", "item_knn", "ease"}
     for name, differences in document["paired"].items():
         for metric, difference in differences.items():
             apart = document["metrics"][metric]["value"] - document["baselines"][name][metric]["value"]
