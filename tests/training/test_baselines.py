@@ -122,7 +122,7 @@ def test_which_baselines_apply() -> None:
     assert choose_baselines(["auto"], "time", "synthetic")[-1] == "oracle"
     assert choose_baselines(["random", "auto"], "set", "table") == ["random", "most_popular", "item_knn", "ease"]
     assert choose_baselines([], "time", "table") == []
-    assert choose_baselines(["auto"], "set", "frappe", "both") == ["most_popular", "own_history"]
+    assert choose_baselines(["auto"], "set", "frappe", "both") == ["most_popular", "own_history", "item_knn", "ease"]
     with pytest.raises(ConfigError, match="own_history needs lists that may hold seen items"):
         choose_baselines(["own_history"], "time", "table")
     for name, order in (("markov", "set"), ("recent_popular", "position"), ("oracle", "time")):
