@@ -3,18 +3,18 @@
 Legend: B rows, L history positions (right-aligned, newest last), D dim, H attention heads, K = D / H.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
+from towers.batch import HISTORY_AGE, HISTORY_EVENT
 from towers.errors import ConfigError
 from towers.features import FEATURE_SCALE, embedding, linear
 from towers.history import AGE_ROWS
-from towers.lookups import HISTORY_MASK
+from towers.lookups import HISTORY_MASK, HISTORY_ROWS
 from towers.model_config import ModelConfig
 
 MASKED = -1e9
@@ -28,14 +28,28 @@ class History(NamedTuple):
     weights_BL: Tensor
 
 
+Pool = Callable[[Tensor], Tensor]
+"""[B, L] weights of a history's events -> [B, D], the weighted sum of their rows."""
+
+
 class HistoryEncoder(nn.Module):
-    """Common part: a learned vector stands for an empty history."""
+    """Common part: a learned vector stands for an empty history.
+
+    Attributes:
+        pools: the vector is a weighted sum of the history's rows, so `pooled` needs none of them in memory.
+    """
+
+    pools = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.no_history_D = nn.Parameter(torch.randn(dim) * dim**-0.5)
 
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
+        raise NotImplementedError
+
+    def pooled(self, gathered: Mapping[str, Tensor], pool: Pool) -> History:
+        """What `forward` gives, with the rows summed by `pool`; only where `pools`."""
         raise NotImplementedError
 
     def positions(self, gathered: Mapping[str, Tensor]) -> Tensor:
@@ -55,22 +69,27 @@ class MeanEncoder(HistoryEncoder):
     Linear in the rows, so a score is exactly a sum over history positions. All weights start equal.
     """
 
+    pools = True
+
     def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> None:
         super().__init__(config.dim)
         self.event_log_weight = nn.Parameter(torch.zeros(event_rows)) if reads_event else None
         self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_age else None
 
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
-        rows_BLD, mask_BL = gathered[f"{HISTORY_ITEM}.rows"], gathered[HISTORY_MASK]
+        rows_BLD = gathered[HISTORY_ROWS]
+        return self.pooled(gathered, lambda weights_BL: torch.matmul(weights_BL.unsqueeze(1), rows_BLD).squeeze(1))
+
+    def pooled(self, gathered: Mapping[str, Tensor], pool: Pool) -> History:
+        mask_BL = gathered[HISTORY_MASK]
         logits_BL = (1.0 - mask_BL) * MASKED
         if self.event_log_weight is not None:
             logits_BL = logits_BL + F.embedding(gathered[HISTORY_EVENT], self.event_log_weight.unsqueeze(1)).squeeze(-1)
         if self.age_log_weight is not None:
             logits_BL = logits_BL + F.embedding(gathered[HISTORY_AGE], self.age_log_weight.unsqueeze(1)).squeeze(-1)
         weights_BL = torch.softmax(logits_BL, dim=-1) * mask_BL
-        mean_BD = torch.matmul(weights_BL.unsqueeze(1), rows_BLD).squeeze(1)
         has_history_B1 = mask_BL.amax(-1, keepdim=True)
-        return History(mean_BD + (1.0 - has_history_B1) * self.no_history_D, weights_BL)
+        return History(pool(weights_BL) + (1.0 - has_history_B1) * self.no_history_D, weights_BL)
 
 
 class TransformerEncoder(HistoryEncoder):
@@ -102,7 +121,7 @@ class TransformerEncoder(HistoryEncoder):
         return torch.where(mask_BL1 > 0, self._encode(gathered, last_only=False), self.no_history_D)
 
     def _encode(self, gathered: Mapping[str, Tensor], last_only: bool) -> Tensor:
-        x_BLD = gathered[f"{HISTORY_ITEM}.rows"]
+        x_BLD = gathered[HISTORY_ROWS]
         if self.event is not None:
             x_BLD = x_BLD + self.event(gathered[HISTORY_EVENT])
         x_BLD = self.drop(x_BLD)

@@ -69,6 +69,20 @@ def rows_mean(rows: Tensor, mask: Tensor) -> Tensor:
     return (rows * mask.unsqueeze(-1)).sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1.0)
 
 
+def pool_rows(table: nn.Embedding, rows_BL: Tensor, weights_BL: Tensor) -> Tensor:
+    """Weighted sums of a table's rows, padding left out: int [B, L], [B, L] -> [B, D]. The rows themselves are never copied."""
+    valid_BL = rows_BL != PAD_ROW
+    counts_B = valid_BL.sum(1)
+    return F.embedding_bag(
+        rows_BL[valid_BL],
+        table.weight,
+        (counts_B.cumsum(0) - counts_B).to(rows_BL.dtype),
+        mode="sum",
+        per_sample_weights=weights_BL[valid_BL].to(table.weight.dtype),
+        sparse=table.sparse,
+    )
+
+
 class FeatureSum(nn.Module):
     """The sum of a tower's declared features.
 

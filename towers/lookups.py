@@ -20,6 +20,7 @@ from towers.model_config import InputSpec, ModelConfig
 ITEM_TABLE = ITEM_ID
 HISTORY_TABLE = "history_item"
 HISTORY_MASK = "history.mask"
+HISTORY_ROWS = f"{HISTORY_ITEM}.rows"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class TowerPlan:
         user, item: the arrays of each core, in the order of the ONNX graph's inputs.
         user_specs, item_specs: the declared features among them.
         tables: rows of each large table.
+        history_table: name of the one that history items are looked up in.
         reads_event, reads_age: whether the history's event types and ages are read.
     """
 
@@ -59,6 +61,7 @@ class TowerPlan:
     user_specs: tuple[InputSpec, ...]
     item_specs: tuple[InputSpec, ...]
     tables: Mapping[str, int]
+    history_table: str
     reads_event: bool
     reads_age: bool
 
@@ -92,7 +95,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     reads_age = config.history.use_age and config.history.name != "transformer"
     length, dim = config.history.length, config.dim
     history = [
-        CoreInput(f"{HISTORY_ITEM}.rows", HISTORY_ITEM, "float32", (length, dim), table=history_table),
+        CoreInput(HISTORY_ROWS, HISTORY_ITEM, "float32", (length, dim), table=history_table),
         CoreInput(HISTORY_MASK, HISTORY_ITEM, "float32", (length,), is_mask=True),
     ]
     if reads_event:
@@ -105,6 +108,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
         user_specs=user_specs,
         item_specs=item_specs,
         tables=tables,
+        history_table=history_table,
         reads_event=reads_event,
         reads_age=reads_age,
     )

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from towers.batch import HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
-from towers.encoders import HistoryEncoder, make_encoder
+from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
-from towers.features import FeatureSum, embedding, linear, small_tables
-from towers.lookups import HISTORY_TABLE, CoreInput, plan_towers
+from towers.features import FeatureSum, embedding, linear, pool_rows, small_tables
+from towers.lookups import HISTORY_ROWS, HISTORY_TABLE, CoreInput, plan_towers
 from towers.model_config import HeadConfig, InputSpec, ModelConfig
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
@@ -51,6 +51,8 @@ class TwoTower(nn.Module):
     def __init__(self, config: ModelConfig, inputs: Sequence[InputSpec], event_rows: int) -> None:
         super().__init__()
         config.validate()
+        if not config.history.length:
+            raise ConfigError("model.history.length: 0 stands for a length taken from the data; a model is built with that length")
         self.config = config
         self.plan = plan_towers(config, inputs, event_rows)
         self.tables = nn.ModuleDict({name: embedding(rows, config.dim) for name, rows in self.plan.tables.items()})
@@ -68,7 +70,13 @@ class TwoTower(nn.Module):
 
     def user(self, batch: Mapping[str, Tensor]) -> UserOutput:
         """Vectors of users given by their newest L events, features and context."""
-        return self.user_core(self.lookup_user(batch))
+        batch = self._hide(batch) if self.training else batch
+        if not self.history.pools:
+            return self.user_core(self._gather(batch, self.plan.user))
+        # No row of a long history has to lie in memory: 500 users of up to 800 events in 640 dimensions would be a gigabyte.
+        gathered = self._gather(batch, (entry for entry in self.plan.user if entry.name != HISTORY_ROWS))
+        table = _table(self.tables, self.plan.history_table)
+        return self._join(self.history.pooled(gathered, lambda weights_BL: pool_rows(table, batch[HISTORY_ITEM], weights_BL)), gathered)
 
     def user_sequence(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors of all history positions, [B, L, D]: column t has seen the history up to and including column t.
@@ -89,7 +97,9 @@ class TwoTower(nn.Module):
 
     def user_core(self, gathered: Mapping[str, Tensor]) -> UserOutput:
         """From gathered rows (see `plan.user`) to vectors and history weights."""
-        history = self.history(gathered)
+        return self._join(self.history(gathered), gathered)
+
+    def _join(self, history: History, gathered: Mapping[str, Tensor]) -> UserOutput:
         features = self.user_features(gathered, self.small_tables)
         vector_BD = self._finish(history.vector_BD, features, self.user_head)
         return UserOutput(vector_BD.unsqueeze(1), history.weights_BL)

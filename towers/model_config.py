@@ -15,7 +15,7 @@ class HistoryConfig:
 
     Attributes:
         name: `mean` (weighted mean: linear, exact reasons) or `transformer` (causal, for ordered data).
-        length: most recent events kept.
+        length: most recent events kept; 0 = as many as the prepared data has of any user, at most 1000.
         share_item_table: look history items up in the item tower's id table instead of one of their own.
         use_event_type: events of different types weigh differently.
         use_age: newer events weigh differently (needs timestamps).
@@ -79,7 +79,7 @@ class ModelConfig:
         _one_of("model.user_head.name", self.user_head.name, ("linear", "mlp"))
         _one_of("model.item_head.name", self.item_head.name, ("linear", "mlp"))
         _at_least("model.dim", self.dim, 1)
-        _at_least("model.history.length", self.history.length, 1)
+        _at_least("model.history.length", self.history.length, 0)
         _at_least("model.history.layers", self.history.layers, 1)
         _at_least("model.history.heads", self.history.heads, 1)
         for name, head in (("model.user_head", self.user_head), ("model.item_head", self.item_head)):

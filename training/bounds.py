@@ -43,6 +43,7 @@ BOUNDS: Final = {
     "optim.weight_decay": _ANY,
     "optim.warmup_share": _SHARE,
     "optim.clip_norm": _OFF._replace(words="a number above 0, or 0 to switch it off"),
+    "trainer.history_share": _SHARE,
     "trainer.batch_size": _OFF._replace(words="at least 1, or 0 for the sampler's own"),
     "trainer.epochs": _SOME,
     "trainer.max_steps": _OFF,

@@ -12,6 +12,9 @@ from training.config import TrainingConfig
 BATCH_SIZES = {"event": 1024, "sequence": 128, "user": 512}
 """Examples a step where the config leaves it open: a window holds up to a hundred targets, an event one."""
 
+STEPS_A_PASS, FEWEST_USERS = 58, 64
+"""Of the user sampler: what Gowalla's 29,858 users come to in batches of 512."""
+
 # Measured on one core with AVX512-BF16 (scripts/bench/results/loss_choice_epyc_202611.md); fp32 costs two to three times as much on both
 # sides of the comparison, so the choice does not ask which it is.
 SCORE_NS, SCORE_NS_PER_DIM = 1.0, 0.034
@@ -79,12 +82,14 @@ def choose(config: TrainingConfig, sizes: Sizes) -> Choice:
             else f"more than loss.exact_worth={config.loss.exact_worth:g} times as much"
         )
     sampler = samplers[0 if full else 1]
-    return Choice(sampler, "full_softmax" if full else "sampled_softmax", batch_size(config, sampler), why)
+    return Choice(sampler, "full_softmax" if full else "sampled_softmax", batch_size(config, sampler, sizes.users), why)
 
 
-def batch_size(config: TrainingConfig, sampler: str) -> int:
-    """Examples a step."""
-    return config.trainer.batch_size or BATCH_SIZES[sampler]
+def batch_size(config: TrainingConfig, sampler: str, users: int) -> int:
+    """Examples a step. An epoch of few users still is `STEPS_A_PASS` steps, as long as a step holds `FEWEST_USERS`."""
+    if config.trainer.batch_size or sampler != "user":
+        return config.trainer.batch_size or BATCH_SIZES[sampler]
+    return min(BATCH_SIZES[sampler], max(FEWEST_USERS, users // STEPS_A_PASS))
 
 
 def _auto_samplers(config: TrainingConfig, sizes: Sizes) -> tuple[str, str]:
@@ -107,15 +112,18 @@ def _ns_a_target(config: TrainingConfig, sizes: Sizes, sampler: str, exact: bool
 
 
 def _step(config: TrainingConfig, sizes: Sizes, sampler: str) -> _Step:
-    size, length, mean = batch_size(config, sampler), config.model.history.length, sizes.targets / max(sizes.users, 1)
+    size, length, mean = batch_size(config, sampler, sizes.users), config.model.history.length, sizes.targets / max(sizes.users, 1)
+    # a weighted sum reads the events that there are, a transformer computes its padding, too
+    held = length if config.model.history.name == "transformer" else min(length, mean)
     if sampler == "sequence":
         targets = size * min(mean, float(length))
         return _Step(targets, targets, size * length)
     if sampler == "user":
         size = min(size, max(sizes.users, 1))
-        return _Step(size, size * max(mean / 2, 1.0), size * length)
+        asked = mean if config.trainer.predict == "all" and sizes.shuffled else mean / 2
+        return _Step(size, size * max(asked, 1.0), size * held)
     size = min(size, max(sizes.targets, 1))
-    return _Step(size, size, size * length)
+    return _Step(size, size, size * held)
 
 
 def _distinct(draws: float, items: int) -> float:

@@ -13,23 +13,10 @@ from omegaconf import MISSING
 from towers.errors import ConfigError
 from towers.model_config import ModelConfig
 from training.bounds import check_bounds
-from training.data_config import DataConfig, SplitConfig, schema_of
+from training.data_config import DataConfig, IdentityConfig, SplitConfig, schema_of
 
 SPLITS = ("global_temporal", "leave_one_out", "given", "random", "item_cold", "user_cold")
 BASELINES = ("auto", "most_popular", "own_history", "recent_popular", "markov", "item_knn", "ease", "random", "oracle")
-
-
-@dataclass
-class IdentityConfig:
-    """How raw user ids become keys: HMAC-SHA256 under a secret kept outside every artefact.
-
-    Attributes:
-        key_file: null = $TOWERS_KEY_FILE or ~/.towers/user_key; made with mode 0600 where absent.
-        keep_raw_ids: keep a table of raw user ids in the run, so that `export` may write them.
-    """
-
-    key_file: str | None = None
-    keep_raw_ids: bool = False
 
 
 @dataclass
@@ -105,7 +92,12 @@ class TrainerConfig:
         sampler: auto | event | sequence | user: what an example is: one event, a window of events (transformer), or all of a user's events
             divided into a history and targets. auto = sequence for a transformer; else user for data without order where the loss is exact
             (grouped by user it costs least); else event.
-        batch_size: examples a step. 0 = 1024 events, 128 windows or 512 users.
+        history_share: with the user sampler and data without order, the share of a user's events that is the history.
+        predict: rest | all: with the user sampler and data without order, what is predicted from the history: the user's other events,
+            or all, the history's own included.
+        start: random | spectral: the first values of the item and history tables. spectral = truncated singular vectors of the training
+            rows (training/spectral.py). With init_from, what is found there.
+        batch_size: examples a step. 0 = 1024 events, 128 windows, or 64 to 512 users (58 steps an epoch).
         device: auto | cpu | cuda.
         precision: fp32 | bf16 (autocast).
         max_steps: 0 = no bound besides epochs.
@@ -125,6 +117,9 @@ class TrainerConfig:
     """
 
     sampler: str = "auto"
+    history_share: float = 0.5
+    predict: str = "rest"
+    start: str = "random"
     batch_size: int = 0
     epochs: int = 10
     max_steps: int = 0
@@ -247,6 +242,8 @@ def validate(config: TrainingConfig) -> None:
     _choice("optim.name", config.optim.name, ("auto", "adam", "lazy_adam", "rowwise_adagrad"))
     _choice("optim.schedule", config.optim.schedule, ("constant", "linear", "cosine"))
     _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
+    _choice("trainer.predict", config.trainer.predict, ("rest", "all"))
+    _choice("trainer.start", config.trainer.start, ("random", "spectral"))
     _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
     _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))

@@ -76,6 +76,19 @@ class DataConfig:
 
 
 @dataclass
+class IdentityConfig:
+    """How raw user ids become keys: HMAC-SHA256 under a secret kept outside every artefact.
+
+    Attributes:
+        key_file: null = $TOWERS_KEY_FILE or ~/.towers/user_key; made with mode 0600 where absent.
+        keep_raw_ids: keep a table of raw user ids in the run, so that `export` may write them.
+    """
+
+    key_file: str | None = None
+    keep_raw_ids: bool = False
+
+
+@dataclass
 class SplitConfig:
     """How interactions are divided.
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from towers.columns import TRAIN
@@ -18,7 +19,7 @@ from training.config import TrainingConfig
 from training.device import choose_autocast, choose_device
 from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
-from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
+from training.examples import Division, EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
 from training.interactions import Interactions
 from training.launch import follow_launcher, launch, wanted
@@ -29,10 +30,14 @@ from training.optim import Optimizer, choose_tables
 from training.refit import FOLDER, RESULT, refit_config, with_validation
 from training.room import alone_in, enough_memory
 from training.score_blocks import WIDEST_GUESSED
+from training.spectral import spectral_start
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
 from training.warm_start import warm_start
+
+LONGEST_HISTORY = 1000
+"""Events of a history, where its length is left to the data."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,10 @@ def run(config: TrainingConfig) -> str:
 def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool) -> None:
     """Restore or start, say what is about to happen, and fit."""
     restored, processes = restore(parts, resume), parts.processes
-    if config.trainer.init_from and not parts.progress.step:
-        carried = warm_start(parts.model, data.preprocessor, config.trainer.init_from)
-        if processes.first:
-            print(f"train: {carried}", flush=True)
+    if not parts.progress.step:
+        started = start(config, data, parts)
+        if processes.first and started:
+            print(f"train: {started}", flush=True)
     several = f" on {processes.size} processes" if processes.size > 1 else ""
     epochs = f", {parts.last_epoch} epochs on training and validation rows" if parts.last_epoch else ""
     device = parts.objective.items.device
@@ -113,6 +118,26 @@ def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool
             flush=True,
         )
     fit(config, parts)
+
+
+def start(config: TrainingConfig, data: Interactions, parts: Parts) -> str:
+    """Give a model its first weights, where those of its construction are not wanted; returns what to say about it."""
+    if config.trainer.init_from:
+        return str(warm_start(parts.model, data.preprocessor, config.trainer.init_from))
+    if config.trainer.start == "spectral":
+        said = parts.processes.lead(lambda: spectral_start(parts.model, data, config.seed))
+        parts.processes.copy_state(parts.model)
+        return said
+    return ""
+
+
+def with_length(config: TrainingConfig, data: Interactions) -> TrainingConfig:
+    """The settings with model.history.length filled in where it is left to the data."""
+    if config.model.history.length:
+        return config
+    longest = int(np.diff(data.offsets).max(initial=1))
+    history = replace(config.model.history, length=min(longest, LONGEST_HISTORY))
+    return replace(config, model=replace(config.model, history=history))
 
 
 def write_results(config: TrainingConfig, parts: Parts, device: torch.device, watch: Stopwatch, chosen: Outcome | None = None) -> str:
@@ -158,13 +183,24 @@ def assemble(
         folder: of the checkpoints, below the run's own.
         last_epoch: stop after that many epochs, on the schedule of trainer.epochs; 0 = do not.
     """
+    digest = data_and_config_hash(config, data)
+    config = with_length(config, data)
     torch.manual_seed(config.seed)
     model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
     events = TrainingEvents.select(data, (TRAIN,))
     items = CandidateItems(data, events, device)
     choice = choose(config, Sizes(int(items.counts_K.sum()), events.users_with_targets(), len(items), data.schema.order == "set"))
     sampler, batch_size = make_sampler(choice.sampler, config, events), choice.batch_size
-    loader = Loader(data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed, part=processes.part)
+    loader = Loader(
+        data,
+        events,
+        sampler,
+        length=config.model.history.length,
+        batch_size=batch_size,
+        seed=config.seed,
+        part=processes.part,
+        division=Division(config.trainer.history_share, config.trainer.predict == "all"),
+    )
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
     if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:
         why += f"; all in fp32, as scores reach 1/{config.model.temperature:g} (model.temperature), past {WIDEST_GUESSED:g}"
@@ -175,7 +211,7 @@ def assemble(
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints" / folder,
         {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
-        config_hash=data_and_config_hash(config, data) + (f"-{folder}-{last_epoch}" if last_epoch else ""),
+        config_hash=digest + (f"-{folder}-{last_epoch}" if last_epoch else ""),
         settings=deciding_settings(config) | ({"the epochs of the refit": last_epoch} if last_epoch else {}),
         every=config.trainer.checkpoint_every,
         keep=config.trainer.keep_checkpoints,

@@ -7,6 +7,7 @@ import torch
 
 from towers.encoders import ENCODERS, make_encoder
 from towers.errors import ConfigError
+from towers.features import pool_rows
 from towers.history import AGE_ROWS
 from towers.model_config import HistoryConfig, ModelConfig
 
@@ -44,6 +45,27 @@ def test_a_longer_window_of_the_same_history_gives_the_same_vector(name):
     encoder = build(name)
     short, long = histories([1, 3, 4], width=4), histories([1, 3, 4], width=11)
     assert torch.allclose(encoder(short).vector_BD, encoder(long).vector_BD, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_pooled_in_their_table_equal_gathered_rows(sparse):
+    """Vectors, weights and gradients: the way of training and torch, against the way of the exported core."""
+    encoder, table = build("mean"), torch.nn.Embedding(20, DIM, padding_idx=0, sparse=sparse)
+    gathered, into = histories([0, 1, 4, 6]), torch.randn(4, DIM)
+    ids = (torch.randint(1, 20, (4, LENGTH)) * gathered["history.mask"]).int()
+    found = []
+    for pools in (True, False):
+        encoder.zero_grad()
+        table.zero_grad()
+        if pools:
+            vector, weights = encoder.pooled(gathered, lambda weights_BL: pool_rows(table, ids, weights_BL))
+        else:
+            vector, weights = encoder({**gathered, "history.item.rows": table(ids)})
+        (vector * into).sum().backward()
+        gradients = [parameter.grad for parameter in (table.weight, *encoder.parameters())]
+        found.append([vector, weights, *(g.to_dense() if g.is_sparse else g for g in gradients)])
+    for pooled, row_by_row in zip(*found, strict=True):
+        torch.testing.assert_close(pooled, row_by_row, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

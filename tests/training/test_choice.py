@@ -52,6 +52,11 @@ def test_the_estimate_counts_a_users_scores_once():
     assert float(by_user.split(" us")[0].split()[-1]) < 0.3 * float(by_event.split(" us")[0].split()[-1])
 
 
+@pytest.mark.parametrize("users,expected", [(10, 64), (6_040, 104), (29_858, 512), (1_000_000, 512)])
+def test_few_users_make_small_batches_not_short_epochs(users, expected):
+    assert chosen(Sizes(20 * users, users, 3_000, True), trainer__sampler="user").batch_size == expected
+
+
 @pytest.mark.parametrize("sizes", [Sizes(1, 1, 1, True), Sizes(2, 2, 1, False), Sizes(3, 1, 50, True)])
 def test_tiny_data_are_no_obstacle(sizes):
     assert chosen(sizes).loss == "full_softmax"

@@ -6,7 +6,7 @@ import pytest
 from towers.columns import TRAIN, VALID
 from towers.errors import DataError
 from training.events import TrainingEvents
-from training.examples import EventSampler, SequenceSampler, UserSampler, random_others, user_parts
+from training.examples import Division, EventSampler, SequenceSampler, UserSampler, random_others, user_parts
 
 
 def rows(events, places=None):
@@ -132,6 +132,17 @@ def test_user_parts_are_a_history_and_what_follows_it(shuffled):
             else:
                 assert (np.diff(both) == 1).all(), "what is asked for follows the history"
                 assert len(kept) == min(6, asked[0] - start) and len(asked) == min(30, stop - asked[0])
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.7, 1.0])
+def test_all_events_of_a_set_can_be_predicted_from_a_part_of_them(kept):
+    starts, stops = np.array([0, 1, 10]), np.array([1, 10, 60])
+    history, target = user_parts(starts, stops, 20, 40, True, np.random.default_rng(0), Division(kept, predict_all=True))
+    for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        held, asked = history[row][history[row] >= 0], target[row][target[row] >= 0]
+        assert len(set(held)) == len(held) == min(20, int((stop - start) * kept))
+        assert len(set(asked)) == len(asked) == min(40, stop - start)
+        assert set(held) <= set(asked) <= set(range(start, stop))
 
 
 @pytest.mark.parametrize("shuffled", [True, False])
