@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from towers.lookups import TowerPlan
 from training.config import OptimConfig
@@ -15,6 +16,9 @@ SPARSE_FROM = 2.0
 """Rows a table must have for each lookup of a step before it pays to move only the rows looked up (measured: about even there)."""
 AUTO_TABLES = "rowwise_adagrad"
 """Chosen by validation at equal steps (scripts/bench/results/train_step_epyc_202611.md), besides costing least."""
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Of Adam."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -83,13 +87,12 @@ class Optimizer:
             self._tables[f"{name}.weight"] = (table.weight, TABLE_OPTIMIZERS[kind](table.weight.detach()))
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in self._tables}
         self._summed: dict[str, RowGradient] = {}
-        self._adam = torch.optim.AdamW(
-            self._named.values(), lr=config.lr, weight_decay=config.weight_decay, fused=_can_fuse(self._named.values())
-        )
+        # torch's kernel without its Optimizer class, whose first instance imports the compiler: 1.3 CPU s, as much as torch itself
+        self._adam: dict[str, dict[str, Tensor]] = {}
+        self._fused = _can_fuse(self._named.values())
 
     def zero_grad(self) -> None:
-        self._adam.zero_grad(set_to_none=True)
-        for weight, _ in self._tables.values():
+        for weight in (*self._named.values(), *(weight for weight, _ in self._tables.values())):
             weight.grad = None
         self._summed.clear()
 
@@ -105,9 +108,7 @@ class Optimizer:
             torch.nn.utils.clip_grads_with_norm_(self._named.values(), self._config.clip_norm, norm)
             for rows in self._summed.values():
                 rows.grad_rD.mul_((self._config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        self._adam.step()
+        self._step_adam(lr)
         for name, rows in self._summed.items():
             table = self._tables[name][1]
             faster = self._config.table_lr / self._config.lr if self._config.table_lr > 0 else table.FASTER
@@ -116,9 +117,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """State by `<parameter>/<slot>`: names, so that a checkpoint does not depend on the order of parameters."""
-        slots = self._adam.state_dict()["state"]
-        named = {i: name for i, name in enumerate(self._named)}
-        adam = {f"{named[i]}/{slot}": value for i, held in slots.items() for slot, value in held.items()}
+        adam = {f"{name}/{slot}": value for name, slots in self._adam.items() for slot, value in slots.items()}
         return adam | self._table_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,13 +129,25 @@ class Optimizer:
         tables = self._table_state()
         for key, tensor in tables.items():
             tensor.copy_(state[key])
-        places = {name: i for i, name in enumerate(self._named)}
-        slots: dict[int, dict[str, Tensor]] = {}
+        self._adam = {}
         for key, value in state.items():
             if key not in tables:
                 name, _, slot = key.rpartition("/")
-                slots.setdefault(places[name], {})[slot] = value.clone()  # Adam would go on writing into the tensors given
-        self._adam.load_state_dict({"state": slots, "param_groups": self._adam.state_dict()["param_groups"]})
+                held = self._adam.setdefault(name, _moments(self._named[name]))
+                held[slot].copy_(value)
+
+    def _step_adam(self, lr: float) -> None:
+        moved = {name: p for name, p in self._named.items() if p.grad is not None}
+        for name, p in moved.items():
+            if name not in self._adam:
+                self._adam[name] = _moments(p)
+        slots = {slot: [self._adam[name][slot] for name in moved] for slot in _SLOTS}
+        with torch.no_grad():
+            adamw(
+                list(moved.values()), self._gradients(), slots["exp_avg"], slots["exp_avg_sq"], [], slots["step"],
+                fused=self._fused, foreach=False, amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=lr,
+                weight_decay=self._config.weight_decay, eps=EPSILON, maximize=False,
+            )  # fmt: skip
 
     def _table_state(self) -> dict[str, Tensor]:
         return {f"{name}/{slot}": tensor for name, (_, table) in self._tables.items() for slot, tensor in table.state().items()}
@@ -150,6 +161,15 @@ def _embedding(model: nn.Module, name: str) -> nn.Embedding:
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"{name}: expected nn.Embedding, got {type(table).__name__}")
     return table
+
+
+_SLOTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _moments(parameter: Tensor) -> dict[str, Tensor]:
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    averages = {slot: torch.zeros_like(parameter, memory_format=torch.preserve_format) for slot in _SLOTS[1:]}
+    return {"step": step, **averages}
 
 
 def _can_fuse(parameters: Iterable[Tensor]) -> bool:

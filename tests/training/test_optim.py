@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -199,3 +201,14 @@ def test_a_state_without_a_table_is_refused():
 def test_settings_out_of_range_are_refused(settings, says):
     with pytest.raises(ConfigError, match=says):
         validate(TrainingConfig(optim=OptimConfig(**settings)))
+
+
+def test_making_an_optimiser_does_not_import_the_compiler():
+    """It costs as much as importing torch, and a short run is little more than that."""
+    code = (
+        "import sys, torch; from training.config import OptimConfig; from training.optim import Optimizer\n"
+        "model = torch.nn.Linear(2, 1); optimizer = Optimizer(model, OptimConfig(), 2)\n"
+        "model(torch.ones(1, 2)).sum().backward(); optimizer.step(0, optimizer.grad_norm())\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -140,6 +140,19 @@ def test_a_launcher_that_is_killed_leaves_nobody_training(launched):
     assert f"the process that started this one (pid {launcher.pid}) is gone" in told.read_text()
 
 
+@pytest.mark.long
+def test_a_torchrun_that_is_killed_leaves_nobody_training(launched):
+    launcher, children, told = launched(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "towers", "train"
+    )  # fmt: skip
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 2 * BOUND_S
+    while any(map(running, children)):
+        assert time.monotonic() < deadline, told.read_text()
+        time.sleep(0.1)
+
+
 def running(pid):
     """Whether it lives: an orphan that has ended may stay as a zombie until somebody asks for its exit code."""
     try:
