@@ -66,6 +66,10 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops: dict[torch.dtype, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to tell the compiler that it is not wanted, torch would import it: 1.3 CPU s
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         left = _LEFT.get(func.overloadpacket.__name__.removesuffix("_"))  # addmm_ is addmm
         if left is not None:
