@@ -51,9 +51,12 @@ class Bounded:
         self.kind = kind
         self._item_CD = item_CD.to(kind)
         one, log2_k_C = user_ND.new_ones(()), (log_k_C * LOG2_E).clamp(min=_NOBODY)
-        left, right = [one], [log2_k_C]
-        if kind == torch.bfloat16:  # one column rounds it, the second holds what the first has lost
-            left, right = [one, one], [log2_k_C.to(kind), log2_k_C - log2_k_C.to(kind)]
+        left: list[Tensor] = []
+        right: list[Tensor] = []
+        if bool(log2_k_C.any()):
+            left, right = [one], [log2_k_C]
+            if kind == torch.bfloat16:  # one column rounds it, the second holds what the first has lost
+                left, right = [one, one], [log2_k_C.to(kind), log2_k_C - log2_k_C.to(kind)]
         self._guess_N = None
         if bound > (WIDEST_RANGE_BF16 if kind == torch.bfloat16 else WIDEST_RANGE):
             few = slice(None, None, max(1, len(item_CD) // GUESS_FROM))
@@ -61,7 +64,8 @@ class Bounded:
             # no score is above bound, so none is out of reach
             self._guess_N = score_NS.amax(1).float().clamp(min=bound * LOG2_E - HEADROOM).to(kind).to(user_ND.dtype)
             left, right = [*left, -self._guess_N], [*right, one]
-        self._user_NE, self._item_EC = _columns(user_ND * LOG2_E, left, kind), _columns(item_CD, right, kind).t()
+        self._user_NE = _columns(user_ND * LOG2_E, left, kind)
+        self._item_EC = (_columns(item_CD, right, kind) if right else self._item_CD).t()
         rows = block_rows(len(user_ND), len(item_CD), kind, user_ND.device)
         self._score_BC = torch.empty(rows, len(item_CD), dtype=kind, device=user_ND.device)
         # the way round that each product is faster; bf16 ones are added up in fp32
@@ -120,8 +124,11 @@ class Shifted:
 
 
 def _columns(vectors: Tensor, more: Sequence[Tensor], kind: torch.dtype) -> Tensor:
-    """Vectors with more columns (or scalars), and zeros up to an even number, as bf16 products take them in pairs."""
+    """Vectors with more columns (or scalars), and zeros up to an even number, as bf16 products take them in pairs; alone where there are
+    none."""
     rows, dim = vectors.shape
+    if not more:
+        return vectors.to(kind)
     wide = torch.zeros(rows, -(-(dim + len(more)) // 2) * 2, dtype=kind, device=vectors.device)
     wide[:, :dim] = vectors
     for place, column in enumerate(more, start=dim):

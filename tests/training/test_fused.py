@@ -112,6 +112,18 @@ def test_rows_with_several_targets_equal_rows_repeated() -> None:
         assert torch.allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dim", [7, 8])
+@pytest.mark.parametrize("temperature", [0.1, 0.02])
+@pytest.mark.parametrize("half", [False, True])
+def test_any_width_will_do_with_factors_and_without(dim: int, temperature: float, half: bool) -> None:
+    user, item = unit(30, dim, 0), unit(40, dim, 1)
+    column, weight = torch.arange(30), torch.full((30,), 1 / 30)
+    for log_k in (torch.zeros(40), torch.linspace(-3, 3, 40)):
+        got = gradients(fused_softmax(user, item, temperature, Targets(None, column, weight), log_k, half), user, item)
+        for mine, true in zip(got, exact(user, item, temperature, column, log_k), strict=True):
+            assert far(mine, true) < (1.5e-2 if half else 1e-5)
+
+
 def test_the_only_candidate_costs_nothing() -> None:
     user, item = unit(2, 4, 0), unit(1, 4, 1)
     targets = Targets(None, torch.zeros(2, dtype=torch.int64), torch.ones(2), torch.zeros(2))
