@@ -161,6 +161,7 @@ def test_a_job_leaves_its_settings_in_run_dir_and_nothing_elsewhere(fake: Path) 
     assert run("fake_job.py", "run_dir=here", "model.dim=8", cwd=fake).returncode == 0
     assert {path.name for path in fake.iterdir()} - before - {"__pycache__"} == {"here"}
     assert [str(p.relative_to(fake)) for p in (fake / "here").rglob("*") if p.is_file()] == ["here/config/train.yaml"]
+    assert (fake / "here/config/train.yaml").read_text().startswith("# towers train run_dir=here model.dim=8\n"), "the command, too"
     kept = OmegaConf.load(fake / "here/config/train.yaml")
     assert (kept.model.dim, kept.run_dir) == (8, "here")
 

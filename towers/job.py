@@ -9,6 +9,7 @@ import difflib
 import importlib
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -86,11 +87,11 @@ def config_dirs() -> list[str]:
 
 
 def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
-    """Keep the resolved config beside the results: run_dir/config/<job>.yaml."""
+    """Keep the resolved config beside the results, with the command that asked for it: run_dir/config/<job>.yaml."""
     folder = run_dir / "config"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(raw, resolve=True))
+        (folder / f"{name}.yaml").write_text(f"# {shlex.join(['towers', name, *overrides()])}\n{OmegaConf.to_yaml(raw, resolve=True)}")
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from error
 

@@ -29,6 +29,7 @@ VERBS = {
         Verb("prepare", "training.prepare:main", "train", "Read a log, check it, split it, and write training columns and a data card."),
         Verb("train", "training.train:main", "train", "Train the two towers, with checkpoints; run again, it continues."),
         Verb("evaluate", "training.evaluate:main", "train", "Rank every item for held-out users: metrics with intervals, and baselines."),
+        Verb("report", "training.report:main", "train", "Results of many runs in one table, with baselines and published figures."),
         Verb("export", "training.export:main", "train", "Write embeddings as Parquet, and a sealed bundle with the ONNX towers."),
         Verb("index", "serving.index_run:main", "serve", "Build and tune the FAISS index; publish it as a new bundle version."),
         Verb("serve", "serving.serve:main", "serve", "Answer recommendation requests over HTTP from a bundle."),

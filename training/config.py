@@ -203,6 +203,19 @@ class DemoConfig:
 
 
 @dataclass
+class ReportConfig:
+    """`towers report`.
+
+    Attributes:
+        runs: folders of evaluated runs, folders of such folders, or patterns (`runs/gowalla*`).
+        metrics: names such as ndcg@20; none = those of the published figures, else recall and NDCG at the middle cut-off.
+    """
+
+    runs: list[str] = field(default_factory=lambda: ["runs"])
+    metrics: list[str] = field(default_factory=list)
+
+
+@dataclass
 class TrainingConfig:
     """Everything the training jobs share. `run_dir` holds a run; `seed` is the only one training uses."""
 
@@ -220,6 +233,7 @@ class TrainingConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 def register() -> None:
