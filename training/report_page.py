@@ -7,13 +7,14 @@ from training.report_tables import Figure, Row, Table
 
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Towers: results</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#202124}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#202124}
 h2{font-size:1.1em;margin:2.2em 0 .6em}table{border-collapse:collapse;width:100%}
 th{text-align:left;font-weight:600;border-bottom:2px solid #dadce0}td,th{padding:.3em .8em .3em 0;vertical-align:top}
 tr+tr td{border-top:1px solid #eceff1}.bar{background:#eceff1;height:.5em;margin-top:.15em;position:relative}
 .bar i{display:block;height:100%;background:#9aa0a6}.ours .bar i{background:#2a6fb0}.published .bar i{background:#c9d6e3}
 .bar b{position:absolute;top:.2em;height:.1em;background:#202124}.ours td:first-child{font-weight:600}
-small{color:#5f6368}code{font-size:.85em;overflow-wrap:anywhere}.loud{background:#fce8e6;color:#a50e0e;padding:.5em .8em;font-weight:600}
+small{color:#5f6368}.figure{white-space:nowrap;padding-right:1.5em}
+code{font-size:.85em;overflow-wrap:anywhere}.loud{background:#fce8e6;color:#a50e0e;padding:.5em .8em;font-weight:600}
 details{color:#5f6368;font-size:.9em;margin-top:.6em}</style><h1>Results</h1>
 <p><span style="color:#2a6fb0">&#9632;</span> ours, with 95 % intervals &nbsp;
 <span style="color:#9aa0a6">&#9632;</span> baselines on the same queries &nbsp;
@@ -67,7 +68,7 @@ def _section(table: Table) -> list[str]:
     lines = [f"<h2>{html.escape(table.title)}</h2>", *(f'<p class="loud">{html.escape(line)}</p>' for line in table.loud)]
     lines.append("<table><tr><th>" + "".join(f"<th>{html.escape(m)}" for m in table.metrics) + "<th>seeds<th>CPU min<th>")
     for row in table.rows:
-        cells = "".join(f"<td>{_bar(row.figures.get(m), most[m])}" for m in table.metrics)
+        cells = "".join(f"<td class=figure>{_bar(row.figures.get(m), most[m])}" for m in table.metrics)
         note = f"<code>{html.escape(row.command)}</code>" if row.command else f"<small>{html.escape(row.note)}</small>"
         facts = "".join(f"<td>{fact}" for fact in _facts(row))
         lines.append(f'<tr class="{row.kind}"><td>{html.escape(row.name)}{cells}{facts}<td>{note}')

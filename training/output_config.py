@@ -1,0 +1,45 @@
+"""Typed settings of what a run leaves: export, report, demo. Plain dataclasses, like training.config, which holds them all."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ExportConfig:
+    """Batch export and the bundle.
+
+    Attributes:
+        name: of the model, in the bundle's manifest.
+        rows_per_shard: of the Parquet shards.
+        users: export user vectors too.
+        raw_user_ids: write raw user ids beside the keys (needs identity.keep_raw_ids at prepare).
+        onnx: write ONNX towers, checked equal to torch.
+        history_events: newest events of each user kept for serving.
+    """
+
+    name: str = "towers"
+    rows_per_shard: int = 100_000
+    users: bool = True
+    raw_user_ids: bool = False
+    onnx: bool = True
+    history_events: int = 1000
+
+
+@dataclass
+class DemoConfig:
+    """`towers demo`: port 0 takes a free one; `k` items are asked for."""
+
+    k: int = 5
+    port: int = 0
+
+
+@dataclass
+class ReportConfig:
+    """`towers report`.
+
+    Attributes:
+        runs: folders of evaluated runs, folders of such folders, or patterns (`runs/gowalla*`).
+        metrics: names such as ndcg@20; none = those of the published figures, else recall and NDCG at the middle cut-off.
+    """
+
+    runs: list[str] = field(default_factory=lambda: ["runs"])
+    metrics: list[str] = field(default_factory=list)
