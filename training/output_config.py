@@ -37,7 +37,7 @@ class ReportConfig:
     """`towers report`.
 
     Attributes:
-        runs: folders of evaluated runs, folders of such folders, or patterns (`runs/gowalla*`).
+        runs: folders of evaluated runs, folders of such folders, or patterns, quoted (`report.runs=["runs/gowalla*"]`).
         metrics: names such as ndcg@20; none = those of the published figures, else recall and NDCG at the middle cut-off.
     """
 
