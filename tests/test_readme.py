@@ -96,7 +96,7 @@ def test_every_setting_and_option_named_exists(where: str, settings: dict[str, A
     groups, sections = config_groups(), "|".join(settings)
     for code in code_of(TEXTS[where]):
         for key in re.findall(rf"(?<![\w./-])((?:{sections})(?:\.[a-z_]+)+)", code):
-            if not key.endswith((".yaml", ".json", ".py", ".txt", ".md")) and not code.startswith("from "):
+            if not key.endswith((".yaml", ".json", ".py", ".txt", ".md", ".html")) and not code.startswith("from "):
                 assert OmegaConf.select(OmegaConf.create(settings), key, default="absent") != "absent", f"{where}: {key}"
         for group, options in re.findall(rf"(?<![\w.])({'|'.join(groups)})=([a-z_0-9]+(?:, [a-z_0-9]+)*)", code):
             for option in options.split(", "):
