@@ -66,7 +66,9 @@ class HistoryEncoder(nn.Module):
 class MeanEncoder(HistoryEncoder):
     """Weighted mean of the history's rows: w_j = exp(a[event_j] + b[age_j]) over valid positions, normalised to sum 1.
 
-    Linear in the rows, so a score is exactly a sum over history positions. All weights start equal.
+    With `signed_events` the weight is then multiplied by s[event_j], which may fall below 0: events of a type that tells what somebody
+    did not want push the vector away from their items. Linear in the rows, so a score is exactly a sum over history positions. All
+    weights start equal.
     """
 
     pools = True
@@ -75,6 +77,7 @@ class MeanEncoder(HistoryEncoder):
         super().__init__(config.dim)
         self.event_log_weight = nn.Parameter(torch.zeros(event_rows)) if reads_event else None
         self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_age else None
+        self.event_sign = nn.Parameter(torch.ones(event_rows)) if reads_event and config.history.signed_events else None
 
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
         rows_BLD = gathered[HISTORY_ROWS]
@@ -88,6 +91,8 @@ class MeanEncoder(HistoryEncoder):
         if self.age_log_weight is not None:
             logits_BL = logits_BL + F.embedding(gathered[HISTORY_AGE], self.age_log_weight.unsqueeze(1)).squeeze(-1)
         weights_BL = torch.softmax(logits_BL, dim=-1) * mask_BL
+        if self.event_sign is not None:
+            weights_BL = weights_BL * F.embedding(gathered[HISTORY_EVENT], self.event_sign.unsqueeze(1)).squeeze(-1)
         has_history_B1 = mask_BL.amax(-1, keepdim=True)
         return History(pool(weights_BL) + (1.0 - has_history_B1) * self.no_history_D, weights_BL)
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from towers.batch import HISTORY_ITEM
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
@@ -145,9 +145,12 @@ class TwoTower(nn.Module):
         return gathered
 
     def _hide(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Hide history events behind the OOV row, and the whole context of some rows behind missing values."""
+        """Hide the older events of some histories, single events behind the OOV row, and the context of some rows behind missing
+        values."""
         hidden = dict(batch)
-        item_BL = batch[HISTORY_ITEM]
+        if self.config.history.shorten:
+            hidden |= _shortened(batch, self.config.history.shorten)
+        item_BL = hidden[HISTORY_ITEM]
         if self.config.history.token_dropout:
             drop_BL = _chance(item_BL.shape, self.config.history.token_dropout, item_BL.device) & (item_BL != PAD_ROW)
             hidden[HISTORY_ITEM] = item_BL.masked_fill(drop_BL, OOV_ROW)
@@ -225,6 +228,18 @@ def _table(tables: nn.ModuleDict, name: str) -> nn.Embedding:
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"table {name}: expected nn.Embedding, got {type(table).__name__}")
     return table
+
+
+def _shortened(batch: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """The histories of a batch, a share of them cut to n newest events, n drawn log-uniformly from 0 .. L: a new user is met at 1 and 3
+    events as often as at 10 and 30."""
+    item_BL = batch[HISTORY_ITEM]
+    size, length = item_BL.shape
+    kept_B = torch.floor((length + 1) ** torch.rand(size, device=item_BL.device)) - 1
+    kept_B = torch.where(_chance((size,), share, item_BL.device), kept_B, length)
+    newest_L = torch.arange(length, 0, -1, device=item_BL.device)
+    gone_BL = newest_L > kept_B.unsqueeze(1)
+    return {name: batch[name].masked_fill(gone_BL, PAD_ROW) for name in (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE)}
 
 
 def _chance(shape: Sequence[int], share: float, device: torch.device) -> Tensor:

@@ -18,20 +18,26 @@ class HistoryConfig:
         length: most recent events kept; 0 = as many as the prepared data has of any user, at most 1000.
         share_item_table: look history items up in the item tower's id table instead of one of their own.
         use_event_type: events of different types weigh differently.
+        signed_events: of the mean: the weight of an event type may become negative, so that what was abandoned pushes away. Still a
+            weighted sum, so reasons stay exact.
         use_age: newer events weigh differently (needs timestamps).
         layers, heads, dropout: of the transformer.
         token_dropout: share of history events hidden in training.
+        shorten: share of training rows whose history is cut to a number of newest events drawn from 0 up, so that users with few events
+            or none get lists as good.
     """
 
     name: str = "mean"
     length: int = 50
     share_item_table: bool = False
     use_event_type: bool = True
+    signed_events: bool = False
     use_age: bool = True
     layers: int = 2
     heads: int = 2
     dropout: float = 0.2
     token_dropout: float = 0.0
+    shorten: float = 0.0
 
 
 @dataclass
@@ -92,11 +98,14 @@ class ModelConfig:
             ("model.context_dropout", self.context_dropout),
             ("model.history.dropout", self.history.dropout),
             ("model.history.token_dropout", self.history.token_dropout),
+            ("model.history.shorten", self.history.shorten),
             ("model.user_head.dropout", self.user_head.dropout),
             ("model.item_head.dropout", self.item_head.dropout),
         ):
             if not 0 <= share < 1:
                 raise ConfigError(f"{name}: got {share}, expected a share in [0, 1)")
+        if self.history.signed_events and self.history.name != "mean":
+            raise ConfigError("model.history.signed_events: only the mean is a weighted sum of events. Use model.history.name=mean")
         if self.history.name == "transformer" and self.dim % self.history.heads:
             raise ConfigError(f"model.history.heads: {self.history.heads} does not divide model.dim = {self.dim}")
 

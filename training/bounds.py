@@ -27,6 +27,7 @@ _SEED: Final = Bound(0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
 BOUNDS: Final = {
     "seed": _SEED,
     "data.synthetic.seed": _SEED,
+    "data.synthetic.pushed": _SHARE,
     "data.chunk_rows": _SOME,
     "data.min_user_events": _ANY,
     "data.min_item_events": _ANY,

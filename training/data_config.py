@@ -26,13 +26,20 @@ class FeatureConfig:
 
 @dataclass
 class SyntheticConfig:
-    """Size and seed of the embedded synthetic world."""
+    """Size and seed of the embedded synthetic world.
+
+    Attributes:
+        seed, users, items, days, events_per_user: of the world.
+        pushed: share of events that no choice precedes (an autoplay, a push message): the item comes by its fame, whatever the user's
+            taste, and the reaction tells what he thinks of it.
+    """
 
     seed: int = 0
     users: int = 2000
     items: int = 1200
     days: int = 60
     events_per_user: float = 40.0
+    pushed: float = 0.0
 
 
 @dataclass

@@ -161,6 +161,27 @@ def test_mean_weights_are_the_formula_and_sum_to_one():
         assert torch.allclose(out.vector_BD[row], rebuilt if count else encoder.no_history_D, atol=1e-6)
 
 
+def test_signed_weights_push_away_and_are_still_the_formula():
+    encoder, plain = build("mean", signed_events=True), build("mean")
+    encoder.load_state_dict({**plain.state_dict(), "event_sign": torch.tensor([1.0, 1.0, 1.0, 1.0, -2.0, 0.5])})
+    arrays = histories([0, 1, 5])
+    out, unsigned = encoder(arrays), plain(arrays)
+    sign = encoder.event_sign[arrays["history.event"].long()]
+    assert (sign < 0).any()
+    assert torch.allclose(out.weights_BL, unsigned.weights_BL * sign, atol=1e-6)
+    rebuilt = (out.weights_BL.unsqueeze(-1) * arrays["history.item.rows"]).sum(1)
+    assert torch.allclose(out.vector_BD[1:], rebuilt[1:], atol=1e-6)
+    assert torch.allclose(out.vector_BD[0], encoder.no_history_D)
+
+
+def test_signed_weights_start_as_the_unsigned_ones_and_only_a_mean_has_them():
+    config = ModelConfig(dim=DIM, history=HistoryConfig(length=LENGTH, signed_events=True))
+    weights = make_encoder(config, EVENTS, True, True)(histories([4])).weights_BL
+    assert torch.allclose(weights, torch.tensor([[0.0, 0.0, 0.0, 0.25, 0.25, 0.25, 0.25]]))
+    with pytest.raises(ConfigError, match=r"model\.history\.signed_events"):
+        ModelConfig(history=HistoryConfig(name="transformer", signed_events=True)).validate()
+
+
 def test_mean_weights_start_equal():
     config = ModelConfig(dim=DIM, history=HistoryConfig(length=LENGTH))
     weights = make_encoder(config, EVENTS, True, True)(histories([4])).weights_BL

@@ -2,7 +2,8 @@
 
 A choice is a draw from the softmax of utility over the items that exist and the user has not had, sharper when they search and
 blunter when an email pushes something. Whatever was chosen is finished, liked, viewed or abandoned by its match alone (taste and
-context, not fame), so fame leads to disappointments.
+context, not fame), so fame leads to disappointments. With `data.synthetic.pushed` a share of the items is not chosen but comes by its
+fame alone, so that being abandoned says more of an item than having been met does.
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ def simulate(world: World, config: SyntheticConfig) -> Events:
         "channel": [CHANNELS[k] for k in channel],
     }
     mood_NR = world.mood_of(context, len(user))
-    item, match = _choices(world, rng, user, ((time_us - START_US) / DAY_US).astype(np.float32), mood_NR, channel)
+    pushed = np.random.default_rng([config.seed, 4]).random(len(user)) < config.pushed
+    item, match = _choices(world, rng, user, ((time_us - START_US) / DAY_US).astype(np.float32), mood_NR, channel, pushed)
     kept = item >= 0  # a user may have had every item there is
     reaction = _reactions(rng, match)
     length_s = 600 * np.exp(0.7 * world.trait_IR[item, 0])
@@ -83,6 +85,7 @@ def _choices(
     day: NDArray[np.float32],
     mood_NR: NDArray[np.float32],
     channel: NDArray[np.int64],
+    pushed: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Item (-1: none left) and match of every event; users step together, each user's events in order."""
     item, match = np.full(len(user), -1, np.int64), np.zeros(len(user), np.float32)
@@ -92,7 +95,8 @@ def _choices(
     for step in range(int(np.diff(first_U).max(initial=0))):
         rows = first_U[:-1][np.diff(first_U) > step] + step
         match_QI = world.match(world.taste_at(user[rows], day[rows]), mood_NR[rows])
-        score_QI = (match_QI + world.standing(day[rows])) * _SHARPNESS[channel[rows], None]
+        liked_QI = np.where(pushed[rows, None], np.float32(0), match_QI)
+        score_QI = (liked_QI + world.standing(day[rows])) * _SHARPNESS[channel[rows], None]
         score_QI[had_UI[user[rows]] & ~repeats[rows, None]] = -np.inf
         race_QI = np.maximum(rng.standard_exponential(score_QI.shape, np.float32), 1e-30)
         score_QI -= np.log(race_QI)  # Gumbel noise: argmax draws from the softmax

@@ -87,3 +87,22 @@ def test_real_ml_1m(data_config, real_data):
     assert len(log["user_id"].unique()) == 6040 and len(log["item_id"].unique()) == 3706
     assert len(source.items) == 3883 and source.items["title"].to_pylist()[0] == "Toy Story (1995)"
     assert source.audit is not None and len(source.audit) == 6040
+
+
+def test_preferences_are_simulated_from_the_first_liked_films_and_those_ratings_are_no_targets(data_config, tmp_path):
+    """Films 1..15 in time order, the file's order reversed; 1-9 rated 3, but 4 and 7 rated 5; what follows the first ten tells nothing."""
+    stars = {4: 5, 7: 4}
+    lines = [f"1::{film}::{5 if film > 10 else stars.get(film, 3)}::{978300000 + film}" for film in range(15, 0, -1)]
+    (tmp_path / "ratings.dat").write_text("\n".join([*lines, "2::1::3::978300000"]) + "\n")
+    genres = {4: "Drama|War", 7: "Crime|Drama", 11: "Horror"}
+    (tmp_path / "movies.dat").write_text("".join(f"{film}::Film (1990)::{genres.get(film, 'Comedy')}\n" for film in range(1, 16)))
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::02460\n")
+    told = {"name": "preferences", "kind": "preferences", "owner": "user", "like": "categories"}
+    categories = {"name": "categories", "kind": "multi_categorical", "owner": "item"}
+    source = open_source(data_config("ml_1m", path=str(tmp_path), features=[categories, told]))
+    assert source.users["preferences"].to_pylist() == [["Drama", "Crime", "War"], []]
+    log = pa.concat_tables(source.interactions())
+    weights = dict(zip(log["item_id"].to_pylist()[:15], log["weight"].to_pylist()[:15], strict=True))
+    assert {film for film, weight in weights.items() if weight == 0} == {str(film) for film in range(1, 11)}
+    plain = open_source(data_config("ml_1m", path=str(tmp_path)))
+    assert "weight" not in pa.concat_tables(plain.interactions()).column_names
