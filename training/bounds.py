@@ -28,6 +28,7 @@ BOUNDS: Final = {
     "seed": _SEED,
     "data.synthetic.seed": _SEED,
     "data.synthetic.pushed": _SHARE,
+    "data.synthetic.tired": _SHARE,
     "data.chunk_rows": _SOME,
     "data.min_user_events": _ANY,
     "data.min_item_events": _ANY,

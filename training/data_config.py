@@ -30,8 +30,9 @@ class SyntheticConfig:
 
     Attributes:
         seed, users, items, days, events_per_user: of the world.
-        pushed: share of events that no choice precedes (an autoplay, a push message): the item comes by its fame, whatever the user's
-            taste, and the reaction tells what he thinks of it.
+        pushed: share of events that no choice precedes (an autoplay, a push message): the item is what would have suited the taste
+            before it turned, and the reaction tells what the user thinks of it now.
+        tired: share of users who some day turn away from the category that they liked most.
     """
 
     seed: int = 0
@@ -40,6 +41,7 @@ class SyntheticConfig:
     days: int = 60
     events_per_user: float = 40.0
     pushed: float = 0.0
+    tired: float = 0.0
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 A choice is a draw from the softmax of utility over the items that exist and the user has not had, sharper when they search and
 blunter when an email pushes something. Whatever was chosen is finished, liked, viewed or abandoned by its match alone (taste and
-context, not fame), so fame leads to disappointments. With `data.synthetic.pushed` a share of the items is not chosen but comes by its
-fame alone, so that being abandoned says more of an item than having been met does.
+context, not fame), so fame leads to disappointments. With `data.synthetic.pushed` a share of the items is not chosen but comes as a
+service that knows the past would send it; those who are tired of a category (`data.synthetic.tired`) abandon what is sent of it.
 """
 
 from dataclasses import dataclass
@@ -95,8 +95,11 @@ def _choices(
     for step in range(int(np.diff(first_U).max(initial=0))):
         rows = first_U[:-1][np.diff(first_U) > step] + step
         match_QI = world.match(world.taste_at(user[rows], day[rows]), mood_NR[rows])
-        liked_QI = np.where(pushed[rows, None], np.float32(0), match_QI)
-        score_QI = (liked_QI + world.standing(day[rows])) * _SHARPNESS[channel[rows], None]
+        wanted_QI = match_QI
+        if pushed[rows].any():
+            sent_QI = world.match(world.taste_at(user[rows], day[rows], turned=False), mood_NR[rows])
+            wanted_QI = np.where(pushed[rows, None], sent_QI, match_QI)
+        score_QI = (wanted_QI + world.standing(day[rows])) * _SHARPNESS[channel[rows], None]
         score_QI[had_UI[user[rows]] & ~repeats[rows, None]] = -np.inf
         race_QI = np.maximum(rng.standard_exponential(score_QI.shape, np.float32), 1e-30)
         score_QI -= np.log(race_QI)  # Gumbel noise: argmax draws from the softmax

@@ -2,6 +2,8 @@
 
     utility(u, i, t, x) = T <taste_u(t), topic_i> + X <mood(x), trait_i> + quality_i + F exp(-age_i(t) / 10 days)
 
+Somebody who is tired of a category has taste - 2 <taste, c> c from that day on, c the category's direction: what pulled now pushes.
+
 Legend: U users, I items, Q queries, K taste dimensions, R traits (length, energy, seriousness), H hours.
 """
 
@@ -42,6 +44,7 @@ class World:
     Attributes:
         taste_UK, later_UK: a user's orthogonal first and later taste; `turn_U` radians a day lead from one to the other.
         arrival_U: day a user arrives; `group_U` an index into GROUPS.
+        tired_U: day a user turns away from the category that he liked most (infinity: never); `favourite_UK` its direction.
         topic_IK, trait_IR, quality_I: what an item is; `created_I` the day it arrives (negative: before the log starts).
         main_I, second_I: categories (second may equal main); subject_I: topic number within the main category.
         mood: context column -> value -> leaning [R].
@@ -53,6 +56,8 @@ class World:
     turn_U: Floats
     arrival_U: Floats
     group_U: NDArray[np.int64]
+    tired_U: Floats
+    favourite_UK: Floats
     preferences: list[list[str]]
     item_ids: list[str]
     topic_IK: Floats
@@ -65,10 +70,15 @@ class World:
     provider_I: NDArray[np.int64]
     mood: Mapping[str, Mapping[str, Floats]]
 
-    def taste_at(self, user_Q: NDArray[np.int64], day_Q: Floats) -> Floats:
-        """Unit taste vectors [Q, K] of user rows at days."""
+    def taste_at(self, user_Q: NDArray[np.int64], day_Q: Floats, turned: bool = True) -> Floats:
+        """Unit taste vectors [Q, K] of user rows at days; not `turned`: as if nobody were ever tired of anything."""
         angle_Q1 = (self.turn_U[user_Q] * np.maximum(day_Q - self.arrival_U[user_Q], 0))[:, None]
-        return np.asarray(np.cos(angle_Q1) * self.taste_UK[user_Q] + np.sin(angle_Q1) * self.later_UK[user_Q], np.float32)
+        taste_QK = np.asarray(np.cos(angle_Q1) * self.taste_UK[user_Q] + np.sin(angle_Q1) * self.later_UK[user_Q], np.float32)
+        tired_Q = turned & (day_Q >= self.tired_U[user_Q])
+        if not tired_Q.any():
+            return taste_QK
+        away_QK = self.favourite_UK[user_Q]
+        return np.asarray(taste_QK - 2 * (tired_Q * (taste_QK * away_QK).sum(1))[:, None] * away_QK, np.float32)
 
     def mood_of(self, context: Mapping[str, Sequence[str | None]], queries: int) -> Floats:
         """Leaning [Q, R] of contexts; unknown or missing values lean nowhere."""
@@ -160,6 +170,8 @@ def _users(config: SyntheticConfig, rng: np.random.Generator, category_CK: Reals
     later_UK = _unit(later_UK - (later_UK * taste_UK).sum(1, keepdims=True) * taste_UK)  # orthogonal: the turn keeps length 1
     arrival_U = np.where(rng.random(n) < 0.5, 0.0, rng.random(n) * config.days * 0.9)
     told_U, count_U = rng.random(n) < 0.7, rng.integers(1, 4, n)
+    own = np.random.default_rng([config.seed, 5])  # a stream of its own: without tired users the world is what it was
+    tired_U = np.where(own.random(n) < config.tired, arrival_U + own.uniform(0.1, 0.9, n) * (config.days - arrival_U), np.inf)
     top_UC = np.argsort(-(like_UC + 0.1 * rng.random(like_UC.shape)), 1)
     return {
         "user_ids": [f"u{u:0{max(4, len(str(n)))}d}" for u in range(n)],
@@ -168,6 +180,8 @@ def _users(config: SyntheticConfig, rng: np.random.Generator, category_CK: Reals
         "turn_U": (rng.random(n) * np.radians(40) / max(config.days, 1)).astype(np.float32),
         "arrival_U": arrival_U.astype(np.float32),
         "group_U": group_U,
+        "tired_U": tired_U.astype(np.float32),
+        "favourite_UK": category_CK[(taste_UK @ category_CK.T).argmax(1)].astype(np.float32),
         "preferences": [[words.CATEGORIES[k] for k in top_UC[u, : count_U[u]]] if told_U[u] else [] for u in range(n)],
     }
 

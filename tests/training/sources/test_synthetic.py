@@ -143,3 +143,32 @@ def test_impossible_sizes_name_the_setting(data_config, key, value):
 def test_a_tiny_world_works(data_config):
     source = open_source(data_config("synthetic", synthetic={"users": 2, "items": 12, "days": 1, "events_per_user": 3}))
     assert 2 <= len(concat(source)) <= 24
+
+
+def test_who_is_tired_of_a_category_abandons_what_is_sent_of_it_and_no_longer_chooses_it():
+    config = SyntheticConfig(**SMALL, pushed=0.5, tired=0.5)
+    world = build_world(config)
+    events = simulate(world, config)
+    tired = np.isfinite(world.tired_U)
+    assert 0.4 < tired.mean() < 0.6
+    assert (world.tired_U >= world.arrival_U).all()
+    main_QC = world.topic_IK @ world.favourite_UK.T  # [I, U]: how much an item is of what each user liked most
+    of_it = main_QC[events.item, events.user] > 0.6
+    after = (events.time_us - START_US) / 86_400e6 >= world.tired_U[events.user]
+    abandoned = events.reaction == EVENT_TYPES.index("abandon")
+    mine = tired[events.user]
+    assert abandoned[of_it & mine & after].mean() > 0.9 > 0.3 > abandoned[of_it & mine & ~after].mean()
+    assert of_it[mine & after].mean() < of_it[mine & ~after].mean()
+    # the oracle knows: the same user, an hour before and after
+    user = int(np.flatnonzero(tired)[0])
+    turn_us = START_US + int(world.tired_U[user] * 86_400e6)
+    before_I, after_I = world.utilities([world.user_ids[user]] * 2, [turn_us - 3_600_000_000, turn_us + 3_600_000_000], {})
+    there = np.isfinite(before_I)
+    assert np.corrcoef(after_I[there] - before_I[there], main_QC[there, user])[0, 1] < -0.99
+
+
+def test_a_world_without_tired_users_and_pushed_items_is_what_it_was():
+    plain, none = SyntheticConfig(**SMALL), SyntheticConfig(**SMALL, pushed=0.0, tired=1.0)
+    one, other = build_world(plain), build_world(none)
+    assert not np.isfinite(one.tired_U).any() and np.isfinite(other.tired_U).all()
+    assert np.array_equal(one.taste_UK, other.taste_UK) and np.array_equal(one.quality_I, other.quality_I)
