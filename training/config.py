@@ -103,7 +103,7 @@ class TrainerConfig:
         precision: fp32 | bf16 (autocast).
         max_steps: 0 = no bound besides epochs.
         evaluate_every: epochs between validations; 0 = never.
-        monitor: validation metric that chooses the best checkpoint.
+        monitor: validation metric that chooses the best checkpoint; valid/unmasked/... or valid/masked/... names the form.
         patience: validations without improvement before stopping; 0 = never.
         refit: once validation has chosen the number of epochs, train anew on training and validation rows together for as many.
             That model is kept.

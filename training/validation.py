@@ -22,7 +22,8 @@ class Validator:
     """Measures a model on the validation split; queries are made once.
 
     `valid/recall@k`, `valid/ndcg@k`, `valid/hit_rate@k`, `valid/mrr@k` and `valid/map@k` for k in evaluate.ks and the monitor's; seen
-    items are masked unless evaluate.seen is `unmasked`.
+    items are masked unless evaluate.seen is `unmasked`. A monitor may name the form, `valid/unmasked/recall@k`: then that one is measured,
+    and all names have it.
 
     Args:
         data: the prepared interactions.
@@ -35,8 +36,10 @@ class Validator:
 
     def __init__(self, data: Interactions, config: TrainingConfig) -> None:
         settings = config.evaluate
-        self._masked = settings.seen != "unmasked"
-        self._ks = sorted({*settings.ks, monitored_k(config.trainer.monitor)})
+        form, k = monitored(config.trainer.monitor)
+        self._masked = (form or settings.seen) != "unmasked"
+        self._prefix = f"valid/{form}" if form else "valid"
+        self._ks = sorted({*settings.ks, k})
         most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
         queries = make_queries(data, "valid", settings.unit, config.split.name, most, config.seed)
         self._queries = queries.unseen() if self._masked else queries
@@ -53,23 +56,24 @@ class Validator:
         top = rank_queries(products, queries, max(self._ks), masked=self._masked, allowed_I=self._allowed_I, device=device)
         hits_Qk = metrics.hits(top.rows_Qk, queries.relevant, self._data.n_items)
         return {
-            f"valid/{name}@{k}": float(np.mean(metric(hits_Qk, queries.relevant_Q, k)))
+            f"{self._prefix}/{name}@{k}": float(np.mean(metric(hits_Qk, queries.relevant_Q, k)))
             for name, metric in metrics.PER_QUERY.items()
             for k in self._ks
         }
 
 
-def monitored_k(monitor: str) -> int:
-    """The cut-off of trainer.monitor.
+def monitored(monitor: str) -> tuple[str, int]:
+    """How trainer.monitor wants seen items treated ("" = as evaluate.seen says), and its cut-off.
 
     Raises:
         ConfigError: it names no validation metric.
 
-    >>> monitored_k("valid/ndcg@20")
-    20
+    >>> monitored("valid/ndcg@20"), monitored("valid/unmasked/recall@10")
+    (('', 20), ('unmasked', 10))
     """
-    split, _, rest = monitor.partition("/")
+    split, *form, rest = monitor.split("/")
     name, _, k = rest.partition("@")
-    if split != "valid" or name not in metrics.PER_QUERY or not k.isdigit() or int(k) < 1:
-        raise ConfigError(f"trainer.monitor: got {monitor!r}, expected valid/<{'|'.join(metrics.PER_QUERY)}>@<k>")
-    return int(k)
+    if split != "valid" or name not in metrics.PER_QUERY or not k.isdigit() or int(k) < 1 or form not in ([], ["masked"], ["unmasked"]):
+        known = "|".join(metrics.PER_QUERY)
+        raise ConfigError(f"trainer.monitor: got {monitor!r}, expected valid/<{known}>@<k>, or valid/masked/... or valid/unmasked/...")
+    return "".join(form), int(k)

@@ -94,22 +94,6 @@ def test_filters_that_cannot_be_read(retriever: Retriever, clause: dict[str, Any
     assert caught.value.field == "filter"
 
 
-def test_three_skips_change_the_list_and_push_away(world: Any, retriever: Retriever) -> None:
-    """Items that stand high for somebody who played others like them fall when those are skipped; the tower gets the types as sent."""
-    likes = ["item-01", "item-02", "item-03"]
-
-    def ask(event_type: str) -> Recommendations:
-        live = [{"item_id": item, "event_type": event_type} for item in ["item-11", "item-12", "item-13"]]
-        return retriever.recommend(history=[*likes, *live], k=10, exclude_seen=False)
-
-    events = ["interaction"] * 3 + ["skip"] * 3
-    row = UserRow([*likes, "item-11", "item-12", "item-13"], events)
-    assert ids(ask("skip")) == by_hand(world, row, set(), 10)
-    assert len({*ids(ask("play"))} & {*ids(ask("skip"))}) < 10
-    encoding = Encoder(world.preprocessor, TorchRuntime(world.model), LENGTH).users([row])
-    assert encoding.history_weights_BL is not None and (encoding.history_weights_BL[0, 3:] < 0).all()
-
-
 def test_each_signal_moves_the_list(retriever: Retriever) -> None:
     history = ["item-01", "item-02", "item-03"]
     plain = [item.score for item in retriever.recommend(history=history, k=10, now=NOW_S).items]

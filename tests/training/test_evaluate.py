@@ -22,7 +22,7 @@ from training.interactions import Interactions, write_prepared
 from training.metrics import PER_QUERY
 from training.protocol import LOUD, below
 from training.slices import deciles
-from training.validation import Validator, monitored_k
+from training.validation import Validator, monitored
 
 Evaluated = Callable[..., dict[str, Any]]
 
@@ -193,8 +193,18 @@ def test_validation_equals_the_job_on_the_same_split(make_toy, evaluated: Evalua
             assert found[name] == pytest.approx(figure["value"])
 
 
+def test_the_monitor_may_name_the_form(make_toy, tmp_path: Path) -> None:
+    data = make_toy(events=(12, 30))
+    config = config_of(tmp_path, seen="both")
+    config.trainer.monitor = "valid/unmasked/recall@5"
+    plain = Validator(data, config_of(tmp_path, seen="unmasked"))(small_model(data))
+    found = Validator(data, config)(small_model(data))
+    assert found["valid/unmasked/recall@5"] == plain["valid/recall@5"]
+    assert plain["valid/recall@5"] != Validator(data, config_of(tmp_path, seen="masked"))(small_model(data))["valid/recall@5"]
+
+
 def test_the_monitor_must_be_a_metric() -> None:
-    assert monitored_k("valid/recall@50") == 50
-    for bad in ("ndcg@20", "valid/ndgc@20", "valid/ndcg", "test/ndcg@20", "valid/ndcg@0"):
+    assert monitored("valid/recall@50") == ("", 50) and monitored("valid/unmasked/map@5") == ("unmasked", 5)
+    for bad in ("valid/seen/ndcg@20", "ndcg@20", "valid/ndgc@20", "valid/ndcg", "test/ndcg@20", "valid/ndcg@0"):
         with pytest.raises(ConfigError, match=r"trainer\.monitor"):
-            monitored_k(bad)
+            monitored(bad)
