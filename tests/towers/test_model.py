@@ -214,22 +214,6 @@ def test_history_tokens_hide_behind_the_oov_row_and_padding_stays():
     assert not hidden[mask == 0].any()
 
 
-def test_shortened_histories_keep_their_newest_events_in_training_only():
-    model = build(share=True)
-    model.config.history.shorten = 0.5
-    batch = tensors(users((6,) * 600))
-    masks = {flag: model.train(flag).lookup_user(batch)["history.mask"] for flag in (True, False)}
-    assert masks[False].all()
-    left = masks[True].sum(1)
-    assert torch.equal(masks[True], (torch.arange(LENGTH) >= LENGTH - left[:, None]).float()), "the newest stay"
-    share = [(left == n).float().mean().item() for n in range(LENGTH + 1)]
-    assert 0.4 < sum(share[:LENGTH]) < 0.6
-    assert share[0] > share[2] > share[4] > 0  # log-uniform: few events as often as many
-    gathered = model.train().lookup_user(batch)
-    gone = gathered["history.mask"] == 0
-    assert not gathered["history.event"][gone].any() and not gathered["history.age"][gone].any()
-
-
 @pytest.mark.parametrize("positions", [False, True])
 def test_context_is_hidden_whole_row_by_row(positions):
     model = build("transformer", context_dropout=0.5).train()
