@@ -71,8 +71,8 @@ def monitored(monitor: str) -> tuple[str, int]:
     >>> monitored("valid/ndcg@20"), monitored("valid/unmasked/recall@10")
     (('', 20), ('unmasked', 10))
     """
-    split, *form, rest = monitor.split("/")
-    name, _, k = rest.partition("@")
+    split, *form = monitor.split("/")
+    name, _, k = form.pop().partition("@") if form else ("", "", "")
     if split != "valid" or name not in metrics.PER_QUERY or not k.isdigit() or int(k) < 1 or form not in ([], ["masked"], ["unmasked"]):
         known = "|".join(metrics.PER_QUERY)
         raise ConfigError(f"trainer.monitor: got {monitor!r}, expected valid/<{known}>@<k>, or valid/masked/... or valid/unmasked/...")
