@@ -6,10 +6,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from towers.batch import FeatureBatch, UserEncoding
+from towers.batch import HISTORY_INPUTS, HISTORY_ITEM, FeatureBatch, UserEncoding
 from towers.bundle import Bundle
 from towers.errors import BundleError
-from towers.lookups import CoreInput, gather, plan_towers
+from towers.lookups import HISTORY_MASK, CoreInput, gather, plan_towers
 from towers.preprocess import Preprocessor
 
 
@@ -38,8 +38,12 @@ class OnnxRuntime:
 
     def user(self, batch: FeatureBatch) -> UserEncoding:
         """User vectors, and the weight of each history event where they tell its exact share (mean encoder, linear head)."""
-        found = self._user.run(batch, self._tables)
-        return UserEncoding(found["vectors"], found["weights"] if self._weighs_history else None)
+        length = batch[HISTORY_ITEM].shape[1]
+        padding = _padding(batch[HISTORY_ITEM]) if self._user.free_history else 0
+        found = self._user.run({n: array[:, padding:] if n in HISTORY_INPUTS else array for n, array in batch.items()}, self._tables)
+        weights_BL = np.zeros((len(found["vectors"]), length), np.float32)
+        weights_BL[:, padding:] = found["weights"]
+        return UserEncoding(found["vectors"], weights_BL if self._weighs_history else None)
 
     def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Item vectors, float32 [B, D]."""
@@ -57,7 +61,10 @@ class _Graph:
         options.log_severity_level = 3
         with bundle.reading(name) as path:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        wanted = {entry.name for entry in self._session.get_inputs()}
+        shapes = {entry.name: entry.shape for entry in self._session.get_inputs()}
+        wanted = set(shapes)
+        # where the graph takes any number of history events; older ones, and those of a transformer, take a fixed one
+        self.free_history = HISTORY_MASK in shapes and not isinstance(shapes[HISTORY_MASK][1], int)
         unplanned = wanted - {entry.name for entry in planned}
         if unplanned:
             raise BundleError(
@@ -70,6 +77,12 @@ class _Graph:
     def run(self, batch: FeatureBatch, tables: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         found = self._session.run(self._outputs, gather(batch, self._inputs, tables))
         return dict(zip(self._outputs, found, strict=True))
+
+
+def _padding(item_BL: NDArray[np.generic]) -> int:
+    """Leading columns in which no row has an event; one column is left in any case."""
+    held_L = (item_BL != 0).any(axis=0)
+    return int(held_L.argmax()) if held_L.any() else max(0, item_BL.shape[1] - 1)
 
 
 def _table(bundle: Bundle, name: str, rows: int, dim: int) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ The history of a user is three int32 [B, L] arrays, right-aligned (the newest ev
 HISTORY_ITEM = "history.item"
 HISTORY_EVENT = "history.event"
 HISTORY_AGE = "history.age"
+HISTORY_INPUTS = (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from towers.batch import HISTORY_INPUTS
 from towers.errors import GateError
 from towers.lookups import gather
 from towers.model import ExportCore, TwoTower
@@ -54,7 +55,9 @@ def export_towers(model: TwoTower, user: Mapping[str, NDArray[np.generic]], item
 
 def _export(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> None:
     names = list(gathered)
-    batch = torch.export.Dim("batch", min=1, max=65536)
+    batch, history = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("history", min=1, max=65536)
+    # A weighted sum takes as many events as there are, so that serving reads no padding; a transformer is built for one length.
+    free = {entry.name for entry in core.inputs if core.model.history.pools and entry.source in HISTORY_INPUTS}
     outputs = ["vectors", "weights"] if core.side == "user" else ["vectors"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -66,7 +69,7 @@ def _export(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> None:
             str(path),
             input_names=names,
             output_names=outputs,
-            dynamic_shapes=(tuple({0: batch} for _ in names),),
+            dynamic_shapes=(tuple({0: batch, 1: history} if name in free else {0: batch} for name in names),),
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

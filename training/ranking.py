@@ -24,7 +24,7 @@ from training.metrics_table import print_result
 from training.opening import open_prepared
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
-from training.refit import evaluated
+from training.refit import evaluated, refit_said
 from training.rivals import rivals
 from training.views import described, make_views
 
@@ -62,7 +62,7 @@ def run(config: TrainingConfig) -> str:
         "metrics": {},
         "baselines": {name: {} for name in (*names, *runs)},
         "paired": {name: {} for name in (*names, *runs)},
-        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), said, model.length) + described(views),
+        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), said, model.length) + described(views) + refit_said(run_dir),
         "warnings": warnings,
     }
     for form in forms:

@@ -33,6 +33,13 @@ def was_refit(run_dir: Path) -> bool:
     return path.is_file() and bool(json.loads(path.read_text()).get("refit"))
 
 
+def refit_said(run_dir: Path) -> list[str]:
+    """What a protocol has to say of a refitted model; nothing of another one."""
+    if not was_refit(run_dir):
+        return []
+    return ["refit: validation chose the epochs, then the model was trained anew on train and valid; training rows are both of them here"]
+
+
 def evaluated(data: Interactions, settings: EvaluateConfig, run_dir: Path) -> Interactions:
     """The data as an evaluation of the run's model reads it: a refitted model's baselines and counts are of the rows that it had, too.
 

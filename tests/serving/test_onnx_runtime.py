@@ -36,6 +36,20 @@ def test_vectors_equal_torchs(request: pytest.FixtureRequest, world_name: str, r
         assert found.history_weights_BL is wanted.history_weights_BL is None
 
 
+@pytest.mark.parametrize("world_name,free", [("world", True), ("transformer_world", False)])
+def test_a_pooled_history_is_read_without_its_padding(request: pytest.FixtureRequest, world_name: str, free: bool) -> None:
+    """400 columns, of which two hold events: the rows of two are gathered, and the vector is that of a short window."""
+    world = request.getfixturevalue(world_name)
+    runtime = OnnxRuntime(Bundle.open(world.bundle), world.preprocessor)
+    assert runtime._user.free_history is free
+    if free:
+        short, long = (Encoder(world.preprocessor, runtime, length).users(ROWS[1:2] + ROWS[3:]) for length in (6, 400))
+        np.testing.assert_allclose(long.vectors_BHD, short.vectors_BHD, atol=1e-6, rtol=0)
+        assert long.history_weights_BL is not None and short.history_weights_BL is not None
+        assert long.history_weights_BL.shape == (2, 400) and not long.history_weights_BL[:, :394].any()
+        np.testing.assert_allclose(long.history_weights_BL[:, 394:], short.history_weights_BL, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("world_name", ["world", "transformer_world"])
 def test_item_vectors_equal_the_bundles(request: pytest.FixtureRequest, world_name: str) -> None:
     world = request.getfixturevalue(world_name)

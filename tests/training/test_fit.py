@@ -213,6 +213,7 @@ def test_a_refitted_model_is_not_judged_by_what_it_was_trained_on(make_config, t
     ranking.run(config)
     document = json.loads((tmp_path / "metrics.json").read_text())
     data = Interactions.open(tmp_path / "prepared")
+    assert any("anew on train and valid" in line for line in document["protocol"])
     assert document["data"]["split_rows"]["valid"] == int((data.split == VALID).sum())
     popular = most_popular(with_validation(data))
     queries = make_queries(data, "test", "auto", config.split.name).unseen()
