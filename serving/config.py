@@ -20,6 +20,8 @@ class IndexConfig:
         recall_floor: least share of the exact top-k the index must return on held-out user vectors.
         k: of that comparison.
         queries: held-out user vectors it is judged on.
+        parts: item attributes whose frequent values get an index of their own: a filter on one such value then costs no more than none.
+        part_items: least items of such a value; fewer are scanned as fast.
     """
 
     name: str = "auto"
@@ -27,6 +29,8 @@ class IndexConfig:
     recall_floor: float = 0.95
     k: int = 100
     queries: int = 1000
+    parts: list[str] = field(default_factory=lambda: ["categories"])
+    part_items: int = 2000
 
 
 @dataclass
@@ -101,6 +105,7 @@ def validate(config: ServingConfig) -> None:
     for key, value in (
         ("index.k", config.index.k),
         ("index.queries", config.index.queries),
+        ("index.part_items", config.index.part_items),
         ("serving.max_k", config.serving.max_k),
         ("serving.max_history", config.serving.max_history),
         ("serving.max_events", config.serving.max_events),

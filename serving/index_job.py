@@ -4,17 +4,22 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.attribute_files import FOLDER, open_attributes, save_attributes
+from serving.attributes import Attributes
 from serving.config import ServingConfig
-from serving.index.build import build_ivf, choose_kind, metrics_for
+from serving.index.build import build_ivf, candidates_for, choose_kind, metrics_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
-from serving.index.meta import FAISS_FILE, META_FILE, CurvePoint, IndexMeta, vectors_sha256
+from serving.index.meta import FAISS_FILE, META_FILE, ROTATION_FILE, IndexMeta, vectors_sha256
+from serving.index.parts import build_parts, values_with_parts
+from serving.index.rowset import RowSet
+from serving.index.stored import save_index
 from serving.index.tune import Judge, exact_us, tune
 from towers.bundle import Bundle, current, publish
 from towers.errors import BundleError, DataError
@@ -37,13 +42,16 @@ def run(config: ServingConfig) -> str:
     started = time.perf_counter()
     run_dir = Path(config.run_dir)
     core = core_bundle(run_dir / "bundles")
-    exact = ExactIndex.open(core)
+    exact = ExactIndex(core.item_vectors())
     query_QD = held_out_queries(run_dir / "export" / "queries.npy", exact.item_ID.shape[1], config.index.queries, config.seed)
+    _progress("attributes for filters")
+    attributes = open_attributes(core, core.catalog())
+    values = values_with_parts(attributes, config.index)
     if choose_kind(config.index.name, len(exact.item_ID), config.index.exact_up_to) == "exact":
         meta, index = _exact_meta(config, core, exact, query_QD), None
     else:
-        meta, index = _tuned_ivf(config, core, exact, query_QD)
-    folder = _publish(run_dir, core, meta, index)
+        meta, index = _tuned_ivf(config, core, exact, query_QD, values)
+    folder = _publish(run_dir, core, meta, index, attributes)
     report = {"bundle": str(folder), "parent": core.version, "wall_s": round(time.perf_counter() - started, 2), **meta.to_json()}
     print(table(meta))
     return str(write_json(run_dir / "index.json", report))
@@ -87,14 +95,22 @@ def held_out_queries(path: Path, dim: int, most: int, seed: int) -> NDArray[np.f
 
 
 def table(meta: IndexMeta) -> str:
-    """What was measured, for people."""
+    """What was measured, for people: settings that no other beats in both recall and time, and the exact scan."""
     lines = [
         f"{meta.rows:,} items x {meta.dim}, {meta.factory or 'exact scan'}, {meta.metric}; top {meta.k} of {meta.queries:,} held-out users",
-        f"{'':2}{'nprobe':>8} {'recall@' + str(meta.k):>12} {'us/search':>10}",
+        f"{'':2} {'index':24} {'nprobe':>6} {'rescored':>8} {'recall@' + str(meta.k):>10} {'us/search':>9}",
     ]
-    for point in (*meta.curve, CurvePoint(0, 1.0, meta.exact_us)):
-        chosen = "->" if point.nprobe == meta.nprobe else ""
-        lines.append(f"{chosen:2}{point.nprobe or 'exact':>8} {point.recall:>12.4f} {point.search_us:>10.1f}")
+    shown = [p for p in meta.curve if not any(q.recall >= p.recall and q.search_us < p.search_us for q in meta.curve)]
+    chosen = (meta.factory, meta.metric, meta.nprobe, meta.candidates)
+    shown += [p for p in meta.curve if (p.factory, p.metric, p.nprobe, p.candidates) == chosen and p not in shown]
+    for p in sorted(shown, key=lambda p: p.search_us):
+        mark = "->" if (p.factory, p.metric, p.nprobe, p.candidates) == chosen else ""
+        name = p.factory + (" l2" if p.metric == "l2_augmented" else "")
+        lines.append(f"{mark:2} {name:24} {p.nprobe:>6} {p.candidates:>8} {p.recall:>10.4f} {p.search_us:>9.1f}")
+    lines.append(f"{'':2} {'exact':24} {'':>6} {'':>8} {1:>10.4f} {meta.exact_us:>9.1f}")
+    if meta.parts:
+        worst = min(part.recall for part in meta.parts)
+        lines.append(f"{len(meta.parts)} declared values have an index of their own; recall@{meta.k} {worst:.4f} at least")
     return "\n".join(lines)
 
 
@@ -103,32 +119,39 @@ def _exact_meta(config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD
     k = min(config.index.k, rows)
     cost_us = exact_us(exact, query_QD, k)
     return IndexMeta(
-        kind="exact", factory="", metric="inner_product", rows=rows, dim=dim, nlist=0, nprobe=0,
+        kind="exact", factory="", metric="inner_product", rows=rows, dim=dim, nlist=0, nprobe=0, candidates=0,
         item_vectors_sha256=vectors_sha256(core), largest_norm=exact.largest_norm, k=k, queries=len(query_QD),
         recall=1.0, recall_floor=config.index.recall_floor, search_us=cost_us, exact_us=cost_us, curve=(),
     )  # fmt: skip
 
 
-def _tuned_ivf(config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32]) -> tuple[IndexMeta, FaissIndex]:
+def _tuned_ivf(
+    config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32], values: Sequence[RowSet]
+) -> tuple[IndexMeta, FaissIndex]:
     if not len(query_QD):
         raise DataError(
             "export/queries.npy holds no held-out user vectors, so an approximate index cannot be judged. Export again from a run with"
             " validation users, or take index=exact"
         )
     judge = Judge(exact, query_QD, config.index.k)
-    metrics = metrics_for(core.model_config().similarity, exact)
-    tuned = tune(judge, [build_ivf(exact, metric, config.seed, judge.k, _progress) for metric in metrics], config.index.recall_floor)
+    rows, dim = exact.item_ID.shape
+    candidates = candidates_for(rows, dim, metrics_for(core.model_config().similarity, exact))
+    built = [build_ivf(exact, candidate, config.seed, judge.k, _progress) for candidate in candidates]
+    _progress("tuning")
+    tuned = tune(judge, built, config.index.recall_floor)
+    parts = build_parts(exact, values, query_QD, config.index, config.seed, _progress)
+    tuned.index.parts.update((part.key, index) for part, index in parts)
     stats = tuned.index.stats()
     meta = IndexMeta(
         kind=stats.kind, factory=stats.factory, metric=stats.metric, rows=stats.rows, dim=stats.dim, nlist=stats.nlist, nprobe=stats.nprobe,
-        item_vectors_sha256=vectors_sha256(core), largest_norm=exact.largest_norm, k=judge.k, queries=len(query_QD),
-        recall=tuned.point.recall, recall_floor=config.index.recall_floor, search_us=tuned.point.search_us,
-        exact_us=exact_us(exact, query_QD, judge.k), curve=tuned.curve,
+        candidates=stats.candidates, item_vectors_sha256=vectors_sha256(core), largest_norm=exact.largest_norm, k=judge.k,
+        queries=len(query_QD), recall=tuned.point.recall, recall_floor=config.index.recall_floor, search_us=tuned.point.search_us,
+        exact_us=exact_us(exact, query_QD, judge.k), curve=tuned.curve, parts=tuple(part for part, _ in parts),
     )  # fmt: skip
     return meta, tuned.index
 
 
-def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | None) -> Path:
+def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | None, attributes: Attributes) -> Path:
     bundles_dir = run_dir / "bundles"
     number = next(n for n in range(1, 1_000_000) if not (bundles_dir / f"{core.version}-i{n}").exists())
     facts = {name: fact for name, fact in core.manifest.items() if name not in _SEALED}
@@ -136,18 +159,16 @@ def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | N
     facts["index"] = {"kind": meta.kind, "factory": meta.factory, "recall": meta.recall, "k": meta.k}
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".index-") as scratch:
         files: dict[str, Path | bytes] = {META_FILE: (json.dumps(meta.to_json(), indent=2) + "\n").encode()}
-        files |= _attributes(core, Path(scratch) / FOLDER)
+        files |= save_attributes(attributes, meta.rows, Path(scratch) / FOLDER)
         if index is not None:
-            files[FAISS_FILE] = Path(scratch) / FAISS_FILE
-            index.save(Path(scratch) / FAISS_FILE)
+            saved = {FAISS_FILE: index, **{part.file: index.parts[part.key] for part in meta.parts}}
+            for name, one in saved.items():
+                files[name] = Path(scratch) / name
+                save_index(one, Path(scratch) / name)
+                if one.layout.rotation_WW is not None:
+                    files[ROTATION_FILE] = Path(scratch) / ROTATION_FILE
+                    np.save(Path(scratch) / ROTATION_FILE, one.layout.rotation_WW, allow_pickle=False)
         return publish(bundles_dir, f"{core.version}-i{number}", files, facts, parent=core)
-
-
-def _attributes(core: Bundle, folder: Path) -> dict[str, Path | bytes]:
-    """The files of the catalogue's attributes."""
-    _progress("attributes for filters")
-    catalog = core.catalog()
-    return save_attributes(open_attributes(core, catalog), len(catalog), folder)
 
 
 def _progress(message: str) -> None:

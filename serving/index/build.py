@@ -4,14 +4,18 @@ Legend: I items, D dimensions.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.layout import Layout
+from serving.index.meta import Setting
+from serving.index.rowset import RowSet
 from towers.errors import DataError
 
 POINTS_PER_LIST = 39
@@ -22,6 +26,7 @@ _THREADS = faiss.omp_get_max_threads()
 
 _KMEANS_ROUNDS = 4
 _BLOCK_ROWS = 65_536
+_CODE_SAMPLE = 20_000
 _UNIT_TOLERANCE = 1e-3
 
 
@@ -59,30 +64,87 @@ def lists_for(rows: int) -> int:
     return max(1, min(round(4 * math.sqrt(rows)), rows // POINTS_PER_LIST))
 
 
-def build_ivf(exact: ExactIndex, metric: str, seed: int, tuned_k: int, progress: Callable[[str], None]) -> FaissIndex:
-    """An inverted file of half-precision vectors over all items; `nprobe` is 1 until it is tuned. Deterministic in `seed`.
+@dataclass(frozen=True)
+class Candidate:
+    """A kind of index worth trying.
+
+    Attributes:
+        lists: of the inverted file.
+        codec: `SQfp16`, or `PQ<m>x4fsr`: residuals of m parts, 4 bits each, scanned 32 vectors at a time in registers (Andre et al.,
+            Quicker ADC, 2019), turned by a random rotation first.
+        metric: one of `layout.METRICS`.
+    """
+
+    lists: int
+    codec: str
+    metric: str
+
+    @property
+    def factory(self) -> str:
+        return f"IVF{self.lists},{self.codec}"
+
+
+def candidates_for(rows: int, dim: int, metrics: Sequence[str]) -> list[Candidate]:
+    """What tuning compares. Short codes are scanned so fast that half as many lists, twice as long, are as good and faster to choose from.
+
+    Codes of distances need tables for every list visited, so codes are tried with the inner product alone.
+    """
+    many, width = lists_for(rows), Layout(dim, "inner_product", 1.0).width
+    codes = [Candidate(max(1, many // 2), f"PQ{m}x4fsr", "inner_product") for m in (width, width // 2)]
+    return [*(Candidate(many, "SQfp16", metric) for metric in metrics), *codes]
+
+
+def build_ivf(
+    exact: ExactIndex, candidate: Candidate, seed: int, tuned_k: int, progress: Callable[[str], None], among: RowSet | None = None
+) -> FaissIndex:
+    """An inverted file over the items; it visits one list until it is tuned. Deterministic in `seed`.
+
+    Lists are made by distance whatever the metric: with the inner product the longest centres would draw all items. Lists are then chosen
+    by the metric.
 
     Args:
         exact: the catalogue.
-        metric: one of `layout.METRICS`.
-        seed: of the k-means sample and its start.
+        candidate: what to build.
+        seed: of the rotation, the k-means sample and its start.
         tuned_k: see `FaissIndex`.
         progress: told what happens next.
+        among: rows to index; None = all.
     """
     item_ID = exact.item_ID
-    layout = Layout(item_ID.shape[1], metric, exact.largest_norm)
-    lists = lists_for(len(item_ID))
-    factory = f"IVF{lists},SQfp16"
-    index = faiss.index_factory(layout.width, factory, faiss.METRIC_L2 if layout.augmented else faiss.METRIC_INNER_PRODUCT)
-    if not isinstance(index, faiss.IndexIVF):
-        raise TypeError(f"FAISS made {type(index).__name__} of {factory!r}, expected an IndexIVF")
+    rows = np.arange(len(item_ID)) if among is None else np.asarray(among.rows(), np.int64)
+    codes = candidate.codec.startswith("PQ")
+    plain = Layout(item_ID.shape[1], candidate.metric, exact.largest_norm)
+    layout = replace(plain, rotation_WW=rotation(plain.width, seed)) if codes else plain
+    rng = np.random.default_rng(seed)
+    coarse = faiss.IndexFlat(layout.width, faiss.METRIC_L2)
+    index = _empty(coarse, candidate, layout)
     faiss.omp_set_num_threads(_THREADS)
-    index.cp.niter = _KMEANS_ROUNDS
-    index.cp.seed = seed
-    sample = np.random.default_rng(seed).choice(len(item_ID), min(len(item_ID), POINTS_PER_LIST * lists), replace=False)
-    progress(f"{factory} {metric}: k-means on {len(sample):,} vectors")
+    index.cp.niter, index.cp.seed = _KMEANS_ROUNDS, seed
+    index.cp.spherical = False  # FAISS gives an inner-product index centres of unit norm, far from items of any other
+    index.cp.min_points_per_centroid = 1
+    sample = rng.choice(rows, min(len(rows), max(POINTS_PER_LIST * candidate.lists, _CODE_SAMPLE if codes else 0)), replace=False)
+    progress(f"{candidate.factory} {candidate.metric}: k-means on {len(sample):,} vectors, then {len(rows):,} are added")
     index.train(layout.items(item_ID[np.sort(sample)]))
-    progress(f"{factory} {metric}: adding {len(item_ID):,} vectors")
-    for start in range(0, len(item_ID), _BLOCK_ROWS):
-        index.add(layout.items(item_ID[start : start + _BLOCK_ROWS]))
-    return FaissIndex(index, exact, layout, 1, tuned_k, factory)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        index.add_with_ids(layout.items(item_ID[block]), block)
+    if not layout.augmented:
+        coarse.metric_type = faiss.METRIC_INNER_PRODUCT
+    return FaissIndex(index, exact, layout, candidate.factory, Setting(1, tuned_k), tuned_k, among)
+
+
+def rotation(width: int, seed: int) -> NDArray[np.float32]:
+    """A random orthogonal matrix [W, W]: the same for every index of codes in a bundle."""
+    q_WW, r_WW = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
+    return (q_WW * np.sign(np.diag(r_WW))).astype(np.float32)
+
+
+def _empty(coarse: faiss.IndexFlat, candidate: Candidate, layout: Layout) -> faiss.IndexIVF:
+    metric = faiss.METRIC_L2 if layout.augmented else faiss.METRIC_INNER_PRODUCT
+    if candidate.codec == "SQfp16":
+        return faiss.IndexIVFScalarQuantizer(coarse, layout.width, candidate.lists, faiss.ScalarQuantizer.QT_fp16, metric, False)
+    parts = int(candidate.codec.removeprefix("PQ").removesuffix("x4fsr"))
+    index = faiss.IndexIVFPQFastScan(coarse, layout.width, candidate.lists, parts, 4, metric)
+    index.by_residual = True
+    index.pq.cp.min_points_per_centroid = 1
+    return index

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.rowset import Rows, RowSet
-from towers.bundle import Bundle
 from towers.errors import DataError, RequestError
 
 _BLOCK_ROWS = 65_536
 _ROUNDING = 2.0**-24
 _LARGEST = float(np.finfo(np.float32).max)
+_SORTED_WHOLE = 512
 _NOTHING = np.empty(0, np.int64)
 
 GATHER_SHARE = 0.2
@@ -49,11 +49,6 @@ class ExactIndex:
         A float32 sum of D products is off by at most D * 2^-24 * |q| * |x|; that counts twice for either score.
         """
         return float(4 * self.item_ID.shape[1] * _ROUNDING * self.largest_norm)
-
-    @classmethod
-    def open(cls, bundle: Bundle) -> "ExactIndex":
-        """Search the bundle's item vectors; needs no index file."""
-        return cls(bundle.item_vectors())
 
     def stats(self) -> IndexStats:
         return IndexStats("exact", *self.item_ID.shape)
@@ -109,12 +104,15 @@ class ExactIndex:
         scores_C = self._scores(query_HD[0], wide_C)
         for head_D in query_HD[1:]:
             np.maximum(scores_C, self._scores(head_D, wide_C), out=scores_C)
-        if len(wide_C) > k:
+        if len(wide_C) > _SORTED_WHOLE and k < len(wide_C):
             best = np.flatnonzero(scores_C >= np.partition(scores_C, len(wide_C) - k)[len(wide_C) - k])
             wide_C, scores_C = wide_C[best], scores_C[best]
         scores_C += np.float32(0.0)  # -0.0 becomes 0.0
-        order = np.lexsort((wide_C, -scores_C))[:k]
-        return SearchResult(wide_C[order], scores_C[order])
+        order = np.argsort(-scores_C)
+        ordered_C = scores_C[order]
+        if (ordered_C[1:] == ordered_C[:-1]).any():
+            order = np.lexsort((wide_C, -scores_C))
+        return SearchResult(wide_C[order[:k]], ordered_C[:k])
 
     def _scores(self, query_D: NDArray[np.float32], rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
         scores_C = np.empty(len(rows_C), np.float32)

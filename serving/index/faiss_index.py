@@ -1,10 +1,10 @@
-"""Approximate search with FAISS: an inverted file of half-precision vectors, rescored exactly, that always returns k.
+"""Approximate search with FAISS: an inverted file of coded vectors, rescored exactly, that always returns k.
 
 Legend: H heads, D dimensions, W width inside FAISS, I items, C candidates.
 """
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 
 import faiss
 import numpy as np
@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from serving.index.exact import ExactIndex
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.layout import Layout
-from serving.index.meta import FAISS_FILE, IndexMeta, read_meta
+from serving.index.meta import Setting
 from serving.index.rowset import Rows, RowSet, inside, neither
-from towers.bundle import Bundle
-from towers.errors import BundleError, DataError
 
 OVERFETCH_UP_TO = 100
 """Exclusions that are fetched and dropped afterwards; more of them become a bitmap inside FAISS."""
 
 _SPARE = 8
-"""Candidates beyond k, so that half precision's rounding at the k-th place is undone by the exact scores."""
+"""Least candidates beyond k, so that half precision's rounding at the k-th place is undone by the exact scores."""
+
+_ROW_NS, _LIST_NS, _SCORE_NS = 20.0, 500.0, (8.0, 2.5)
+"""What a scan costs for each permitted row; what visiting a list costs, and each vector of it, of half-precision and of short codes. One
+core at 59k and 1M x 64, about."""
 
 
 class FaissIndex:
@@ -32,46 +34,39 @@ class FaissIndex:
         index: a trained and filled IVF index over `layout`'s vectors; row i of the catalogue has id i.
         exact: the same catalogue, for rescoring and for searches that a scan answers faster.
         layout: how vectors lie in `index`.
-        nprobe: lists visited by a plain search of `tuned_k` items.
-        tuned_k: the k at which `nprobe` reached its recall.
         factory: FAISS' word for the index.
+        setting: how wide a plain search is, tuned for `tuned_k` items.
+        tuned_k: the k at which it reached its recall.
+        among: the rows that `index` holds; None = all.
+        parts: indexes of the rows of one declared value each, by `RowSet.key`.
     """
 
-    def __init__(self, index: faiss.IndexIVF, exact: ExactIndex, layout: Layout, nprobe: int, tuned_k: int, factory: str) -> None:
-        self._index = index
+    def __init__(
+        self,
+        index: faiss.IndexIVF,
+        exact: ExactIndex,
+        layout: Layout,
+        factory: str,
+        setting: Setting,
+        tuned_k: int,
+        among: RowSet | None = None,
+        parts: Mapping[str, "FaissIndex"] | None = None,
+    ) -> None:
+        self.index = index
+        self.layout = layout
+        self.factory = factory
+        self.setting = setting
+        self.parts = dict(parts or {})
         self._exact = exact
-        self._layout = layout
         self._tuned_k = tuned_k
-        self._factory = factory
-        self._rows = len(exact.item_ID)
+        self._among = among
+        self._rows = len(exact.item_ID) if among is None else among.count
+        self.codes = "PQ" in factory
         self.nlist = int(index.nlist)
-        self.nprobe = nprobe
-
-    @classmethod
-    def open(cls, bundle: Bundle) -> "FaissIndex":
-        """Map the bundle's index; its lists are shared with other processes and read when first visited.
-
-        Raises:
-            BundleError: the index is unreadable, or not the one that index.json describes.
-        """
-        meta = read_meta(bundle)
-        layout = Layout(meta.dim, meta.metric, meta.largest_norm)
-        exact = ExactIndex(bundle.item_vectors(), meta.largest_norm)
-        return cls(_read(bundle, meta, layout), exact, layout, meta.nprobe, meta.k, meta.factory)
-
-    def save(self, path: Path) -> None:
-        """Write the FAISS part.
-
-        Raises:
-            DataError: the disk is full or not writable.
-        """
-        try:
-            faiss.write_index(self._index, str(path))
-        except RuntimeError as error:
-            raise DataError(f"writing {path}: {str(error)[-200:]}. Free some space, then run the job again") from error
 
     def stats(self) -> IndexStats:
-        return IndexStats("ivf", self._rows, self._layout.dim, self._factory, self._layout.metric, self.nlist, self.nprobe)
+        wide = self.setting
+        return IndexStats("ivf", self._rows, self.layout.dim, self.factory, self.layout.metric, self.nlist, wide.nprobe, wide.candidates)
 
     def search(
         self,
@@ -80,78 +75,80 @@ class FaissIndex:
         allowed: RowSet | None = None,
         excluded: Rows | None = None,
     ) -> SearchResult:
-        """See `VectorIndex.search`. Few permitted items, a k near the catalogue and queries that score all items alike are scanned."""
-        query, allowed, banned = self._exact.checked(query_HD, k, allowed, excluded)
+        """See `VectorIndex.search`. Few permitted items and queries that score all items alike are scanned."""
+        part = self.parts.get(allowed.key) if allowed is not None else None
+        query, allowed, banned = self._exact.checked(query_HD, k, None if part else allowed, excluded)
+        # Set for each search because OpenMP keeps the number by thread; one thread beats several for single queries.
+        faiss.omp_set_num_threads(1)
+        return (part or self)._search(query, k, allowed, banned)
+
+    def _search(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
+        if self._among is not None and len(banned):
+            banned = banned[self._among.has(banned)]
         available = self._rows - len(banned) if allowed is None else allowed.count
         nprobe = self._breadth(min(k, available), available)
-        if self._scan_is_cheaper(nprobe, available) or not query.any(axis=1).all():
-            return self._exact.scan(query, k, allowed, banned)
-        return self._probe(query, min(k, available), nprobe, allowed, banned)
+        if not self._scan_is_cheaper(nprobe, available):
+            found = self._probe(query_HD, min(k, available), nprobe, allowed, banned)
+            if found is not None:
+                return found
+        if allowed is None and self._among is not None:
+            allowed, banned = self._among.without(banned), banned[:0]
+        return self._exact.scan(query_HD, k, allowed, banned)
 
-    def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
-        """Search lists, more of them until k permitted items are found."""
+    def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, allowed: RowSet | None, banned: Rows) -> SearchResult | None:
+        """Search lists, more of them until k permitted items are found; None where only a scan can tell which they are."""
         if allowed is None and len(banned) > OVERFETCH_UP_TO:
-            allowed = neither(RowSet(self._rows, len(banned), banned, None))
+            allowed = neither(RowSet(len(self._exact.item_ID), len(banned), banned, None))
         bits = None if allowed is None else allowed.bits()
         overfetched = len(banned) if bits is None else 0
-        fetch = min(self._rows, k + _SPARE + overfetched)
-        query_HW = self._layout.queries(query_HD)
+        fetch = min(self._rows, max(k + _SPARE, -(-self.setting.candidates * k // self._tuned_k)) + overfetched)
+        query_HW = self.layout.queries(query_HD)
+        if query_HW is None:
+            return None
         settings = faiss.IVFSearchParameters()
-        settings.sel = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        while nprobe < self.nlist:
-            # Set for each search because OpenMP keeps the number by thread; one thread beats several for single queries.
-            faiss.omp_set_num_threads(1)
+        if bits is not None:
+            settings.sel = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        while True:
             settings.nprobe = nprobe
-            found_HC = self._index.search(query_HW, fetch, params=settings)[1]
+            near_HC, found_HC = self.index.search(query_HW, fetch, params=settings)
             rows_C = found_HC[0] if len(found_HC) == 1 else np.unique(found_HC)
-            rows_C = rows_C[rows_C >= 0]
+            if found_HC[:, -1].min() < 0:  # missing ones come last
+                rows_C = rows_C[rows_C >= 0]
             if overfetched:
                 rows_C = rows_C[~inside(rows_C, banned)]
             if len(rows_C) >= k:
                 found = self._exact.ranked(query_HD, rows_C, len(rows_C))
-                if len(rows_C) > k and found.scores[k - 1] == found.scores[-1]:
-                    break  # More items than were fetched may tie for the last places, and the lowest rows are to have them.
+                if fetch > 1 and (near_HC[:, -1] == near_HC[:, -2]).any() and _ties_at_the_edge(found, k, near_HC, found_HC):
+                    return None
                 return SearchResult(found.rows[:k], found.scores[:k])
-            nprobe *= 4
-        return self._exact.scan(query_HD, k, allowed, banned)
+            if nprobe >= self.nlist:
+                return None
+            nprobe = min(self.nlist, nprobe * 4)
 
     def _breadth(self, k: int, available: int) -> int:
-        """Lists to visit for k of the items available, to keep the recall that `nprobe` has for `tuned_k` of all items.
+        """Lists to visit for k of the items available, to keep the recall that the setting has for `tuned_k` of all items.
 
         As many permitted items are visited for each one wanted. Measured at 200k x 64, tuned to 0.961: recall 0.962 to 0.999 at shares
         from 90 % to 10 %, chosen at random or far from the query; with the square root of this factor it fell to 0.59.
         """
+        nprobe = self.setting.nprobe
         if not available:
             return self.nlist
-        return min(self.nlist, max(self.nprobe, math.ceil(self.nprobe * k * self._rows / (self._tuned_k * available))))
+        return min(self.nlist, max(nprobe, math.ceil(nprobe * k * self._rows / (self._tuned_k * available))))
 
     def _scan_is_cheaper(self, nprobe: int, available: int) -> bool:
-        """Whether scanning the permitted items costs less than visiting lists.
-
-        A scan touches each permitted vector at about 25 ns; visiting costs about 12 ns for each vector of a list and 4 ns for each list's
-        centroid. Measured at 59k and 200k x 64: the two cross near 20 % permitted.
-        """
+        """Whether scanning the permitted items costs less than visiting lists, or finds what visiting all of half-precision would."""
         visited = nprobe * self._rows / self.nlist
-        return nprobe >= self.nlist or available <= (visited + self.nlist / 3) / 2
+        return available * _ROW_NS <= nprobe * _LIST_NS + visited * _SCORE_NS[self.codes]
 
 
-def _read(bundle: Bundle, meta: IndexMeta, layout: Layout) -> faiss.IndexIVF:
-    path = bundle.path(FAISS_FILE)
-    # Whatever a file claims, faiss allocates no vector larger than the file and runs no loop longer than the lists expected.
-    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
-    faiss.set_deserialization_loop_limit(max(1, meta.nlist))
-    try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    except RuntimeError as error:
-        raise BundleError(f"{path} is not a readable index ({str(error)[-200:]}); build it again: towers index") from error
-    if not isinstance(index, faiss.IndexIVF):
-        raise BundleError(f"{path} holds a {type(index).__name__}, expected an inverted file; build it again: towers index")
-    got = (index.ntotal, index.d, index.nlist, index.metric_type)
-    expected = (meta.rows, layout.width, meta.nlist, faiss.METRIC_L2 if layout.augmented else faiss.METRIC_INNER_PRODUCT)
-    if got != expected:
-        raise BundleError(f"{path}: rows, width, lists and metric are {got}, index.json says {expected}; build it again: towers index")
-    lists = None if index.invlists is None else faiss.downcast_InvertedLists(index.invlists)
-    if not isinstance(lists, faiss.OnDiskInvertedLists):
-        raise BundleError(f"{path} holds {type(lists).__name__}, expected lists that can be mapped; build it again: towers index")
-    lists.prefetch_nthread = 0  # Its default starts 32 threads for every search: 460 us instead of 37 us at 59k x 64.
-    return index
+def _ties_at_the_edge(found: SearchResult, k: int, near_HC: NDArray[np.float32], found_HC: NDArray[np.int64]) -> bool:
+    """Whether items equal to the k-th may have been left out: equal vectors are equally near, and the last ones fetched are such.
+
+    The lowest rows of them are to be returned, and the lists return any.
+    """
+    edge_HC = near_HC == near_HC[:, -1:]
+    if len(found.rows) <= k:
+        return False
+    tied = found.rows[found.scores == found.scores[k - 1]]
+    return len(tied) > 1 and bool(np.isin(found_HC[edge_HC], tied).any())

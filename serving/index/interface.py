@@ -36,6 +36,7 @@ class IndexStats:
         factory: FAISS' word for it; empty for `exact`.
         metric: `inner_product` or `l2_augmented` (the same order, as a distance); what `search` returns is the dot product in both.
         nlist, nprobe: lists of an `ivf` index and how many of them a plain search visits; 0 for `exact`.
+        candidates: items that such a search rescores exactly; 0 for `exact`.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class IndexStats:
     metric: str = "inner_product"
     nlist: int = 0
     nprobe: int = 0
+    candidates: int = 0
 
 
 class VectorIndex(Protocol):

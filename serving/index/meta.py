@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from towers.bundle import Bundle
@@ -10,7 +10,21 @@ from towers.errors import BundleError
 
 META_FILE = "index.json"
 FAISS_FILE = "index.faiss"
+ROTATION_FILE = "rotation.npy"
 VECTORS_FILE = "item_vectors.arrow"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How wide a search is.
+
+    Attributes:
+        nprobe: lists visited.
+        candidates: items rescored exactly.
+    """
+
+    nprobe: int
+    candidates: int
 
 
 @dataclass(frozen=True)
@@ -18,14 +32,39 @@ class CurvePoint:
     """One setting as measured when the index was tuned.
 
     Attributes:
-        nprobe: lists visited; 0 for the exact scan.
+        nprobe, candidates: see `Setting`.
         recall: share of the exact top-k returned, a mean over held-out users.
-        search_us: median microseconds of one search, one thread.
+        search_us: microseconds of processor time of one search, one thread.
+        factory, metric: of the index that it is a setting of.
     """
 
     nprobe: int
     recall: float
     search_us: float
+    factory: str = ""
+    metric: str = "inner_product"
+    candidates: int = 0
+
+
+@dataclass(frozen=True)
+class PartMeta:
+    """An index of the items that have one declared value.
+
+    Attributes:
+        key: `<attribute>/<value's place>`.
+        file: its FAISS part in the bundle.
+        factory, rows, nlist, nprobe, candidates: as in `IndexMeta`.
+        recall: reached on held-out users, against the exact top-k of these items.
+    """
+
+    key: str
+    file: str
+    factory: str
+    rows: int
+    nlist: int
+    nprobe: int
+    candidates: int
+    recall: float
 
 
 @dataclass(frozen=True)
@@ -33,13 +72,14 @@ class IndexMeta:
     """What index.json holds.
 
     Attributes:
-        kind, factory, metric, rows, dim, nlist, nprobe: see `IndexStats`.
+        kind, factory, metric, rows, dim, nlist, nprobe, candidates: see `IndexStats`.
         item_vectors_sha256: of the item vectors it was built from; an index and a model that do not belong together are refused.
         largest_norm: of the item vectors.
         k, queries: the recall is of the top k, over so many held-out users (0 for `exact`, which is not judged).
-        recall, recall_floor: reached at `nprobe`, and asked for.
-        search_us, exact_us: median of one search, and of the exact scan of the same queries.
-        curve: every setting measured.
+        recall, recall_floor: reached as it is set, and asked for.
+        search_us, exact_us: processor time of one search, and of the exact scan of the same queries.
+        curve: every setting measured of every index that was tried.
+        parts: indexes of declared values.
     """
 
     kind: str
@@ -58,14 +98,21 @@ class IndexMeta:
     search_us: float
     exact_us: float
     curve: tuple[CurvePoint, ...]
+    candidates: int = 0
+    parts: tuple[PartMeta, ...] = ()
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.nprobe, self.candidates)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "IndexMeta":
-        known = {field.name: raw[field.name] for field in fields(cls)}
-        return cls(**{**known, "curve": tuple(CurvePoint(**point) for point in raw["curve"])})
+        known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw or field.default is MISSING}
+        curve = tuple(CurvePoint(**point) for point in raw["curve"])
+        return cls(**{**known, "curve": curve, "parts": tuple(PartMeta(**part) for part in raw.get("parts", ()))})
 
 
 def vectors_sha256(bundle: Bundle) -> str:

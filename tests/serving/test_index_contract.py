@@ -8,25 +8,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.index.build import build_ivf
+from serving.index.build import Candidate, build_ivf, lists_for
 from serving.index.exact import ExactIndex
+from serving.index.faiss_index import FaissIndex
 from serving.index.interface import SearchResult, VectorIndex
+from serving.index.meta import Setting
 from serving.index.rowset import RowSet
 from towers.errors import DataError, RequestError
 
 Build = Callable[[NDArray[np.float32]], VectorIndex]
 
 
-def ivf(item_ID: NDArray[np.float32], nprobe: int = 1, metric: str = "inner_product", tuned_k: int = 10) -> VectorIndex:
-    index = build_ivf(ExactIndex(item_ID), metric, seed=0, tuned_k=tuned_k, progress=lambda _: None)
-    index.nprobe = min(nprobe, index.nlist)
+def ivf(
+    item_ID: NDArray[np.float32], nprobe: int = 1, metric: str = "inner_product", tuned_k: int = 10, codec: str = "SQfp16"
+) -> FaissIndex:
+    candidate = Candidate(lists_for(len(item_ID)), codec, metric)
+    index = build_ivf(ExactIndex(item_ID), candidate, seed=0, tuned_k=tuned_k, progress=lambda _: None)
+    index.setting = Setting(min(nprobe, index.nlist), 2 * tuned_k)
     return index
+
+
+def codes(item_ID: NDArray[np.float32], nprobe: int = 1, tuned_k: int = 10) -> FaissIndex:
+    width = -(-item_ID.shape[1] // 8) * 8
+    return ivf(item_ID, nprobe, tuned_k=tuned_k, codec=f"PQ{width}x4fsr")
 
 
 BUILDS: dict[str, Build] = {
     "exact": ExactIndex,
     "ivf, one list": ivf,
     "ivf, augmented": lambda item_ID: ivf(item_ID, metric="l2_augmented"),
+    "ivf, short codes": codes,
 }
 
 

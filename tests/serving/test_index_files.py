@@ -11,12 +11,13 @@ import faiss
 import numpy as np
 import pytest
 
-from serving.index.build import build_ivf
+from serving.index.build import Candidate, build_ivf
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.layout import Layout
-from serving.index.meta import FAISS_FILE, META_FILE, CurvePoint, IndexMeta, vectors_sha256
-from serving.index.stored import open_index
+from serving.index.meta import FAISS_FILE, META_FILE, ROTATION_FILE, CurvePoint, IndexMeta, PartMeta, Setting, vectors_sha256
+from serving.index.rowset import RowSet
+from serving.index.stored import open_index, save_index
 from towers.bundle import Bundle, publish, write_vectors
 from towers.errors import BundleError, DataError
 
@@ -33,16 +34,16 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def built(core: Bundle) -> FaissIndex:
-    index = build_ivf(ExactIndex.open(core), "l2_augmented", seed=0, tuned_k=10, progress=lambda _: None)
-    index.nprobe = 12
+    index = build_ivf(ExactIndex(core.item_vectors()), Candidate(76, "SQfp16", "l2_augmented"), 0, 10, lambda _: None)
+    index.setting = Setting(12, 10)
     return index
 
 
 def meta_of(core: Bundle, index: FaissIndex) -> IndexMeta:
-    stats = index.stats()
+    stats, curve = index.stats(), (CurvePoint(12, 0.97, 30.0),)
     return IndexMeta(
         stats.kind, stats.factory, stats.metric, stats.rows, stats.dim, stats.nlist, stats.nprobe, vectors_sha256(core),
-        ExactIndex.open(core).largest_norm, 10, 100, 0.97, 0.95, 30.0, 90.0, (CurvePoint(12, 0.97, 30.0),),
+        ExactIndex(core.item_vectors()).largest_norm, 10, 100, 0.97, 0.95, 30.0, 90.0, curve, stats.candidates,
     )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def sealed(core: Bundle, tmp_path: Path, meta: IndexMeta | bytes, index: Path | 
 
 
 def test_an_opened_index_answers_as_the_built_one(core: Bundle, built: FaissIndex, tmp_path: Path) -> None:
-    built.save(tmp_path / "index")
+    save_index(built, tmp_path / "index")
     bundle = sealed(core, tmp_path, meta_of(core, built), tmp_path / "index")
     for path in bundle.folder.iterdir():
         path.chmod(0o444)
@@ -66,6 +67,35 @@ def test_an_opened_index_answers_as_the_built_one(core: Bundle, built: FaissInde
         assert one.scores.tolist() == other.scores.tolist()
 
 
+def test_parts_answer_for_their_value_alone(core: Bundle, tmp_path: Path) -> None:
+    """Codes and their rotation are written with the lists; a part holds the rows of one declared value."""
+    exact = ExactIndex(core.item_vectors())
+    candidate = Candidate(20, "PQ16x4fsr", "inner_product")
+    whole = build_ivf(exact, candidate, 0, 10, lambda _: None)
+    whole.setting = Setting(20, 30)
+    among = RowSet.of_rows(ROWS, np.arange(5, ROWS, 3))
+    part = build_ivf(exact, Candidate(8, "PQ16x4fsr", "inner_product"), 0, 10, lambda _: None, among)
+    save_index(whole, tmp_path / "index")
+    save_index(part, tmp_path / "part")
+    meta = replace(meta_of(core, whole), parts=(PartMeta("kind/4", "part-0.faiss", candidate.factory, among.count, 8, 8, 30, 0.97),))
+    raw = json.dumps(meta.to_json()).encode()
+    np.save(tmp_path / "rotation.npy", whole.layout.rotation_WW)
+    files: dict[str, Path | bytes] = {META_FILE: raw, FAISS_FILE: tmp_path / "index", "part-0.faiss": tmp_path / "part"}
+    files[ROTATION_FILE] = tmp_path / "rotation.npy"
+    opened = open_index(Bundle.open(publish(tmp_path / "bundles", "v1-i1", files, {}, parent=core)))
+    assert isinstance(opened, FaissIndex)
+    named = RowSet(ROWS, among.count, among.rows(), None, key="kind/4")
+    for query in np.random.default_rng(1).standard_normal((20, DIM)).astype(np.float32):
+        assert opened.search(query, 10).rows.tolist() == whole.search(query, 10).rows.tolist()
+        best = exact.search(query, 40, among).rows
+        for banned in (None, best[:30], np.concatenate((best[:5], [0, 1, 3])), among.rows()[:-4], among.rows()):
+            expected = exact.search(query, 10, among, banned).rows.tolist()
+            found = opened.search(query, 10, named, banned).rows.tolist()
+            assert len(found) == len(expected) and set(found) <= set(among.rows().tolist()) - set([] if banned is None else banned.tolist())
+            assert len(set(found) & set(expected)) >= 0.8 * len(expected)
+        assert opened.search(query, ROWS, named).rows.tolist() == exact.search(query, ROWS, among).rows.tolist()
+
+
 def test_a_bundle_without_an_index_is_scanned(core: Bundle) -> None:
     index = open_index(core)
     assert isinstance(index, ExactIndex)
@@ -73,7 +103,7 @@ def test_a_bundle_without_an_index_is_scanned(core: Bundle) -> None:
 
 
 def test_an_index_of_another_model_is_refused(core: Bundle, built: FaissIndex, tmp_path: Path) -> None:
-    built.save(tmp_path / "index")
+    save_index(built, tmp_path / "index")
     with pytest.raises(BundleError, match="do not belong together"):
         open_index(sealed(core, tmp_path, replace(meta_of(core, built), item_vectors_sha256="ab" * 32), tmp_path / "index"))
 
@@ -82,7 +112,7 @@ def test_an_index_of_another_model_is_refused(core: Bundle, built: FaissIndex, t
     "change", [{"rows": ROWS + 1}, {"dim": DIM + 8}, {"metric": "inner_product"}, {"nlist": 70}], ids=lambda change: next(iter(change))
 )
 def test_an_index_unlike_its_description_is_refused(core: Bundle, built: FaissIndex, tmp_path: Path, change: dict[str, int | str]) -> None:
-    built.save(tmp_path / "index")
+    save_index(built, tmp_path / "index")
     with pytest.raises(BundleError, match="build it again"):
         open_index(sealed(core, tmp_path, replace(meta_of(core, built), **change), tmp_path / "index"))
 
@@ -110,7 +140,7 @@ def test_a_damaged_description(core: Bundle, tmp_path: Path, raw: bytes) -> None
 
 
 def test_reading_is_bounded_by_the_file(core: Bundle, built: FaissIndex, tmp_path: Path) -> None:
-    built.save(tmp_path / "index")
+    save_index(built, tmp_path / "index")
     open_index(sealed(core, tmp_path, meta_of(core, built), tmp_path / "index"))
     assert faiss.get_deserialization_vector_byte_limit() == (tmp_path / "index").stat().st_size
     assert faiss.get_deserialization_loop_limit() == built.nlist
@@ -118,13 +148,14 @@ def test_reading_is_bounded_by_the_file(core: Bundle, built: FaissIndex, tmp_pat
 
 def test_saving_where_nothing_can_be_written(built: FaissIndex, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Free some space"):
-        built.save(tmp_path / "absent" / "index")
+        save_index(built, tmp_path / "absent" / "index")
 
 
-def test_the_same_seed_builds_the_same_file(core: Bundle, tmp_path: Path) -> None:
-    exact = ExactIndex.open(core)
+@pytest.mark.parametrize("codec", ["SQfp16", "PQ16x4fsr"])
+def test_the_same_seed_builds_the_same_file(core: Bundle, tmp_path: Path, codec: str) -> None:
+    exact = ExactIndex(core.item_vectors())
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        build_ivf(exact, "inner_product", seed, 10, lambda _: None).save(tmp_path / name)
+        save_index(build_ivf(exact, Candidate(40, codec, "inner_product"), seed, 10, lambda _: None), tmp_path / name)
     content = {name: (tmp_path / name).read_bytes() for name in "abc"}
     assert content["a"] == content["b"] != content["c"]
 
@@ -153,9 +184,9 @@ def test_torch_and_faiss_in_one_process(first: str) -> None:
     second = {"torch": "serving.index.faiss_index", "serving.index.faiss_index": "torch"}[first]
     code = (
         f"import {first}, {second}, numpy as np, torch\n"
-        "from serving.index.exact import ExactIndex\nfrom serving.index.build import build_ivf\n"
+        "from serving.index.exact import ExactIndex\nfrom serving.index.build import Candidate, build_ivf\n"
         "x = np.random.default_rng(0).standard_normal((4000, 8)).astype(np.float32)\n"
-        "index = build_ivf(ExactIndex(x), 'inner_product', 0, 10, lambda _: None)\n"
+        "index = build_ivf(ExactIndex(x), Candidate(9, 'PQ8x4fsr', 'inner_product'), 0, 10, lambda _: None)\n"
         "assert float((torch.ones(500, 500) @ torch.ones(500, 500))[0, 0]) == 500\n"
         "print(len(index.search(x[0], 10).rows))"
     )

@@ -20,7 +20,7 @@ from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.stored import open_index
 from towers.bundle import Bundle, current, publish, write_vectors
-from towers.errors import BundleError, DataError, GateError
+from towers.errors import BundleError, ConfigError, DataError, GateError
 from towers.model_config import ModelConfig
 from towers.schema import make_schema
 
@@ -48,7 +48,7 @@ def exported(run_dir: Path, rows: int, similarity: str = "cosine", queries: int 
     publish(run_dir / "bundles", "v1", files, {"name": "towers", "metrics": {"test/recall@20": 0.1}})
     (run_dir / "export").mkdir()
     np.save(run_dir / "export" / "queries.npy", vectors(queries, 1))
-    return ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="ivf", k=20, recall_floor=0.9))
+    return ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="ivf", k=20, recall_floor=0.9, parts=[]))
 
 
 def now(config: ServingConfig) -> Bundle:
@@ -58,21 +58,32 @@ def now(config: ServingConfig) -> Bundle:
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_an_approximate_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], similarity: str) -> None:
     config = exported(tmp_path / "run", 5000, similarity)
+    config.index.parts = ["categories"]
     report = json.loads(Path(index_job.run(config)).read_text())
     bundle = now(config)
     assert (bundle.version, bundle.manifest["parent"], bundle.manifest["model_version"]) == ("v1-i1", "v1", "v1")
     assert bundle.manifest["metrics"] == {"test/recall@20": 0.1}
     assert report["bundle"] == str(bundle.folder)
     assert report["recall"] >= 0.9 and report["queries"] == 150 and report["kind"] == "ivf" and report["exact_us"] > 0
-    assert [point["recall"] for point in report["curve"] if point["nprobe"] == report["nprobe"]] == [report["recall"]]
+    same = ("factory", "metric", "nprobe", "candidates")
+    assert [point["recall"] for point in report["curve"] if all(point[name] == report[name] for name in same)] == [report["recall"]]
+    assert {"SQfp16", "PQ16x4fsr", "PQ8x4fsr"} == {point["factory"].partition(",")[2] for point in report["curve"]}
+    assert [part["rows"] for part in report["parts"]] == [2500, 2499] and all(part["recall"] >= 0.9 for part in report["parts"])
     assert report["metric"] in ({"cosine": ("inner_product",), "dot": ("inner_product", "l2_augmented")}[similarity])
     index = open_index(bundle)
     assert isinstance(index, FaissIndex)
-    exact = ExactIndex.open(bundle)
+    exact = ExactIndex(bundle.item_vectors())
     found = [np.isin(index.search(q, 20).rows, exact.search(q, 20).rows).mean() for q in vectors(100, 1)]
     assert np.mean(found) >= 0.88
     shown = capsys.readouterr().out
-    assert "recall@20" in shown and f"->{report['nprobe']:>8}" in shown and "exact" in shown
+    assert "recall@20" in shown and f"-> {report['factory']}" in shown and "exact" in shown and "2 declared values have an index" in shown
+
+
+def test_an_attribute_without_values_has_no_index(tmp_path: Path) -> None:
+    config = exported(tmp_path / "run", 600)
+    config.index.parts = ["price"]
+    with pytest.raises(ConfigError, match=r"index\.parts: got 'price', expected attributes that have values: categories"):
+        index_job.run(config)
 
 
 def test_attributes_for_filters_are_published_and_mapped(tmp_path: Path) -> None:
@@ -200,7 +211,7 @@ def test_the_command(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "serving.index_run", f"run_dir={tmp_path / 'run'}", *overrides]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
-    done = towers_index("index=ivf", "index.k=20")
+    done = towers_index("index=ivf", "index.k=20", "index.parts=[]")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"index: done -> {tmp_path / 'run' / 'index.json'}"
     refused = towers_index("index=ivf", "index.recall_floor=1", "index.k=500")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.index.build import build_ivf, choose_kind, lists_for, metrics_for
+from serving.index.build import Candidate, build_ivf, candidates_for, choose_kind, lists_for, metrics_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.interface import IndexStats, SearchResult
@@ -28,8 +28,9 @@ def judge(exact: ExactIndex) -> Judge:
     return Judge(exact, unit(120, 16, 1), 50)
 
 
-def ivf(exact: ExactIndex, metric: str = "inner_product", tuned_k: int = 50) -> FaissIndex:
-    return build_ivf(exact, metric, seed=0, tuned_k=tuned_k, progress=lambda _: None)
+def ivf(exact: ExactIndex, metric: str = "inner_product", tuned_k: int = 50, codec: str = "SQfp16") -> FaissIndex:
+    candidate = Candidate(lists_for(len(exact.item_ID)), codec, metric)
+    return build_ivf(exact, candidate, seed=0, tuned_k=tuned_k, progress=lambda _: None)
 
 
 class Fixed:
@@ -54,12 +55,12 @@ class Fixed:
 
 @pytest.mark.parametrize(("lost", "recall"), [(0, 1.0), (5, 0.9), (50, 0.0)])
 def test_recall_counts_what_was_found(exact: ExactIndex, judge: Judge, lost: int, recall: float) -> None:
-    assert judge.point(Fixed(exact, lost), 1).recall == pytest.approx(recall)
+    assert judge.recall(Fixed(exact, lost))[0] == pytest.approx(recall)
 
 
 def test_items_that_tie_with_the_last_one_count() -> None:
     exact = ExactIndex(np.tile(unit(1, 8, 0), (500, 1)))
-    assert Judge(exact, unit(10, 8, 1), 20).point(Fixed(exact, 30), 1).recall == 1.0
+    assert Judge(exact, unit(10, 8, 1), 20).recall(Fixed(exact, 30))[0] == 1.0
 
 
 def test_the_fewest_lists_above_the_floor(exact: ExactIndex, judge: Judge) -> None:
@@ -67,10 +68,10 @@ def test_the_fewest_lists_above_the_floor(exact: ExactIndex, judge: Judge) -> No
     below = [point for point in tuned.curve if point.nprobe < tuned.point.nprobe]
     assert tuned.point.recall >= 0.9
     assert below and all(point.recall < 0.9 for point in below)
-    assert tuned.index.nprobe == tuned.index.stats().nprobe == tuned.point.nprobe
+    assert tuned.index.setting.nprobe == tuned.index.stats().nprobe == tuned.point.nprobe
     assert tuned.curve[-1].nprobe > tuned.point.nprobe
-    again = Judge(exact, unit(300, 16, 2), 50).point(tuned.index, 0)
-    assert again.recall > 0.87, "recall on other users of the same kind"
+    again = Judge(exact, unit(300, 16, 2), 50).recall(tuned.index)
+    assert again[0] > 0.87, "recall on other users of the same kind"
 
 
 def test_a_higher_floor_visits_more(exact: ExactIndex, judge: Judge) -> None:
@@ -79,15 +80,32 @@ def test_a_higher_floor_visits_more(exact: ExactIndex, judge: Judge) -> None:
 
 def test_the_faster_candidate_is_taken(exact: ExactIndex, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, augmented = ivf(exact), ivf(exact, "l2_augmented")
-    real = Judge.point
+    real = Judge.recall
 
-    def timed(self: Judge, index: FaissIndex, nprobe: int, most: int | None = None) -> object:
-        point = real(self, index, nprobe, most)
-        return type(point)(point.nprobe, point.recall, 5.0 if index is augmented else 9.0)
+    def timed(self: Judge, index: FaissIndex, most: int | None = None) -> tuple[float, float]:
+        return real(self, index, most)[0], 5.0 if index is augmented else 9.0
 
-    monkeypatch.setattr(Judge, "point", timed)
+    monkeypatch.setattr(Judge, "recall", timed)
     assert tune(judge, [plain, augmented], 0.9).index is augmented
     assert tune(judge, [augmented, plain], 0.9).index is augmented
+
+
+def test_codes_that_lose_much_rescore_more(exact: ExactIndex, judge: Judge) -> None:
+    """Eight 4-bit codes for 16 columns: no number of lists reaches the floor with few candidates."""
+    tuned = tune(judge, [ivf(exact, codec="PQ8x4fsr")], 0.95)
+    assert tuned.point.recall >= 0.95 and tuned.point.candidates == tuned.index.setting.candidates > 1.5 * judge.k
+    narrow = [point.recall for point in tuned.curve if point.candidates < 1.5 * judge.k]
+    assert narrow and max(narrow) < 0.95
+
+
+def test_what_is_tried() -> None:
+    found = candidates_for(100_000, 60, ("inner_product", "l2_augmented"))
+    assert [(c.factory, c.metric) for c in found] == [
+        ("IVF1265,SQfp16", "inner_product"),
+        ("IVF1265,SQfp16", "l2_augmented"),
+        ("IVF632,PQ64x4fsr", "inner_product"),
+        ("IVF632,PQ32x4fsr", "inner_product"),
+    ]
 
 
 def test_below_the_floor_is_refused() -> None:

@@ -1,0 +1,108 @@
+"""Item vectors and user vectors as two towers make them, of any size, sealed in a bundle as `towers export` leaves it.
+
+Topics are drawn around 48 broad directions whose columns lose variance as a trained model's do; an item is its topic plus noise, of unit
+norm; topics differ much in size. A user is the mean of 6 to 33 items out of three topics, plus noise: users lie between topics, away from
+every item, so an index that was fitted to items alone has to prove itself on them. Half of the users are kept to tune on, the others are
+measured. Numbers made here measure speed and the recall of search, nothing else.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from report import say
+
+from serving import index_job
+from serving.config import IndexConfig, ServingConfig
+from towers.bundle import Bundle, current, publish, write_vectors
+from towers.model_config import ModelConfig
+from towers.schema import Feature, make_schema
+
+SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01}
+"""Values of `label`, and the share of items that have each; a value may be had by no topic or by all, at random."""
+
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class VectorWorld:
+    """Vectors of items, of users to tune on and of users to measure with; similarity as the model says it."""
+
+    item_ID: np.ndarray
+    tune_QD: np.ndarray
+    test_QD: np.ndarray
+    similarity: str = "cosine"
+
+
+def two_towers(items: int, dim: int, users: int = 2000, seed: int = 0) -> VectorWorld:
+    """See the module."""
+    rng = np.random.default_rng(seed)
+    topics = max(8, round(items**0.5))
+    decay_D = (1 + np.arange(dim)) ** -0.35
+    broad = rng.standard_normal((48, dim)) * decay_D
+    topic_TD = broad[rng.integers(48, size=topics)] + 0.9 * rng.standard_normal((topics, dim)) * decay_D
+    size_T = rng.dirichlet(np.full(topics, 0.5))
+    topic_I = rng.choice(topics, items, p=size_T)
+    item_ID = np.empty((items, dim), np.float32)
+    for start in range(0, items, BLOCK):
+        mine = topic_I[start : start + BLOCK]
+        item_ID[start : start + BLOCK] = unit(topic_TD[mine] + 0.9 * rng.standard_normal((len(mine), dim)) * decay_D)
+    order = np.argsort(topic_I, kind="stable")
+    starts = np.searchsorted(topic_I[order], np.arange(topics + 1))
+    user_QD = np.empty((users, dim))
+    for q in range(users):
+        spans = [(starts[t], starts[t + 1]) for t in rng.choice(topics, 3, p=size_T)]
+        liked = [order[rng.integers(low, high, rng.integers(2, 12))] for low, high in spans if high > low]
+        mean_D = item_ID[np.concatenate(liked)].mean(0) if liked else item_ID[rng.integers(items)]
+        noise_D = rng.standard_normal(dim) * decay_D
+        user_QD[q] = mean_D + 0.15 * np.linalg.norm(mean_D) / np.linalg.norm(decay_D) * noise_D
+    user_QD = unit(user_QD)
+    return VectorWorld(item_ID, user_QD[: users // 2], user_QD[users // 2 :])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """float32, each row of norm 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def catalogue(items: int, seed: int = 0) -> pa.Table:
+    """Item ids, one category of ten (a twentieth to a fifth of the items each), labels of SHARES, and times of creation."""
+    rng = np.random.default_rng(seed)
+    category = rng.choice(10, items, p=rng.permutation(np.linspace(0.05, 0.15, 10)))
+    label = [rng.random(items) < share for share in SHARES.values()]
+    names = list(SHARES)
+    return pa.table(
+        {
+            "item_id": [f"i{row:07d}" for row in range(items)],
+            "title": pa.nulls(items, pa.string()),
+            "categories": [[f"c{c}"] for c in category.tolist()],
+            "label": [[name for name, has in zip(names, own, strict=True) if has] for own in zip(*label, strict=True)],
+            "created_at": pa.array(rng.permutation(items) * 1_000_000, pa.timestamp("us", "UTC")),
+            "is_hidden": np.zeros(items, bool),
+        }
+    )
+
+
+def indexed(folder: Path, world: VectorWorld, floor: float, name: str = "ivf", parts: bool = False, queries: int = 1000) -> Bundle:
+    """The world's bundle with its index, built and tuned by `towers index`."""
+    run_dir = folder / f"run-{floor}-{name}"
+    items, dim = world.item_ID.shape
+    (run_dir / "export").mkdir(parents=True)
+    np.save(run_dir / "export" / "queries.npy", world.tune_QD)
+    write_vectors(folder / "vectors", world.item_ID)
+    pq.write_table(catalogue(items), folder / "catalog")
+    schema = make_schema([Feature("categories", "multi_categorical", "item"), Feature("label", "multi_categorical", "item")], "time", {})
+    files: dict[str, Path | bytes] = {
+        "item_vectors.arrow": folder / "vectors",
+        "catalog.parquet": folder / "catalog",
+        "schema.json": json.dumps(schema.to_json()).encode(),
+        "model_config.json": json.dumps(asdict(ModelConfig(dim=dim, similarity=world.similarity))).encode(),
+    }
+    publish(run_dir / "bundles", "v1", files, {"name": "bench"})
+    index = IndexConfig(name=name, recall_floor=floor, queries=queries, parts=["categories"] if parts else [])
+    say(f"towers index: {items:,} x {dim}, recall {floor}")
+    index_job.run(ServingConfig(run_dir=str(run_dir), index=index))
+    return Bundle.open(current(run_dir / "bundles"))
