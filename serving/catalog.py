@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serving.index.rowset import RowSet
+from serving.index.rowset import RowSet, distinct
 from serving.messages import Item
 from towers.columns import CATEGORIES, IS_HIDDEN, ITEM_ID, TITLE
 
@@ -43,16 +43,19 @@ class Catalog:
 
     def rows(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """Distinct rows of the known ids, ascending."""
-        found = {row for item_id in item_ids if (row := self._rows.get(item_id)) is not None}
-        return np.array(sorted(found), np.int64)
+        find = self._rows.get
+        found = np.array([row for item_id in item_ids if (row := find(item_id)) is not None], np.int64)
+        return np.asarray(distinct(found), np.int64)
 
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
         """What a reply says about each row, in the order given."""
         chosen = pa.array(rows, pa.int64())
         titles: Sequence[str | None] = self._titles.take(chosen).to_pylist()
-        categories: Sequence[list[str] | None] = self._categories.take(chosen).to_pylist()
+        lists = self._categories.take(chosen)
+        labels: list[str] = lists.flatten().to_pylist()  # those of all items in a row: a list for each costs more to convert
+        ends = lists.offsets.to_numpy().tolist()
         ids = [self._ids[row] for row in rows.tolist()]
         return [
-            Item(item_id, title, score, labels or [])
-            for item_id, title, score, labels in zip(ids, titles, scores.tolist(), categories, strict=True)
+            Item(item_id, title, score, labels[start:end])
+            for item_id, title, score, start, end in zip(ids, titles, scores.tolist(), ends, ends[1:], strict=False)
         ]

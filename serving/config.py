@@ -39,6 +39,9 @@ class ServeConfig:
 
     Attributes:
         host, port: where it listens; port 0 takes a free one.
+        workers: processes that answer; they share what they read from files.
+        api_keys: JSON file of who may ask for what (see serving/api_keys.py); null = whoever can connect may ask everything.
+        access_log: a log line for every request, not only for those refused or failed.
         bundle: a bundle folder; null = the one that run_dir/bundles/CURRENT names.
         history: Parquet file of user histories; null = run_dir/export/histories.parquet where it exists.
         key_file: the HMAC key that training used; null = $TOWERS_KEY_FILE or ~/.towers/user_key.
@@ -55,6 +58,9 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    workers: int = 1
+    api_keys: str | None = None
+    access_log: bool = False
     bundle: str | None = None
     history: str | None = None
     key_file: str | None = None
@@ -102,10 +108,13 @@ def validate(config: ServingConfig) -> None:
             raise ConfigError(f"serving.{key}: got {got!r}, expected one of {', '.join(known)}")
     if (config.serving.runtime, config.serving.device) == ("onnx", "cuda"):
         raise ConfigError("serving.runtime=onnx runs on the CPU alone; for serving.device=cuda take serving.runtime=torch or leave it out")
+    if config.serving.workers > 1 and config.serving.device == "cuda":
+        raise ConfigError("serving.workers: a GPU is used by one process; take serving.workers=1, or serving.device=cpu")
     for key, value in (
         ("index.k", config.index.k),
         ("index.queries", config.index.queries),
         ("index.part_items", config.index.part_items),
+        ("serving.workers", config.serving.workers),
         ("serving.max_k", config.serving.max_k),
         ("serving.max_history", config.serving.max_history),
         ("serving.max_events", config.serving.max_events),

@@ -4,19 +4,20 @@ import copy
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
 
-from serving.messages import EventsRequest, Limits, Moment, RecommendRequest
+from serving.messages import Asker, EventsRequest, Limits, Moment, RecommendRequest
+from serving.page_messages import BatchRequest, RerankRequest
 from towers.columns import MAX_ID_BYTES
 from towers.errors import RequestError
 
 _END_OF_TIME_S = 7_258_118_400  # 2200-01-01: later numbers are milli- or microseconds by mistake
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, EventsRequest)
+    kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, BatchRequest, RerankRequest, EventsRequest)
 }
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -58,17 +59,21 @@ def from_python(fields: Mapping[str, Any], kind: type[_T]) -> _T:
         raise RequestError("request", "nested too deeply; a request needs at most 4 levels") from None
 
 
-def check_limits(request: RecommendRequest, limits: Limits) -> None:
+def check_limits(request: Asker, limits: Limits) -> None:
     """Bounds that depend on the deployment.
 
     Raises:
         RequestError: names the field.
     """
-    check_k(request.k, limits)
-    for field, entries in (("history", request.history), ("exclude", request.exclude), ("candidate_items", request.candidate_items or ())):
-        if len(entries) > limits.max_history:
-            advice = "; send the newest" if field == "history" else ""
-            raise RequestError(field, f"got {len(entries)} entries, expected at most {limits.max_history}{advice}")
+    for field, entries in (("history", request.history), ("exclude", request.exclude)):
+        check_length(field, entries, limits)
+
+
+def check_length(field: str, entries: Sequence[object], limits: Limits) -> None:
+    """Raises RequestError where there are more entries than max_history."""
+    if len(entries) > limits.max_history:
+        advice = "; send the newest" if field == "history" else ""
+        raise RequestError(field, f"got {len(entries)} entries, expected at most {limits.max_history}{advice}")
 
 
 def check_k(k: int, limits: Limits) -> None:

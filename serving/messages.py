@@ -26,7 +26,7 @@ class Limits:
 
     Attributes:
         max_k: largest k.
-        max_history: most history events; also the most entries of `exclude` and `candidate_items`.
+        max_history: most history events; also the most entries of `exclude`, `candidate_items` and candidates to rerank.
         max_events: most events added at once.
         max_body_bytes: largest HTTP body.
     """
@@ -66,19 +66,20 @@ class Clause(Struct, frozen=True, forbid_unknown_fields=True):
     below: Bound | None = None
 
 
-class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who asks, in which situation, for what.
+Clauses = Annotated[list[Clause], Meta(max_length=16)]
+
+
+class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who asks, and in which situation.
 
     Attributes:
         user_id: the caller's id of a person; its stored history is used where there is one.
         history: events to be used now, oldest first, after the stored ones. Sorted by time where every event has one.
         context: value by declared context feature.
         preferences: liked values by declared preferences feature; a plain list where exactly one is declared.
-        k: items wanted.
         exclude: item ids never returned.
         exclude_seen: leave out every item of the stored and the live history.
         filter: clauses that every item must fulfil.
-        candidate_items: the only items that may be returned; all by default. Unknown ones are passed over.
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
             before it are used.
     """
@@ -87,12 +88,22 @@ class RecommendRequest(Struct, frozen=True, forbid_unknown_fields=True):
     history: list[Id | HistoryEvent] = []
     context: dict[str, Value] = {}
     preferences: list[str] | dict[str, list[str]] = {}
-    k: int = 20
     exclude: list[Id] = []
     exclude_seen: bool = True
-    filter: Annotated[list[Clause], Meta(max_length=16)] = []
-    candidate_items: list[Id] | None = None
+    filter: Clauses = []
     now: Moment | None = None
+
+
+class RecommendRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One list.
+
+    Attributes:
+        k: items wanted.
+        candidate_items: the only items that may be returned; all by default. Unknown ones are passed over.
+    """
+
+    k: int = 20
+    candidate_items: list[Id] | None = None
 
 
 class Item(Struct, frozen=True):

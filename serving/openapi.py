@@ -5,10 +5,25 @@ from typing import Any
 
 import msgspec
 
-from serving.messages import Limits, Problem, Recommendations, RecommendRequest, SimilarItems
+from serving.calls import LONGEST_TIMEOUT_MS, REQUEST_ID, TIMEOUT
+from serving.messages import EventsAdded, EventsRequest, Limits, Problem, Recommendations, RecommendRequest, SimilarItems
+from serving.page_messages import BatchRecommendations, BatchRequest, Reranked, RerankRequest
 from towers import __version__
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.schema import Feature
+
+_TYPES = (
+    RecommendRequest, Recommendations, BatchRequest, BatchRecommendations, RerankRequest, Reranked, EventsRequest, EventsAdded,
+    SimilarItems, Problem,
+)  # fmt: skip
+_REQUEST_ID = {
+    "name": REQUEST_ID, "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+    "description": "comes back with the reply; made where it is missing",
+}  # fmt: skip
+_TIMEOUT = {
+    "name": TIMEOUT, "in": "header", "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+    "description": "milliseconds that the caller waits: work is not begun after them",
+}  # fmt: skip
 
 EXAMPLES = 50
 """Most values named of a feature that takes one of a vocabulary."""
@@ -16,26 +31,47 @@ EXAMPLES = 50
 
 def document(limits: Limits, preprocessor: Preprocessor) -> dict[str, Any]:
     """OpenAPI 3.1: paths by hand, schemas from the message types, declared features from the model."""
-    types = (RecommendRequest, Recommendations, SimilarItems, Problem)
-    _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    asked = schemas["RecommendRequest"]["properties"]
-    asked["k"] |= {"minimum": 1, "maximum": limits.max_k}
-    for field in ("history", "exclude"):
-        asked[field]["maxItems"] = limits.max_history
-    asked["candidate_items"]["anyOf"][0]["maxItems"] = limits.max_history
-    _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor)
-    _declare(asked["preferences"]["anyOf"][1], [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"], preprocessor)
+    _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+    preferences = [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"]
+    for name in ("RecommendRequest", "BatchRequest", "RerankRequest"):
+        asked = schemas[name]["properties"]
+        for field in ("history", "exclude"):
+            asked[field]["maxItems"] = limits.max_history
+        _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor)
+        _declare(asked["preferences"]["anyOf"][1], preferences, preprocessor)
+    schemas["EventsRequest"]["properties"]["events"]["maxItems"] = limits.max_events
+    for name in ("Shelf", "Event"):
+        _declare(schemas[name]["properties"]["context"], preprocessor.schema.owned_by("context"), preprocessor)
+    for name in ("RecommendRequest", "Shelf"):
+        schemas[name]["properties"]["k"] |= {"minimum": 1, "maximum": limits.max_k}
+    schemas["RerankRequest"]["properties"]["k"]["anyOf"][0] |= {"minimum": 1, "maximum": limits.max_k}
+    schemas["RerankRequest"]["properties"]["items"]["maxItems"] = limits.max_history
+    schemas["RecommendRequest"]["properties"]["candidate_items"]["anyOf"][0]["maxItems"] = limits.max_history
+    keys = {"bearer": {"type": "http", "scheme": "bearer"}, "header": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Towers", "version": __version__, "description": "Recommendations from a two-tower model."},
-        "paths": {
-            "/v1/recommend": {"post": _recommend()},
-            "/v1/items/{id}/similar": {"get": _similar(limits)},
-            "/health/live": {"get": _operation("The process answers.", {"200": _free("alive")})},
-            "/health/ready": {"get": _operation("Which model and index answer.", {"200": _free("ready")})},
-        },
-        "components": {"schemas": schemas},
+        "paths": _paths(limits),
+        "components": {"schemas": schemas, "securitySchemes": keys},
     }
+
+
+def _paths(limits: Limits) -> dict[str, Any]:
+    """Keys are needed where the service was given some: `{}` stands for none."""
+    posts = {
+        "/v1/recommend": ("The k items for one person and moment.", "RecommendRequest", "Recommendations"),
+        "/v1/recommend:batch": ("Several rows for one person, no item in two of them.", "BatchRequest", "BatchRecommendations"),
+        "/v1/rerank": ("The caller's own candidates, scored and ordered.", "RerankRequest", "Reranked"),
+    }
+    paths: dict[str, Any] = {path: {"post": _post(*told)} for path, told in posts.items()}
+    events = _post("What people did: all of it is stored, or none. It counts from the next list on.", "EventsRequest", "EventsAdded")
+    paths["/v1/events"] = {"post": events}
+    paths["/v1/items/{id}/similar"] = {"get": _similar(limits)}
+    paths["/health/live"] = {"get": _operation("The process answers.", {"200": _free("alive")})}
+    paths["/health/ready"] = {"get": _operation("Which model and index answer.", {"200": _free("ready")})}
+    text = {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    paths["/metrics"] = {"get": _operation("Counters and latencies.", {"200": text, **_REFUSED}, keyed=True)}
+    return paths
 
 
 def _declare(mapping: dict[str, Any], features: Sequence[Feature], preprocessor: Preprocessor) -> None:
@@ -54,36 +90,35 @@ def _declare(mapping: dict[str, Any], features: Sequence[Feature], preprocessor:
             mapping["properties"][f.name] = {**value, "description": f.kind, **examples}
 
 
-def _recommend() -> dict[str, Any]:
-    operation = _operation(
-        "The k items for one person and moment.",
-        {
-            "200": _json("best first", "Recommendations"),
-            "400": _problem("the body is not JSON"),
-            "413": _problem("the body is too large"),
-            "422": _problem("a field does not fit; `field` names it"),
-        },
-    )
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/RecommendRequest"}}}
-    return {**operation, "requestBody": {"required": True, "content": content}}
+def _post(summary: str, request: str, reply: str) -> dict[str, Any]:
+    responses = {
+        "200": _json("best first", reply),
+        "400": _problem("the body is not JSON"),
+        **_REFUSED,
+        "413": _problem("the body is too large"),
+        "422": _problem("a field does not fit; `field` names it"),
+    }
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request}"}}}
+    return {**_operation(summary, responses, keyed=True), "requestBody": {"required": True, "content": content}}
 
 
 def _similar(limits: Limits) -> dict[str, Any]:
-    operation = _operation(
-        "Items like this one.",
-        {
-            "200": _json("best first", "SimilarItems"),
-            "404": _problem("no such item"),
-            "422": _problem("a parameter does not fit; `field` names it"),
-        },
-    )
+    responses = {
+        "200": _json("best first", "SimilarItems"),
+        **_REFUSED,
+        "404": _problem("no such item"),
+        "422": _problem("a parameter does not fit; `field` names it"),
+    }
+    operation = _operation("Items like this one.", responses, keyed=True)
     bounds = {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": 20}
     item_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "item id, percent-encoded"}
-    return {**operation, "parameters": [item_id, {"name": "k", "in": "query", "schema": bounds}]}
+    return {**operation, "parameters": [*operation["parameters"], item_id, {"name": "k", "in": "query", "schema": bounds}]}
 
 
-def _operation(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
-    return {"summary": summary, "responses": responses}
+def _operation(summary: str, responses: dict[str, Any], keyed: bool = False) -> dict[str, Any]:
+    responses = {"408": _problem("the time that the caller gave has passed"), "422": _problem("a header does not fit"), **responses}
+    operation: dict[str, Any] = {"summary": summary, "responses": responses, "parameters": [_REQUEST_ID, _TIMEOUT]}
+    return {**operation, "security": [{"bearer": []}, {"header": []}, {}]} if keyed else operation
 
 
 def _free(description: str) -> dict[str, Any]:
@@ -99,3 +134,9 @@ def _problem(description: str) -> dict[str, Any]:
         "description": description,
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+
+
+_REFUSED = {
+    "401": _problem("a key is needed"),
+    "403": _problem("the key lacks the scope"),
+}

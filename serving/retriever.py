@@ -1,8 +1,9 @@
 """The recipe of a recommendation, top to bottom. The HTTP service calls this and nothing else; so can any Python program."""
 
+import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,51 @@ from numpy.typing import NDArray
 
 from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
-from serving.decoding import check_k, check_limits, from_python, microseconds
+from serving.decoding import check_k, check_length, check_limits, from_python, microseconds
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.filters import ItemFilter
 from serving.index.interface import VectorIndex
 from serving.index.rowset import RowSet
 from serving.index.stored import open_index
 from serving.intake import stored_events
-from serving.messages import EventsAdded, EventsRequest, Fallback, Limits, Moment, Recommendations, RecommendRequest, SimilarItems
+from serving.messages import (
+    Asker,
+    EventsAdded,
+    EventsRequest,
+    Fallback,
+    Limits,
+    Moment,
+    Recommendations,
+    RecommendRequest,
+    SimilarItems,
+)
+from serving.metrics import Metrics
 from serving.profiles import Profiles
 from serving.runtimes import open_runtime
-from serving.selector import Candidates, Policy, Selection, select
+from serving.selector import Candidates, Policy, select
 from serving.signals import FALLBACK, read_signals
 from serving.user_state import StoredUser
 from towers.bundle import Bundle
 from towers.columns import FIRST_ROW, ITEM_ID
 from towers.encoder import Encoder
 from towers.errors import BundleError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks, ready for a search.
+
+    Attributes:
+        mode, reason, unknown_items: see `Signals`.
+        excluded: rows left out, ascending.
+        vectors_BHD: a vector for each context asked for; None under a fallback.
+    """
+
+    mode: str
+    reason: str
+    unknown_items: int
+    excluded: NDArray[np.int64]
+    vectors_BHD: NDArray[np.float32] | None
 
 
 class Retriever:
@@ -39,6 +68,10 @@ class Retriever:
         index: over the bundle's item vectors.
         profiles: what is stored of users, shared with other retrievers; None = nothing but events added to this one.
         limits: of one request.
+
+    Attributes:
+        metrics: what is counted; a service puts its own here.
+        model_version: of the bundle that brought the model.
     """
 
     def __init__(
@@ -61,9 +94,12 @@ class Retriever:
             )
         with bundle.reading("catalog.parquet"):
             self.catalog = Catalog(table, counts_I)
-        self._filter = ItemFilter(open_attributes(bundle, table), self.catalog.hidden, len(table))
+        self.item_filter = ItemFilter(open_attributes(bundle, table), self.catalog.hidden, len(table))
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
+        self.metrics = Metrics(())
+        # the version of the bundle that brought the model; an index built later has a version of its own
+        self.model_version = str(bundle.manifest.get("model_version", bundle.version))
 
     @classmethod
     def open(
@@ -143,23 +179,71 @@ class Retriever:
 
     def answer(self, request: RecommendRequest) -> Recommendations:
         """The same for a decoded request."""
+        check_k(request.k, self.limits)
+        among = None
+        if request.candidate_items is not None:
+            check_length("candidate_items", request.candidate_items, self.limits)
+            among = self.catalog.rows(request.candidate_items)
+        asked = self.ask(request)
+        started = time.perf_counter()
+        policy = Policy(request.k)
+        found = self.candidates(asked, policy.candidates, self.item_filter.allowed(request.filter, among))
+        started = self.metrics.lap("search", started)
+        chosen = select(found, policy)
+        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
+        reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k)
+        self.metrics.lap("reply", started)
+        return reply
+
+    def ask(self, request: Asker, contexts: Sequence[Mapping[str, Any]] = ({},)) -> Asked:
+        """Who asks, as vectors and exclusions.
+
+        Args:
+            contexts: one for each list wanted, over the request's own.
+
+        Raises:
+            RequestError: names the field.
+        """
+        started = time.perf_counter()
         check_limits(request, self.limits)
         now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
         stored = self._stored(request.user_id, now)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, now)
         excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
-        candidates = None if request.candidate_items is None else self.catalog.rows(request.candidate_items)
-        allowed = self._filter.allowed(request.filter, candidates)
-        policy = Policy(request.k)
-        batch = self.encoder.user_batch([signals.row])
-        if signals.mode == FALLBACK:
-            found = most_popular(self.catalog, policy.candidates, allowed, excluded)
-        else:
-            vectors_HD = self.encoder.runtime.user(batch).vectors_BHD[0]
-            found = self._search(vectors_HD, policy.candidates, allowed, excluded)
-        chosen = select(found, policy)
-        fallback = Fallback(MOST_POPULAR, signals.reason) if signals.mode == FALLBACK else None
-        return self._reply(request, chosen, signals.mode, fallback, signals.unknown_items)
+        started = self.metrics.lap("state", started)
+        rows = [replace(signals.row, context={**request.context, **context}) if context else signals.row for context in contexts]
+        batch = self.encoder.user_batch(rows)  # under a fallback too: a value that does not fit is told in any case
+        vectors_BHD = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch).vectors_BHD
+        self.metrics.lap("encode", started)
+        self.metrics.recommended(signals.mode, signals.reason)
+        return Asked(signals.mode, signals.reason, signals.unknown_items, excluded, vectors_BHD)
+
+    def candidates(
+        self, asked: Asked, count: int, allowed: RowSet | None, place: int = 0, excluded: NDArray[np.int64] | None = None
+    ) -> Candidates:
+        """The best items that may be shown.
+
+        Args:
+            allowed: of `item_filter`.
+            place: which of the asked contexts.
+            excluded: rows left out; None = those that the request excludes.
+        """
+        left_out = asked.excluded if excluded is None else excluded
+        if asked.vectors_BHD is None:
+            return most_popular(self.catalog, count, allowed, left_out)
+        found = self.index.search(asked.vectors_BHD[place], count, allowed, left_out)
+        return Candidates(found.rows, found.scores)
+
+    def told(self, asked: Asked) -> dict[str, Any]:
+        """What every reply says of itself."""
+        return {
+            "recommendation_id": os.urandom(16).hex(),
+            "model_version": self.model_version,
+            "index_version": self.bundle.version,
+            "mode": asked.mode,
+            "fallback": Fallback(MOST_POPULAR, asked.reason) if asked.mode == FALLBACK else None,
+            "unknown_history_items": asked.unknown_items,
+        }
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> EventsAdded:
         """Store what people did, as in `messages.Event`; it counts from the next list on.
@@ -190,36 +274,12 @@ class Retriever:
         row = self.catalog.row(item_id)
         if row is None:
             raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
-        chosen = select(self._search(self._vectors_ID[row : row + 1], k, self._filter.allowed(), np.array([row])), Policy(k))
+        found = self.index.search(self._vectors_ID[row : row + 1], k, self.item_filter.allowed(), np.array([row]))
+        chosen = select(Candidates(found.rows, found.scores), Policy(k))
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
-
-    @property
-    def model_version(self) -> str:
-        """Version of the bundle that brought the model; an index built later has a version of its own."""
-        return str(self.bundle.manifest.get("model_version", self.bundle.version))
 
     def _stored(self, user_id: str | None, now: int) -> StoredUser | None:
         if user_id is None:
             return None
         return self.profiles.get(self.profiles.keys.key(user_id), self.encoder.preprocessor.schema.order, now)[0]
-
-    def _search(self, vectors_HD: NDArray[np.float32], count: int, allowed: RowSet | None, excluded: NDArray[np.int64]) -> Candidates:
-        found = self.index.search(vectors_HD, count, allowed, excluded)
-        return Candidates(found.rows, found.scores)
-
-    def _reply(
-        self, request: RecommendRequest, chosen: Selection, mode: str, fallback: Fallback | None, unknown_items: int
-    ) -> Recommendations:
-        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
-        return Recommendations(
-            recommendation_id=uuid.uuid4().hex,
-            model_version=self.model_version,
-            index_version=self.bundle.version,
-            mode=mode,
-            fallback=fallback,
-            items=items,
-            returned=len(items),
-            k=request.k,
-            unknown_history_items=unknown_items,
-        )

@@ -3,15 +3,21 @@
 import errno
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
-from serving.app import build_app, serve
+from serving.api_keys import ApiKeys
+from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
 from serving.config import ServeConfig, ServingConfig
 from serving.events import Retention
+from serving.logs import log_to_stderr
 from serving.messages import Limits
+from serving.metrics import Metrics
 from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
 from serving.sqlite_events import SqliteEvents
+from serving.user_state import UserHistories
+from serving.workers import Workers
 from towers.bundle import Bundle, current
 from towers.errors import ConfigError
 from towers.identity import UserKeys
@@ -33,15 +39,28 @@ def run(config: ServingConfig) -> str:
     with listen(settings.host, settings.port) as listener:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
-        opened = Bundle.open(folder)
-        retriever = Retriever.load(opened, profiles(settings, run_dir), limits(settings), settings.runtime, settings.device)
+        keys, known = users(settings, run_dir)
+        retriever = Retriever.load(Bundle.open(folder), None, limits(settings), settings.runtime, settings.device)
+        events(settings, run_dir, keys).close()  # what is wrong with the store is told here, not by each worker
+        options = AppOptions(
+            Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
+        )
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
+        log_to_stderr()
 
         def announce() -> None:
             write_json(place, {**announcement, "state": "listening"})
             print(f"serving on {announcement['url']}  ({retriever.model_version}, {len(retriever.catalog):,} items)", flush=True)
 
-        serve(build_app(retriever), listener, announce)
+        def work(number: int, ready: Callable[[], None]) -> None:
+            options.metrics.count_in(number)
+            retriever.profiles = Profiles(keys, known, events(settings, run_dir, keys), settings.user_events)
+            serve(build_app(retriever, options), listener, ready)
+
+        if settings.workers == 1:
+            work(0, announce)
+        else:
+            Workers(settings.workers, work).run(announce)
     return str(write_json(place, {**announcement, "state": "stopped"}))
 
 
@@ -50,20 +69,26 @@ def limits(settings: ServeConfig) -> Limits:
     return Limits(settings.max_k, settings.max_history, settings.max_events, settings.max_body_bytes)
 
 
-def profiles(settings: ServeConfig, run_dir: Path) -> Profiles:
-    """What is stored of users: the exported histories, and the events since.
+def users(settings: ServeConfig, run_dir: Path) -> tuple[UserKeys, UserHistories | None]:
+    """The secret of the user keys, and the exported histories.
 
     Raises:
         DataError, ConfigError: a file cannot be used, or files do not belong together.
     """
     exported = histories(settings, run_dir)
     if exported is None:
-        known, keys = None, UserKeys.open(settings.key_file, create=True)
-    else:
-        keys, known = open_histories(exported, settings.key_file)
+        return UserKeys.open(settings.key_file, create=True), None
+    return open_histories(exported, settings.key_file)
+
+
+def events(settings: ServeConfig, run_dir: Path, keys: UserKeys) -> SqliteEvents:
+    """The store of live events: a connection belongs to the process that opened it.
+
+    Raises:
+        DataError: it cannot be opened, or is of another secret.
+    """
     state_dir = Path(settings.state_dir) if settings.state_dir else run_dir / "state"
-    events = SqliteEvents(state_dir / "events.db", keys.fingerprint(), Retention(settings.user_events, settings.event_days))
-    return Profiles(keys, known, events, settings.user_events)
+    return SqliteEvents(state_dir / "events.db", keys.fingerprint(), Retention(settings.user_events, settings.event_days))
 
 
 def histories(settings: ServeConfig, run_dir: Path) -> Path | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from serving.decoding import microseconds
-from serving.messages import HistoryEvent, RecommendRequest
+from serving.messages import Asker, HistoryEvent
 from serving.user_state import StoredUser
 from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME
 from towers.encoder import UserRow
@@ -38,7 +38,7 @@ class Signals:
 
 
 def read_signals(
-    request: RecommendRequest, stored: StoredUser | None, stores_users: bool, preprocessor: Preprocessor, length: int, now: int
+    request: Asker, stored: StoredUser | None, stores_users: bool, preprocessor: Preprocessor, length: int, now: int
 ) -> Signals:
     """Join the stored and the live history, check context and preferences, and decide the mode.
 
@@ -70,6 +70,7 @@ def read_signals(
         now=now,
         context=request.context,
         features=features,
+        history_rows=rows,
     )
     return Signals(row, items, mode, reason, len(rows) - trained)
 
@@ -142,7 +143,7 @@ def _preferences(preprocessor: Preprocessor) -> list[Feature]:
     return [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"]
 
 
-def _reason(request: RecommendRequest, stored: StoredUser | None, stores_users: bool, items: Sequence[str]) -> str:
+def _reason(request: Asker, stored: StoredUser | None, stores_users: bool, items: Sequence[str]) -> str:
     if items:
         return "unknown_history_items"
     if request.preferences:

@@ -97,15 +97,24 @@ class UserHistories:
         return None
 
     def _at(self, row: int) -> StoredUser:
-        items: list[str] = self._columns[ITEMS][row].as_py() or []
-        events = self._columns[EVENTS][row].as_py() or [None] * len(items)
-        times = self._columns[TIMES][row].as_py() or [None] * len(items)
+        items, events, times = (_listed(self._columns[name], row) for name in (ITEMS, EVENTS, TIMES))
         return StoredUser(
             items=items,
-            events=events,
-            timestamps=[NO_TIME if time is None else time for time in times],
+            events=events or [None] * len(items),
+            timestamps=[NO_TIME if time is None else time for time in times] or [NO_TIME] * len(items),
             features={name: self._columns[name][row].as_py() for name in self._features},
         )
+
+
+def _listed(lists: pa.Array, row: int) -> list[Any]:
+    """A row's entries. Through arrays: a scalar for each entry would cost ten times as much."""
+    entries = lists[row].values
+    if entries is None:
+        return []
+    if pa.types.is_dictionary(entries.type):
+        entries = entries.dictionary_decode()
+    found: list[Any] = entries.to_pylist()
+    return found
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -38,6 +38,7 @@ class UserRow:
         now: microseconds UTC of the request; NO_TIME = unknown.
         context: value by context feature name; missing ones are allowed.
         features: value by user feature name, declared preferences among them.
+        history_rows: rows of history_items in the item vocabulary, where the caller has looked them up already.
     """
 
     history_items: Sequence[str] = ()
@@ -46,6 +47,7 @@ class UserRow:
     now: int = NO_TIME
     context: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
+    history_rows: NDArray[np.int32] | None = None
 
 
 class Encoder:
@@ -74,7 +76,7 @@ class Encoder:
         features = {name: [row.features.get(name) for row in rows] for name in self._features}
         return {
             **self.preprocessor.history(
-                [row.history_items for row in rows],
+                [row.history_items if row.history_rows is None else row.history_rows for row in rows],
                 [row.history_events for row in rows],
                 [row.history_timestamps for row in rows],
                 np.array([row.now for row in rows], np.int64),

@@ -91,7 +91,7 @@ class Preprocessor:
 
     def history(
         self,
-        items: Sequence[Sequence[str]],
+        items: Sequence[Sequence[str] | NDArray[np.int32]],
         events: Sequence[Sequence[str | None]],
         timestamps: Sequence[Sequence[int]],
         now_B: NDArray[np.int64],
@@ -100,7 +100,7 @@ class Preprocessor:
         """History arrays of raw events: the newest `length` of each row, right-aligned.
 
         Args:
-            items: item ids of each row, oldest first.
+            items: item ids of each row, or their rows in the item vocabulary, oldest first.
             events: their types, or an empty sequence for the default type.
             timestamps: microseconds UTC, or an empty sequence for unknown.
             now_B: time of each request, NO_TIME where unknown.
@@ -115,7 +115,7 @@ class Preprocessor:
             count = min(len(ids), length)
             if not count:
                 continue
-            item_BL[b, -count:] = item_rows(ids[-count:])
+            item_BL[b, -count:] = ids[-count:] if isinstance(ids, np.ndarray) else item_rows(ids[-count:])
             event_BL[b, -count:] = event_rows(events[b][-count:] if events[b] else [DEFAULT_EVENT_TYPE] * count)
             if timestamps[b]:
                 then_BL[b, -count:] = timestamps[b][-count:]

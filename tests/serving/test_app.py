@@ -202,7 +202,8 @@ def test_health(client: httpx.Client) -> None:
 def test_the_start_page_and_the_document(client: httpx.Client, retriever: Retriever) -> None:
     served = client.get("/openapi.json").json()
     assert served == document(retriever.limits, retriever.encoder.preprocessor)
-    assert set(served["paths"]) == {"/v1/recommend", "/v1/items/{id}/similar", "/health/live", "/health/ready"}
+    posts = {"/v1/recommend", "/v1/recommend:batch", "/v1/rerank", "/v1/events"}
+    assert set(served["paths"]) == {*posts, "/v1/items/{id}/similar", "/health/live", "/health/ready", "/metrics"}
     assert all(f'"#/components/schemas/{name}"' in json.dumps(served) for name in served["components"]["schemas"])
     asked = served["components"]["schemas"]["RecommendRequest"]["properties"]
     assert asked["k"]["maximum"] == retriever.limits.max_k and set(asked) == set(names) - {"unknown"}

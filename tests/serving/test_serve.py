@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from serving.config import ServeConfig
@@ -150,3 +151,48 @@ def test_histories_are_the_runs_unless_others_are_named(tmp_path: Path) -> None:
     (tmp_path / "export" / "histories.parquet").touch()
     assert histories(ServeConfig(), tmp_path) == tmp_path / "export" / "histories.parquet"
     assert histories(ServeConfig(history="elsewhere.parquet"), tmp_path) == Path("elsewhere.parquet")
+
+
+def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any) -> None:
+    run_dir = world.bundle.parent.parent
+    with served(world, run_dir, "serving.workers=2") as (server, announced):
+        children = {child.pid for child in psutil.Process(server.pid).children()}
+        assert len(children) == 2
+        body = {"user_id": "user-9", "k": 3}
+        event = {"user_id": "one of two", "item_id": "item-03", "event_type": "play", "event_id": "e1"}
+
+        def ask(path: str, document: dict[str, Any]) -> dict[str, Any]:
+            """On a connection of its own, so that either worker may take it."""
+            reply = httpx.post(announced["url"] + path, json=document, timeout=10, trust_env=False)
+            assert reply.status_code == 200, reply.text
+            found: dict[str, Any] = reply.json()
+            return found
+
+        assert ask("/v1/events", {"events": [event]})["added"] == 1
+        assert {ask("/v1/recommend", {"user_id": "one of two", "k": 3})["mode"] for _ in range(20)} == {"personalized"}
+        total = 20 + sum(ask("/v1/recommend", body)["returned"] == 3 for _ in range(20))
+        counted = {
+            httpx.get(announced["url"] + "/metrics", trust_env=False).text.partition('mode="personalized"} ')[2].split()[0]
+            for _ in range(6)
+        }
+        assert counted == {str(total)}, "whichever worker is asked counts for all"
+        victim = children.pop()
+        os.kill(victim, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while len(alive := {child.pid for child in psutil.Process(server.pid).children()} - {victim}) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert {ask("/v1/recommend", body)["returned"] for _ in range(20)} == {3}
+        server.send_signal(signal.SIGTERM)
+        _, err = server.communicate(timeout=20)
+        assert server.returncode == 0, err
+    assert not any(psutil.pid_exists(pid) for pid in alive)
+
+
+def test_workers_end_with_their_parent(world: Any) -> None:
+    with served(world, world.bundle.parent.parent, "serving.workers=2") as (server, _):
+        children = psutil.Process(server.pid).children()
+        assert len(children) == 2
+        server.kill()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert alive == []

@@ -1,0 +1,212 @@
+"""One HTTP call from its headers to its reply: id, key, deadline, body, handler, counters, and a log line where it went wrong.
+
+Plain ASGI; which call comes here is serving.app's business.
+"""
+
+import logging
+import os
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from serving.api_keys import ApiKeys
+from serving.messages import Problem
+from serving.metrics import Metrics
+from towers.errors import RequestError
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+REQUEST_ID, TIMEOUT = "x-request-id", "x-request-timeout-ms"
+LONGEST_TIMEOUT_MS = 600_000
+
+log = logging.getLogger("towers.serving")
+
+_ENCODER = msgspec.json.Encoder()
+_SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_JSON, _PROBLEM = b"application/json", b"application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler gets to see of a request."""
+
+    params: Mapping[str, str]
+    query: str
+    body: bytes
+    deadline: "Deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is sent instead of JSON."""
+
+    content: bytes
+    media_type: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Handler = Callable[[Call], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When the caller stops waiting: seconds of `time.perf_counter`, None = never."""
+
+    at: float | None
+
+    def check(self) -> None:
+        """Raises RequestError (408) once nobody waits for the answer any more: work that begins then helps nobody."""
+        if self.at is not None and time.perf_counter() > self.at:
+            raise RequestError(TIMEOUT, "the time that the caller gave has passed", 408)
+
+
+@dataclass(frozen=True)
+class Front:
+    """What all endpoints share.
+
+    Attributes:
+        metrics: counts every call.
+        keys: who may ask; None = everybody.
+        max_body_bytes: largest body.
+        access_log: a log line for every call, not only for those refused or failed.
+    """
+
+    metrics: Metrics
+    keys: ApiKeys | None = None
+    max_body_bytes: int = 1_048_576
+    access_log: bool = False
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An ASGI application that answers one kind of call, inline on the event loop.
+
+    Attributes:
+        route: its name in metrics and logs.
+        handler: from call to reply.
+        scope: what the caller's key must allow; "" = nothing.
+        takes_body: whether a body is read.
+    """
+
+    front: Front
+    route: str
+    handler: Handler
+    scope: str = ""
+    takes_body: bool = False
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers = _Headers.of(scope["headers"])
+        status, failed = 200, ""
+        extra: tuple[tuple[bytes, bytes], ...] = ()
+        try:
+            if self.front.keys is not None and self.scope:
+                self.front.keys.check(headers.key, self.scope)
+            deadline = Deadline(_deadline(headers.timeout, started))
+            body = await _body(receive, headers.length, self.front.max_body_bytes) if self.takes_body else b""
+            deadline.check()
+            found = self.handler(Call(scope.get("path_params", {}), scope["query_string"].decode("latin-1"), body, deadline))
+            if isinstance(found, Reply):
+                content, media_type, extra = found.content, found.media_type, found.headers
+            else:
+                content, media_type = _ENCODER.encode(found), _JSON
+        except RequestError as error:
+            status, media_type, failed = error.status, _PROBLEM, error.field
+            content = problem(status, str(error), headers.request_id, error.field)
+            extra = ((b"www-authenticate", b"Bearer"),) if status == 401 else ()
+        except Exception as error:
+            status, media_type, failed = 500, _PROBLEM, type(error).__name__
+            content = problem(status, "an error of the service; it is in its log", headers.request_id)
+            # frames without the message, which may hold what the caller sent
+            log.error("failed", extra={"trace": [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]})
+        seconds = time.perf_counter() - started
+        self.front.metrics.request(self.route, status, seconds)
+        if failed or self.front.access_log:
+            log_call(self.route, status, headers.request_id, failed, seconds)
+        await respond(send, status, content, media_type, headers.request_id, extra)
+
+
+def log_call(route: str, status: int, request_id: bytes, failed: str, seconds: float) -> None:
+    """A line that says how it went and nothing of what was asked: no path, no body, no detail."""
+    facts = {"route": route, "status": status, "request_id": request_id.decode(), "field": failed, "ms": round(1e3 * seconds, 3)}
+    log.log(logging.ERROR if status >= 500 else logging.INFO, "call", extra=facts)
+
+
+def problem(status: int, detail: str, request_id: bytes, named: str | None = None) -> bytes:
+    """An RFC 9457 document."""
+    return _ENCODER.encode(Problem(HTTPStatus(status).phrase, status, detail, field=named, request_id=request_id.decode()))
+
+
+def request_id_of(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The caller's `x-request-id` where it is printable and short, else a new one."""
+    return _Headers.of(headers).request_id
+
+
+async def respond(
+    send: Send, status: int, content: bytes, media_type: bytes, request_id: bytes, extra: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    """Send a whole reply."""
+    headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(content)), (b"x-request-id", request_id), *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+@dataclass(slots=True)
+class _Headers:
+    """The headers that matter, read in one pass."""
+
+    request_id: bytes = b""
+    key: bytes = b""
+    timeout: bytes = b""
+    length: bytes = field(default=b"")
+
+    @classmethod
+    def of(cls, headers: list[tuple[bytes, bytes]]) -> "_Headers":
+        found = cls()
+        for name, value in headers:
+            if name == b"content-length":
+                found.length = value
+            elif name == b"x-request-id":
+                found.request_id = value
+            elif name == b"x-request-timeout-ms":
+                found.timeout = value
+            elif name == b"x-api-key":
+                found.key = value
+            elif name == b"authorization" and value[:7].lower() == b"bearer ":
+                found.key = value[7:].strip()
+        if not _SAFE_ID.fullmatch(found.request_id):
+            found.request_id = os.urandom(16).hex().encode()
+        return found
+
+
+def _deadline(given: bytes, started: float) -> float | None:
+    if not given:
+        return None
+    if not given.isdigit() or not 1 <= int(given[:10]) <= LONGEST_TIMEOUT_MS:
+        raise RequestError(TIMEOUT, f"got {given[:40].decode('latin-1')!r}, expected whole milliseconds from 1 to {LONGEST_TIMEOUT_MS}")
+    return started + int(given) / 1000
+
+
+async def _body(receive: Receive, declared: bytes, largest: int) -> bytes:
+    """The whole body, refused before it is read where its declared length is too large."""
+    problem = RequestError("body", f"larger than {largest:,} bytes", 413)
+    if declared.isdigit() and int(declared[:20]) > largest:
+        raise problem
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    chunks, size = [body], len(body)
+    while message.get("more_body", False) and size <= largest:
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+    if size > largest:
+        raise problem
+    return body if len(chunks) == 1 else b"".join(chunks)

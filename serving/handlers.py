@@ -1,0 +1,114 @@
+"""What each route does: a call in, a reply out. The work is the retriever's."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from serving.calls import Call, Handler, Reply
+from serving.decoding import decode
+from serving.messages import EventsRequest, RecommendRequest
+from serving.metrics import Metrics
+from serving.page_messages import BatchRequest, RerankRequest
+from serving.retriever import Retriever
+from serving.shelves import answer_rerank, answer_rows
+from towers.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Route:
+    """One row of the table of what can be asked.
+
+    Attributes:
+        path: with `{id:path}` where an item's id stands.
+        method: of HTTP.
+        name: in metrics and logs.
+        handler: answers.
+        scope: what a key must allow; "" = nothing.
+        takes_body: whether a body is read.
+    """
+
+    path: str
+    method: str
+    name: str
+    handler: Handler
+    scope: str = ""
+    takes_body: bool = False
+
+
+class Handlers:
+    """The handlers over whichever retriever serves at the moment.
+
+    Args:
+        current: the retriever to answer the next call.
+        metrics: what `/metrics` shows.
+        openapi: the document of the interface.
+    """
+
+    def __init__(self, current: Callable[[], Retriever], metrics: Metrics, openapi: Mapping[str, object]) -> None:
+        self._current = current
+        self._metrics = metrics
+        self._openapi = msgspec.json.encode(openapi)
+
+    def routes(self) -> list[Route]:
+        """Everything that can be asked, most asked first."""
+        item = "/v1/items/{id:path}"
+        return [
+            Route("/v1/recommend", "POST", "recommend", self.recommend, "recommend", True),
+            Route("/v1/recommend:batch", "POST", "recommend_batch", self.recommend_batch, "recommend", True),
+            Route("/v1/rerank", "POST", "rerank", self.rerank, "recommend", True),
+            Route("/v1/events", "POST", "events", self.events, "events", True),
+            Route(f"{item}/similar", "GET", "similar", self.similar, "recommend"),
+            Route("/health/live", "GET", "live", self.live),
+            Route("/health/ready", "GET", "ready", self.ready),
+            Route("/metrics", "GET", "metrics", self.metrics, "metrics"),
+            Route("/openapi.json", "GET", "openapi", self.openapi),
+        ]
+
+    def recommend(self, call: Call) -> object:
+        return self._current().answer(decode(call.body, RecommendRequest))
+
+    def recommend_batch(self, call: Call) -> object:
+        return answer_rows(self._current(), decode(call.body, BatchRequest), call.deadline.check)
+
+    def rerank(self, call: Call) -> object:
+        return answer_rerank(self._current(), decode(call.body, RerankRequest))
+
+    def events(self, call: Call) -> object:
+        return self._current().add(decode(call.body, EventsRequest))
+
+    def similar(self, call: Call) -> object:
+        retriever = self._current()
+        parameters = dict(parse_qsl(call.query, keep_blank_values=True))
+        unknown = next((name for name in parameters if name != "k"), None)
+        if unknown is not None:
+            raise RequestError(unknown[:60], "unknown query parameter; expected k")
+        given = parameters.get("k", "20")
+        if not re.fullmatch(r"-?[0-9]{1,18}", given):
+            raise RequestError("k", f"got {given[:60]!r}, expected a whole number from 1 to {retriever.limits.max_k}")
+        return retriever.similar_items(call.params["id"], int(given))
+
+    def live(self, call: Call) -> object:
+        return {"status": "live"}
+
+    def ready(self, call: Call) -> object:
+        retriever = self._current()
+        return {
+            "status": "ready",
+            "model_version": retriever.model_version,
+            "index_version": retriever.bundle.version,
+            "items": len(retriever.catalog),
+        }
+
+    def metrics(self, call: Call) -> Reply:
+        retriever = self._current()
+        made = datetime.fromisoformat(str(retriever.bundle.manifest["created"]))
+        gauges = {"towers_index_age_seconds": (datetime.now(UTC) - made).total_seconds(), "towers_items": float(len(retriever.catalog))}
+        info = {"model_version": retriever.model_version, "index_version": retriever.bundle.version}
+        return Reply(self._metrics.text(gauges, info).encode(), b"text/plain; version=0.0.4; charset=utf-8")
+
+    def openapi(self, call: Call) -> Reply:
+        return Reply(self._openapi, b"application/json")

@@ -1,0 +1,68 @@
+"""Replies of several lists or of the caller's own candidates, from the same parts as a single list."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.decoding import check_k, check_length
+from serving.index.rowset import RowSet, both
+from serving.page_messages import BatchRecommendations, BatchRequest, FilledShelf, Reranked, RerankRequest, Shelf
+from serving.retriever import Retriever
+from serving.selector import Policy, select
+from serving.signals import check_context
+from towers.errors import RequestError
+
+
+def answer_rows(retriever: Retriever, request: BatchRequest, still_wanted: Callable[[], None]) -> BatchRecommendations:
+    """Fill the rows from first to last, each without what stands in those before.
+
+    Args:
+        still_wanted: called before each row; raises once nobody waits.
+
+    Raises:
+        RequestError: names the row and field.
+    """
+    whole = retriever.item_filter.allowed(request.filter)
+    allowed = [_checked(retriever, place, row, whole) for place, row in enumerate(request.rows)]
+    asked = retriever.ask(request, [row.context for row in request.rows])
+    taken, shelves = asked.excluded, []
+    for place, row in enumerate(request.rows):
+        still_wanted()
+        policy = Policy(row.k)
+        chosen = select(retriever.candidates(asked, policy.candidates, allowed[place], place, taken), policy)
+        taken = np.concatenate([taken, chosen.rows_k])
+        items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
+        shelves.append(FilledShelf(row.name, items, len(items), row.k))
+    return BatchRecommendations(**retriever.told(asked), rows=shelves)
+
+
+def answer_rerank(retriever: Retriever, request: RerankRequest) -> Reranked:
+    """Score the candidates and order them; those that may not be shown, are excluded or are unknown are left out.
+
+    Raises:
+        RequestError: names the field.
+    """
+    check_length("items", request.items, retriever.limits)
+    if request.k is not None:
+        check_k(request.k, retriever.limits)
+    policy = Policy(len(request.items) if request.k is None else request.k)
+    asked = retriever.ask(request)
+    allowed = retriever.item_filter.allowed(request.filter, retriever.catalog.rows(request.items))
+    chosen = select(retriever.candidates(asked, policy.candidates, allowed), policy)
+    items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
+    unknown = sorted({item for item in request.items if retriever.catalog.row(item) is None})
+    return Reranked(**retriever.told(asked), items=items, returned=len(items), k=policy.k, unknown_items=unknown)
+
+
+def _checked(retriever: Retriever, place: int, row: Shelf, whole: RowSet | None) -> RowSet | None:
+    """Rows that may stand in a shelf, its settings checked."""
+    try:
+        check_k(row.k, retriever.limits)
+        check_context(row.context, retriever.encoder.preprocessor)
+        retriever.encoder.preprocessor.encode("context", {name: [value] for name, value in row.context.items()}, 1)
+        own = retriever.item_filter.allowed(row.filter) if row.filter else None
+    except RequestError as error:
+        raise RequestError(f"rows[{place}].{error.field}", error.message, error.status) from None
+    if own is None or whole is None:
+        return whole if own is None else own
+    return both([whole, own])

@@ -1,0 +1,192 @@
+"""What stands around every call: keys, deadlines, counters, log lines."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.api_keys import ApiKeys
+from serving.app import ROUTE_NAMES, AppOptions, build_app
+from serving.logs import JsonLines
+from serving.metrics import BOUNDS_S, Metrics
+from serving.retriever import Retriever
+from towers.errors import ConfigError
+
+KEYS = {"all": ["recommend", "events", "items", "metrics"], "reader": ["recommend"]}
+
+
+def key_file(folder: Path, entries: Any = None) -> Path:
+    path = folder / "keys.json"
+    named = [{"name": name, "sha256": sha256(f"key of {name}".encode()).hexdigest(), "scopes": scopes} for name, scopes in KEYS.items()]
+    path.write_text(json.dumps({"keys": named} if entries is None else entries))
+    return path
+
+
+def ask(app: Any, *calls: tuple[str, str, Mapping[str, Any]]) -> list[httpx.Response]:
+    async def all_of_them() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as inside:
+            return [await inside.request(method, path, **more) for method, path, more in calls]
+
+    return asyncio.run(all_of_them())
+
+
+def test_keys_open_what_they_are_for(retriever: Retriever, tmp_path: Path) -> None:
+    app = build_app(retriever, AppOptions(Metrics(ROUTE_NAMES), ApiKeys.open(key_file(tmp_path))))
+
+    def status(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str | None]:
+        (reply,) = ask(app, (method, path, {"headers": headers, "json": {"k": 1}} if method == "POST" else {"headers": headers}))
+        named = reply.json().get("field") if reply.headers["content-type"].startswith("application") else None
+        assert reply.status_code != 401 or reply.headers["www-authenticate"] == "Bearer"
+        return reply.status_code, named
+
+    good = {"authorization": "Bearer key of all"}
+    assert status("POST", "/v1/recommend", good) == status("POST", "/v1/recommend", {"x-api-key": "key of reader"}) == (200, None)
+    for wrong in (
+        {},
+        {"authorization": "Bearer no"},
+        {"authorization": "Basic key of all"},
+        {"x-api-key": sha256(b"key of all").hexdigest()},
+    ):
+        assert status("POST", "/v1/recommend", wrong) == status("GET", "/metrics", wrong) == (401, "authorization")
+    assert status("GET", "/metrics", {"x-api-key": "key of reader"}) == (403, "authorization")
+    assert status("POST", "/v1/events", {"x-api-key": "key of reader"}) == (403, "authorization")
+    assert status("GET", "/metrics", good)[0] == 200
+    for free in ("/health/live", "/health/ready", "/openapi.json", "/"):
+        assert status("GET", free, {})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        {"keys": []},
+        {"keys": [{"name": "a", "sha256": "short", "scopes": ["recommend"]}]},
+        {"keys": [{"name": "a", "sha256": "0" * 64, "scopes": ["everything"]}]},
+        {"keys": [{"name": "a", "sha256": "0" * 64, "scopes": ["items"]}, {"name": "b", "sha256": "0" * 64, "scopes": ["events"]}]},
+    ],
+)
+def test_a_key_file_that_does_not_fit_is_a_config_error(tmp_path: Path, entries: Any) -> None:
+    with pytest.raises(ConfigError, match=r"serving\.api_keys"):
+        ApiKeys.open(key_file(tmp_path, entries))
+    with pytest.raises(ConfigError, match=r"serving\.api_keys"):
+        ApiKeys.open(tmp_path / "missing")
+
+
+def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = build_app(retriever)
+    reply, late_in_time = ask(
+        app,
+        ("POST", "/v1/recommend", {"json": {"k": 1}, "headers": {"x-request-timeout-ms": "600000"}}),
+        ("GET", "/health/live", {"headers": {"x-request-timeout-ms": "1000"}}),
+    )
+    assert reply.status_code == late_in_time.status_code == 200
+
+    async def slowly() -> Any:
+        yield b'{"k"'
+        await asyncio.sleep(0.05)
+        yield b": 1}"
+
+    (late,) = ask(app, ("POST", "/v1/recommend", {"content": slowly(), "headers": {"x-request-timeout-ms": "10"}}))
+    assert (late.status_code, late.json()["field"]) == (408, "x-request-timeout-ms")
+    slow = retriever.candidates
+
+    def slower(*given: Any, **named: Any) -> Any:
+        time.sleep(0.03)
+        return slow(*given, **named)
+
+    monkeypatch.setattr(retriever, "candidates", slower)
+    rows = {"json": {"rows": [{"k": 1}] * 10}, "headers": {"x-request-timeout-ms": "50"}}
+    (late,) = ask(app, ("POST", "/v1/recommend:batch", rows))
+    assert late.status_code == 408
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "600001", "9" * 400])
+def test_a_deadline_that_is_none(retriever: Retriever, given: str) -> None:
+    (reply,) = ask(build_app(retriever), ("GET", "/health/live", {"headers": {"x-request-timeout-ms": given}}))
+    assert (reply.status_code, reply.json()["field"]) == (422, "x-request-timeout-ms")
+
+
+def series(text: str) -> dict[str, float]:
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    found = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+    assert len(found) == len(lines)
+    return found
+
+
+def test_metrics_count_what_happened(retriever: Retriever) -> None:
+    app = build_app(retriever)
+    asked = {"user_id": "user-5", "k": 3}
+    replies = ask(
+        app,
+        *[("POST", "/v1/recommend", {"json": asked})] * 3,
+        ("POST", "/v1/recommend", {"json": {"k": 1}}),
+        ("POST", "/v1/recommend", {"json": {"k": 0}}),
+        ("GET", "/metrics", {}),
+    )
+    text = replies[-1].text
+    found = series(text)
+    assert replies[-1].headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert found['towers_requests_total{route="recommend",status="200"}'] == 4
+    assert found['towers_requests_total{route="recommend",status="422"}'] == 1
+    assert found['towers_recommendations_total{mode="personalized"}'] == 3
+    assert found['towers_fallbacks_total{reason="no_history"}'] == 1 and found["towers_fallback_ratio"] == 0.25
+    for stage in ("state", "encode", "search", "reply"):
+        assert found[f'towers_stage_seconds_count{{stage="{stage}"}}'] == 4
+        assert 0 < found[f'towers_stage_seconds_sum{{stage="{stage}"}}'] < 10
+    buckets = [found[f'towers_request_seconds_bucket{{route="recommend",le="{bound}"}}'] for bound in (*BOUNDS_S, "+Inf")]
+    assert buckets == sorted(buckets) and buckets[-1] == found['towers_request_seconds_count{route="recommend"}'] == 5
+    assert found["towers_index_age_seconds"] >= 0 and found["towers_items"] == 40
+    assert found['towers_info{model_version="v1",index_version="v1"}'] == 1
+
+
+def test_counters_of_all_workers_add_up() -> None:
+    metrics = Metrics(["a"], workers=3)
+    for worker in range(3):
+        metrics.count_in(worker)
+        metrics.request("a", 200, 10.0**-worker)
+    metrics.request("a", 418, 0.0)
+    found = series(metrics.text({}, {}))
+    assert found['towers_requests_total{route="a",status="200"}'] == 3 and found['towers_requests_total{route="a",status="other"}'] == 1
+    assert found['towers_request_seconds_sum{route="a"}'] == pytest.approx(1.11)
+
+
+def test_the_log_says_how_it_went_and_nothing_of_whom(
+    retriever: Retriever, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = build_app(retriever)
+    caplog.set_level(logging.INFO, "towers.serving")
+    secret = "somebody@example.org"
+    headers = {"x-request-id": "r1"}
+    calls = [
+        ("POST", "/v1/recommend", {"json": {"user_id": secret, "k": 0}, "headers": headers}),
+        ("GET", f"/v1/items/{secret}/similar", {}),
+        ("POST", "/v1/recommend", {"json": {"user_id": secret}}),
+    ]
+    ask(app, *calls)
+
+    def broken(request: Any) -> None:
+        raise KeyError(request.user_id)
+
+    monkeypatch.setattr(retriever, "answer", broken)
+    ask(app, calls[2])
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.name == "towers.serving"]
+    assert [(line.get("route"), line.get("status"), line.get("field")) for line in lines if line["event"] == "call"] == [
+        ("recommend", 422, "k"), ("similar", 404, "id"), ("recommend", 500, "KeyError")
+    ]  # fmt: skip
+    assert lines[0]["request_id"] == "r1" and lines[0]["ms"] > 0 and lines[0]["level"] == "info" and lines[-1]["level"] == "error"
+    assert any("broken" in frame for line in lines for frame in line.get("trace", ()))
+    assert secret not in json.dumps(lines)
+
+
+def test_every_call_is_logged_where_that_is_asked_for(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "towers.serving")
+    ask(build_app(retriever, AppOptions(Metrics(ROUTE_NAMES), access_log=True)), ("GET", "/health/live", {}))
+    assert [vars(record)["status"] for record in caplog.records if record.name == "towers.serving"] == [200]
