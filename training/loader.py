@@ -24,6 +24,8 @@ MOST_TARGETS = 1024
 """Targets of one user in one example, so that a user with a million events does not make a batch of a gigabyte."""
 RELEASE_ROWS = 1 << 22
 """Rows of the columns read between two releases of their pages: some tens of batches."""
+ALIKE_BATCHES = 16
+"""Batches whose windows are sorted by length among each other: nearly all padding goes, and an epoch is still well mixed."""
 
 
 class Loader:
@@ -94,10 +96,12 @@ class Loader:
         """The batch of one step: a pure function of its arguments."""
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self._sampler.epoch(self._seed, epoch))
+        if self._sampler.name == "sequence":
+            ends_B = self._alike(self._order[1], epoch, step)
+            self._release_pages(len(ends_B))
+            return self._sequence_batch(ends_B[self._part(len(ends_B))])
         examples_B = self._order[1][step * self._batch_size : (step + 1) * self._batch_size]
         self._release_pages(len(examples_B))
-        if self._sampler.name == "sequence":
-            return self._sequence_batch(examples_B[self._part(len(examples_B))])
         rng = generator(self._seed, LOADER_STREAM, epoch, step)
         return self._user_batch(examples_B, rng) if self._sampler.name == "user" else self._event_batch(examples_B, rng)
 
@@ -118,11 +122,29 @@ class Loader:
         user = self._inputs(users_B, target_B, places_BL, context)
         return TrainBatch(user, data.item[target_B][:, None], data.weight[target_B][:, None], "event")
 
+    def _alike(self, order: Order, epoch: int, step: int) -> NDArray[np.int64]:
+        """The windows of a step: those of several steps, sorted by length and cut so that each step has about as many targets."""
+        first = step - step % ALIKE_BATCHES
+        steps = min(ALIKE_BATCHES, self.steps_per_epoch - first)
+        ends_N = order[first * self._batch_size : (first + steps) * self._batch_size]
+        lengths_N = self._windows(ends_N)
+        by_length_N = np.argsort(lengths_N, kind="stable")
+        place = int(generator(self._seed, LOADER_STREAM, epoch, first).permutation(steps)[step - first])
+        bounds = _cuts(lengths_N[by_length_N], steps)
+        return ends_N[by_length_N[bounds[place] : bounds[place + 1]]]
+
+    def _windows(self, ends_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Events of each window."""
+        starts_B = self._events.offsets_U1[self._events.users_of(ends_B)]
+        events_B: NDArray[np.int64] = np.minimum(ends_B + 1 - starts_B, self._length)
+        return events_B
+
     def _sequence_batch(self, ends_B: NDArray[np.int64]) -> TrainBatch:
         data, events = self._data, self._events
         users_B = events.users_of(ends_B)
-        places_BL = _places_before(events.offsets_U1[users_B], ends_B, self._length)
-        next_BL = ends_B[:, None] + np.arange(1 - self._length, 1)
+        length = int(self._windows(ends_B).max(initial=1))
+        places_BL = _places_before(events.offsets_U1[users_B], ends_B, length)
+        next_BL = ends_B[:, None] + np.arange(1 - length, 1)
         # The last padding column predicts the user's first event: what the tower makes of an empty history is learned there.
         mask_BL = next_BL >= events.offsets_U1[users_B][:, None]
         next_BL = np.where(mask_BL, next_BL, ends_B[:, None])
@@ -163,7 +185,20 @@ class Loader:
     def _inputs(self, users_B: NDArray[np.int64], target_B: NDArray[np.int64], places_BL: NDArray[np.int64], context: Arrays) -> Arrays:
         index_BL = np.where(places_BL >= 0, self._events.positions(np.maximum(places_BL, 0), users_B[:, None]), -1)
         now_B = self._data.timestamp[target_B]
-        return user_inputs(self._data, users_B, target_B, now_B, context, self._length, index_BL)
+        return user_inputs(self._data, users_B, target_B, now_B, context, places_BL.shape[1], index_BL)
+
+
+def _cuts(lengths_N: NDArray[np.int64], parts: int) -> NDArray[np.int64]:
+    """Bounds of consecutive parts that sum to about as much each, none empty (N >= parts): int64 [parts + 1].
+
+    >>> _cuts(np.array([1, 1, 1, 1, 4]), 2).tolist(), _cuts(np.array([1, 9, 9]), 3).tolist()
+    ([0, 4, 5], [0, 1, 2, 3])
+    """
+    inner = np.searchsorted(np.cumsum(lengths_N), lengths_N.sum() * np.arange(1, parts) / parts, side="left") + 1
+    # at least one each: a part starts after the one before, and leaves one for each that follows
+    steps = np.arange(1, parts)
+    inner = np.minimum(np.maximum.accumulate(np.maximum(inner, 1) - steps) + steps, len(lengths_N) - parts + steps)
+    return np.concatenate([[0], inner, [len(lengths_N)]]).astype(np.int64)
 
 
 def _places_before(starts_B: NDArray[np.int64], ends_B: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -69,17 +69,26 @@ def encode_items(runtime: Runtime, data: Interactions) -> NDArray[np.float32]:
 def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "", view: View | None = None) -> NDArray[np.float32]:
     """Vectors of all queries: float32 [Q, H, D].
 
+    Queries with histories about as long are encoded together, in no more columns than they need.
+
     Args:
         length: history events the user tower takes.
         label: names the progress bar on standard error; "" = no bar.
         view: what is kept from the tower; None = nothing.
     """
-    blocks = _blocks(len(queries), label, max(1, _BLOCK_EVENTS // length))
-    return np.concatenate([runtime.user(_seen(queries, block, length, view)).vectors_BHD for block in blocks])
+    length_Q = np.clip(queries.history_Q, 1, length)
+    order_Q = np.argsort(length_Q, kind="stable")
+    parts = []
+    for block in _blocks(len(queries), label, max(1, _BLOCK_EVENTS // length)):
+        rows_B = order_Q[block]
+        parts.append(runtime.user(_inputs(queries.take(rows_B), int(length_Q[rows_B].max()), view)).vectors_BHD)
+    vectors_QHD = np.concatenate(parts)
+    vectors_QHD[order_Q] = vectors_QHD.copy()
+    return vectors_QHD
 
 
-def _seen(queries: Queries, block: slice, length: int, view: View | None) -> dict[str, NDArray[np.generic]]:
-    inputs = queries.inputs(block, length)
+def _inputs(queries: Queries, length: int, view: View | None) -> dict[str, NDArray[np.generic]]:
+    inputs = queries.inputs(slice(0, len(queries)), length)
     return inputs if view is None else view.apply(inputs, queries.data.preprocessor)
 
 

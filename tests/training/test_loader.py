@@ -98,6 +98,25 @@ def test_ages_count_from_the_target(make_toy):
     assert (np.diff(np.where(age > 0, age, 99), axis=1) <= 0).all(), "older events are older"
 
 
+def test_a_window_says_the_gaps_that_each_of_its_prefixes_says_alone(make_toy):
+    data = make_toy()
+    every, _ = make_loader(data, batch_size=10_000)
+    alone = every.batch(0, 0)
+    prefixes = {
+        row[row > 0].tobytes(): gaps[row > 0].tolist()
+        for row, gaps in zip(alone.user["history.item"], alone.user["history.gap"], strict=True)
+    }
+    compared = 0
+    for batch in make_loader(data, "sequence", length=6)[0]:
+        for row, gaps, wanted in zip(batch.user["history.item"], batch.user["history.gap"], batch.targets_BT, strict=True):
+            for t in np.flatnonzero((wanted >= 0) & (row > 0)):
+                seen = row[: t + 1] > 0
+                if seen.sum() < 6 and row[: t + 1][seen].tobytes() in prefixes:
+                    assert gaps[: t + 1][seen].tolist() == prefixes[row[: t + 1][seen].tobytes()]
+                    compared += 1
+    assert compared > 50
+
+
 def test_negative_events_are_history_and_never_targets(make_toy):
     data = make_toy()
     loader, _ = make_loader(data, batch_size=10_000)
@@ -117,7 +136,7 @@ def test_sequence_columns_predict_the_next_event(make_toy):
         items, wanted, hours = batch.user["history.item"], batch.targets_BT, batch.user["context.hour"]
         assert wanted.shape == items.shape == hours.shape
         for row in range(len(items)):
-            for t in range(length - 1):
+            for t in range(items.shape[1] - 1):
                 if wanted[row, t] >= 0:
                     assert id_rows[wanted[row, t]] == items[row, t + 1], "a column's target is the next column's input"
         assert ((wanted >= 0) == (batch.weights_BT > 0)).all()
@@ -128,14 +147,33 @@ def test_sequence_columns_predict_the_next_event(make_toy):
 def test_sequence_context_is_that_of_the_predicted_event(make_toy):
     data = make_toy()
     loader, events = make_loader(data, "sequence", batch_size=4, length=5)
-    ends = SequenceSampler(events, 5).epoch(0, 0)[:4]
-    batch = loader.batch(0, 0)
-    for row, end in enumerate(ends):
-        user = events.users_of(np.array([end]))[0]
-        for t in range(5):
-            place = end - 4 + t
-            if place >= events.offsets_U1[user]:
-                assert batch.user["context.hour"][row, t] == data.context["context.hour"][row_of(events, place)]
+    expected = set()
+    for end in SequenceSampler(events, 5).epoch(0, 0)[:]:
+        first = max(end - 4, events.offsets_U1[events.users_of(np.array([end]))[0]])
+        rows = [row_of(events, place) for place in range(first, end + 1)]
+        expected.add(tuple((data.context["context.hour"][row], data.item[row] if data.weight[row] > 0 else -1) for row in rows))
+    found = set()
+    for batch in loader:
+        hours, wanted, items = batch.user["context.hour"], batch.targets_BT, batch.user["history.item"]
+        for row in range(len(hours)):
+            # the first target of a user is predicted from padding
+            first = max(np.argmax(np.append(items[row] > 0, True)) - 1, 0)
+            found.add(tuple(zip(hours[row, first:], wanted[row, first:], strict=True)))
+    assert found == expected
+
+
+def test_windows_of_a_batch_are_alike_and_batches_hold_about_as_many_targets(make_toy):
+    data = make_toy(users=200)
+    loader, events = make_loader(data, "sequence", batch_size=8, length=20)
+    sampler = SequenceSampler(events, 20)
+    filled, held, targets, windows = 0, 0, [], 0
+    for batch in loader:
+        filled, held = filled + np.count_nonzero(batch.targets_BT >= 0), held + batch.targets_BT.size
+        targets.append(np.count_nonzero(batch.targets_BT >= 0))
+        windows += len(batch.targets_BT)
+    assert windows == len(sampler) and len(targets) == loader.steps_per_epoch == -(-len(sampler) // 8)
+    assert filled / held > 0.8, "a tenth of the events is no target; unsorted, a third of the columns is padding"
+    assert max(targets) < 1.5 * min(targets)
 
 
 def test_histories_of_a_set_are_other_events_of_the_user(make_toy):
