@@ -15,13 +15,14 @@ float32 [B, 2] (standardised value, 1 where missing), dense ones float32 [B, W].
 one more axis after B: int32 [B, L], [B, L, M], float32 [B, L, W].
 
 The history of a user is three int32 [B, L] arrays, right-aligned (the newest event in the last column, 0 = padding):
-`history.item` (rows of the `item_id` vocabulary), `history.event` (rows of the `event_type` vocabulary) and
-`history.age` (log2 buckets of the time between event and request)."""
+`history.item` (rows of the `item_id` vocabulary), `history.event` (rows of the `event_type` vocabulary),
+`history.age` (log2 buckets of the time between event and request), `history.gap` (the same between event and next event)."""
 
 HISTORY_ITEM = "history.item"
 HISTORY_EVENT = "history.event"
 HISTORY_AGE = "history.age"
-HISTORY_INPUTS = (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE)
+HISTORY_GAP = "history.gap"
+HISTORY_INPUTS = (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE, HISTORY_GAP)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP
+from towers.blocks import MASKED, Block, Dropout
 from towers.errors import ConfigError
-from towers.features import FEATURE_SCALE, embedding, linear
+from towers.features import FEATURE_SCALE, embedding
 from towers.history import AGE_ROWS
 from towers.lookups import HISTORY_MASK, HISTORY_ROWS
 from towers.model_config import ModelConfig
-
-MASKED = -1e9
-"""Added to scores that must not count. Finite, so that a row without any valid position gives no NaN."""
 
 
 class History(NamedTuple):
@@ -73,10 +71,10 @@ class MeanEncoder(HistoryEncoder):
 
     pools = True
 
-    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> None:
+    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool) -> None:
         super().__init__(config.dim)
         self.event_log_weight = nn.Parameter(torch.zeros(event_rows)) if reads_event else None
-        self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_age else None
+        self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_time else None
         self.event_sign = nn.Parameter(torch.ones(event_rows)) if reads_event and config.history.signed_events else None
 
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
@@ -105,11 +103,12 @@ class TransformerEncoder(HistoryEncoder):
     positions trained at once equal each prefix encoded alone.
     """
 
-    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> None:
+    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool) -> None:
         super().__init__(config.dim)
         dim, history = config.dim, config.history
         self.event = embedding(event_rows, dim, FEATURE_SCALE) if reads_event else None
-        self.drop = nn.Dropout(history.dropout)
+        self.gap = embedding(AGE_ROWS, dim, FEATURE_SCALE) if reads_time else None
+        self.drop = Dropout(history.dropout)
         self.blocks = nn.ModuleList(Block(dim, history.heads, history.length, history.dropout) for _ in range(history.layers))
         self.norm = nn.LayerNorm(dim)
         # Length about 1, as item rows and user features have it; LayerNorm alone would drown the features in sqrt(dim).
@@ -129,6 +128,8 @@ class TransformerEncoder(HistoryEncoder):
         x_BLD = gathered[HISTORY_ROWS]
         if self.event is not None:
             x_BLD = x_BLD + self.event(gathered[HISTORY_EVENT])
+        if self.gap is not None:
+            x_BLD = x_BLD + self.gap(gathered[HISTORY_GAP])
         x_BLD = self.drop(x_BLD)
         padding_B11L = ((1.0 - gathered[HISTORY_MASK]) * MASKED)[:, None, None, :]
         newest = len(self.blocks) - 1
@@ -141,50 +142,10 @@ class TransformerEncoder(HistoryEncoder):
         return normed
 
 
-class Block(nn.Module):
-    """Attention with a bias by distance, then a two-layer ReLU network; both pre-norm and residual."""
-
-    def __init__(self, dim: int, heads: int, length: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.length = heads, length
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query, self.key_value, self.out = linear(dim, dim), linear(dim, 2 * dim), linear(dim, dim)
-        self.up, self.down = linear(dim, 2 * dim), linear(2 * dim, dim)
-        self.bias_LH = nn.Parameter(torch.zeros(length, heads))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x_BLD: Tensor, padding_B11L: Tensor, last_only: bool) -> Tensor:
-        """[B, L, D] -> [B, L, D], or [B, 1, D] with `last_only`."""
-        normed_BLD = self.norm_attention(x_BLD)
-        length = x_BLD.shape[1]
-        first = length - 1 if last_only else 0
-        query_BHQK = self._split(self.query(normed_BLD[:, first:]))
-        key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
-        key_BHLK, value_BHLK = self._split(key), self._split(value)
-        scores_BHQL = torch.matmul(query_BHQK * query_BHQK.shape[-1] ** -0.5, key_BHLK.transpose(-1, -2))
-        scores_BHQL = scores_BHQL + self._bias(length, x_BLD.device)[:, first:] + padding_B11L
-        mixed_BQD = torch.matmul(torch.softmax(scores_BHQL, dim=-1), value_BHLK).transpose(1, 2).flatten(2)
-        attended_BQD: Tensor = x_BLD[:, first:] + self.drop(self.out(mixed_BQD))
-        output_BQD: Tensor = attended_BQD + self.drop(self.down(F.relu(self.up(self.norm_mlp(attended_BQD)))))
-        return output_BQD
-
-    def _split(self, x_BLD: Tensor) -> Tensor:
-        size, length, dim = x_BLD.shape
-        heads_BHLK: Tensor = x_BLD.reshape(size, length, self.heads, dim // self.heads).transpose(1, 2)
-        return heads_BHLK
-
-    def _bias(self, length: int, device: torch.device) -> Tensor:
-        """[H, L, L]: the learned bias of each query-key distance; MASKED where the key is newer than the query."""
-        column = torch.arange(length, device=device)
-        distance_LL = column.unsqueeze(1) - column.unsqueeze(0)
-        bias_LLH = F.embedding(distance_LL.clamp(0, self.length - 1), self.bias_LH)
-        return bias_LLH.permute(2, 0, 1) + (distance_LL < 0) * MASKED
-
-
 ENCODERS: dict[str, type[MeanEncoder] | type[TransformerEncoder]] = {"mean": MeanEncoder, "transformer": TransformerEncoder}
 
 
-def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_age: bool) -> HistoryEncoder:
+def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool) -> HistoryEncoder:
     """The encoder that `model.history.name` names.
 
     Raises:
@@ -193,4 +154,4 @@ def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_
     found = ENCODERS.get(config.history.name)
     if found is None:
         raise ConfigError(f"model.history.name: got {config.history.name!r}, expected one of {', '.join(ENCODERS)}")
-    return found(config, event_rows, reads_event, reads_age)
+    return found(config, event_rows, reads_event, reads_time)

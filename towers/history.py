@@ -47,9 +47,7 @@ def ages(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_
         events since (`position`), at most AGE_ROWS - 1. An event later than now counts as age 0.
     """
     if order == "time":
-        unknown_BL = (then_BL == NO_TIME) | (now_B == NO_TIME)[:, None]
-        age_BL = np.where(unknown_BL, NO_TIME, now_B[:, None] - then_BL)
-        rows_BL = 1 + np.searchsorted(_AGES, age_BL, side="right")
+        rows_BL = _age_rows(now_B[:, None], then_BL)
     elif order == "position":
         length = mask_BL.shape[1]
         since_L = np.arange(length - 1, -1, -1)
@@ -57,3 +55,25 @@ def ages(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_
     else:
         rows_BL = np.ones(mask_BL.shape, np.int32)
     return (rows_BL * mask_BL).astype(np.int32)
+
+
+def gaps(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_BL: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Gap rows of history events: the time from each to the one after it, from the newest to the request.
+
+    Where a history is a prefix of another, the request stands in the place of the event after it, so both say the same of the prefix.
+
+    Args: as for `ages`.
+
+    Returns:
+        int32 [B, L]: 0 padding, 1 unknown (always without times), else as the ages by time.
+    """
+    if order != "time":
+        return mask_BL.astype(np.int32)
+    after_BL = np.concatenate([then_BL[:, 1:], now_B[:, None]], axis=1)
+    return (_age_rows(after_BL, then_BL) * mask_BL).astype(np.int32)
+
+
+def _age_rows(later: NDArray[np.int64], then_BL: NDArray[np.int64]) -> NDArray[np.int64]:
+    """2 + floor(log2(1 + minutes from then to later)), at most AGE_ROWS - 1; 1 where either is unknown."""
+    unknown_BL = (then_BL == NO_TIME) | (later == NO_TIME)
+    return 1 + np.searchsorted(_AGES, np.where(unknown_BL, NO_TIME, later - then_BL), side="right")

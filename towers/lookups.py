@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM, FeatureBatch
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, FeatureBatch
 from towers.columns import FIRST_ROW, ITEM_ID, USER_ID
 from towers.errors import ConfigError
 from towers.model_config import InputSpec, ModelConfig
@@ -53,7 +53,7 @@ class TowerPlan:
         user_specs, item_specs: the declared features among them.
         tables: rows of each large table.
         history_table: name of the one that history items are looked up in.
-        reads_event, reads_age: whether the history's event types and ages are read.
+        reads_event, reads_time: whether the history's event types are read, and its times (ages by a mean, gaps by a transformer).
     """
 
     user: tuple[CoreInput, ...]
@@ -63,7 +63,7 @@ class TowerPlan:
     tables: Mapping[str, int]
     history_table: str
     reads_event: bool
-    reads_age: bool
+    reads_time: bool
 
 
 def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: int) -> TowerPlan:
@@ -90,9 +90,9 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     tables = {s.table: s.rows for s in (*user_specs, *item_specs) if s.kind == "id"}
     history_table = ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE
     tables[history_table] = tables[ITEM_TABLE]
-    # One real event type tells nothing, and the transformer reads recency off the order of its columns.
+    # One real event type tells nothing. The transformer reads recency off the order of its columns, and pauses off the gaps.
     reads_event = config.history.use_event_type and event_rows > FIRST_ROW + 1
-    reads_age = config.history.use_age and config.history.name != "transformer"
+    time = HISTORY_GAP if config.history.name == "transformer" else HISTORY_AGE
     length, dim = config.history.length, config.dim
     history = [
         CoreInput(HISTORY_ROWS, HISTORY_ITEM, "float32", (length, dim), table=history_table),
@@ -100,8 +100,8 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     ]
     if reads_event:
         history.append(CoreInput(HISTORY_EVENT, HISTORY_EVENT, "int32", (length,)))
-    if reads_age:
-        history.append(CoreInput(HISTORY_AGE, HISTORY_AGE, "int32", (length,)))
+    if config.history.use_age:
+        history.append(CoreInput(time, time, "int32", (length,)))
     return TowerPlan(
         user=(*history, *_feature_inputs(user_specs, tables, dim)),
         item=tuple(_feature_inputs(item_specs, tables, dim)),
@@ -110,7 +110,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
         tables=tables,
         history_table=history_table,
         reads_event=reads_event,
-        reads_age=reads_age,
+        reads_time=config.history.use_age,
     )
 
 

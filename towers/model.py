@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
+from towers.batch import HISTORY_INPUTS, HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
@@ -61,7 +61,7 @@ class TwoTower(nn.Module):
             _table(self.tables, HISTORY_TABLE).weight.data[: MISSING_ROW + 1] = 0.0
         specs = (*self.plan.user_specs, *self.plan.item_specs)
         self.small_tables = small_tables(specs, self.plan.tables, config.dim)
-        self.history: HistoryEncoder = make_encoder(config, event_rows, self.plan.reads_event, self.plan.reads_age)
+        self.history: HistoryEncoder = make_encoder(config, event_rows, self.plan.reads_event, self.plan.reads_time)
         self.user_features = FeatureSum(self.plan.user_specs, self.plan.tables, config.dim)
         self.item_features = FeatureSum(self.plan.item_specs, self.plan.tables, config.dim)
         self.user_head = make_head("user_head", config.user_head, config.dim)
@@ -239,7 +239,7 @@ def _shortened(batch: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     kept_B = torch.where(_chance((size,), share, item_BL.device), kept_B, length)
     newest_L = torch.arange(length, 0, -1, device=item_BL.device)
     gone_BL = newest_L > kept_B.unsqueeze(1)
-    return {name: batch[name].masked_fill(gone_BL, PAD_ROW) for name in (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE)}
+    return {name: batch[name].masked_fill(gone_BL, PAD_ROW) for name in HISTORY_INPUTS}
 
 
 def _chance(shape: Sequence[int], share: float, device: torch.device) -> Tensor:

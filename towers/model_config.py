@@ -15,12 +15,13 @@ class HistoryConfig:
 
     Attributes:
         name: `mean` (weighted mean: linear, exact reasons) or `transformer` (causal, for ordered data).
-        length: most recent events kept; 0 = as many as the prepared data has of any user, at most 1000.
+        length: most recent events kept; 0 = from the data: as many as any user has, at most 1000 (mean), or as 95 % of the users have,
+            at most 100 (transformer).
         share_item_table: look history items up in the item tower's id table instead of one of their own.
         use_event_type: events of different types weigh differently.
         signed_events: of the mean: the weight of an event type may become negative, so that what was abandoned pushes away. Still a
             weighted sum, so reasons stay exact.
-        use_age: newer events weigh differently (needs timestamps).
+        use_age: newer events weigh differently (mean), pauses between events tell (transformer); needs timestamps.
         layers, heads, dropout: of the transformer.
         token_dropout: share of history events hidden in training.
         shorten: share of training rows whose history is cut to a number of newest events drawn from 0 up, so that users with few events

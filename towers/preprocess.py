@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM
 from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, MISSING_ROW, NO_TIME, PAD_ROW
 from towers.errors import BundleError
-from towers.history import ages
+from towers.history import ages, gaps
 from towers.model_config import InputSpec
 from towers.schema import OWNERS, Feature, Schema
 from towers.values import ARROW, Column, as_dense, as_lists, as_numbers, as_strings, as_times, text_buckets
@@ -120,8 +120,8 @@ class Preprocessor:
             if timestamps[b]:
                 then_BL[b, -count:] = timestamps[b][-count:]
         mask_BL = item_BL != PAD_ROW
-        age_BL = ages(self.schema.order, now_B, then_BL, mask_BL)
-        return {HISTORY_ITEM: item_BL, HISTORY_EVENT: event_BL, HISTORY_AGE: age_BL}
+        timed = self.schema.order, now_B, then_BL, mask_BL
+        return {HISTORY_ITEM: item_BL, HISTORY_EVENT: event_BL, HISTORY_AGE: ages(*timed), HISTORY_GAP: gaps(*timed)}
 
     def save(self, folder: Path) -> None:
         """Write schema.json, preprocess.json and vocab/."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers import history
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM
 from towers.columns import NO_TIME
 from training.interactions import Interactions
 
@@ -35,7 +35,7 @@ def user_inputs(
         index_BL: rows of the prepared columns to use as history instead of the newest `length` before `ends_B`; -1 = padding.
 
     Returns:
-        `history.item`, `history.event`, `history.age` (int32 [B, L], right-aligned, 0 = padding), the user features of
+        `history.item`, `history.event`, `history.age`, `history.gap` (int32 [B, L], right-aligned, 0 = padding), the user features of
         `users_B` and the given context.
     """
     if index_BL is None:
@@ -44,11 +44,13 @@ def user_inputs(
         mask_BL = index_BL >= 0
     safe_BL = np.where(mask_BL, index_BL, 0)
     now_B = np.full(len(users_B), NO_TIME, np.int64) if now_B is None else np.asarray(now_B, np.int64)
+    timed = data.schema.order, now_B, data.timestamp[safe_BL], mask_BL
     id_rows_I = data.item_features["item.item_id"]
     batch: dict[str, NDArray[np.generic]] = {
         HISTORY_ITEM: _masked(id_rows_I[data.item[safe_BL]], mask_BL),
         HISTORY_EVENT: _masked(data.event[safe_BL], mask_BL),
-        HISTORY_AGE: history.ages(data.schema.order, now_B, data.timestamp[safe_BL], mask_BL),
+        HISTORY_AGE: history.ages(*timed),
+        HISTORY_GAP: history.gaps(*timed),
     }
     batch.update({name: array[users_B] for name, array in data.user_features.items()})
     batch.update(context)

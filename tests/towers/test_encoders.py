@@ -17,7 +17,7 @@ DIM, LENGTH, EVENTS = 8, 7, 6
 def build(name, **settings):
     torch.manual_seed(3)
     config = ModelConfig(dim=DIM, history=HistoryConfig(name=name, length=LENGTH, **settings))
-    encoder = make_encoder(config, EVENTS, reads_event=True, reads_age=name == "mean").eval()
+    encoder = make_encoder(config, EVENTS, reads_event=True, reads_time=True).eval()
     for parameter in encoder.parameters():  # what starts at zero must matter too
         parameter.data += 0.3 * torch.randn_like(parameter)
     return encoder
@@ -36,6 +36,7 @@ def histories(lengths, width=LENGTH, seed=0):
         "history.mask": mask,
         "history.event": (event * mask).int(),
         "history.age": (age * mask).int(),
+        "history.gap": (age * mask).int(),
     }
     return {k: v[:, longest - width :] for k, v in arrays.items()}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from towers.columns import NO_TIME
-from towers.history import AGE_ROWS, ages, gather
+from towers.history import AGE_ROWS, ages, gaps, gather
 
 
 def test_windows_hold_the_newest_events_before_each_end() -> None:
@@ -42,3 +42,24 @@ def test_ages_change_at_powers_of_two_minutes_and_the_future_is_now() -> None:
     for spare in (0, minute - 1):  # a part of a minute counts for nothing
         then = now[:, None] - np.where(minutes < 0, minutes * minute, minutes * minute + spare)
         assert ages("time", now, then, np.ones_like(then, bool))[0].tolist() == expected.tolist()
+
+
+def test_gaps_are_the_ages_of_each_prefix_at_the_next_event() -> None:
+    minute = 60_000_000
+    then = np.array([[0, 3, 3, 500, 501]]) * minute
+    now = np.array([100_000 * minute])
+    mask = np.array([[False, True, True, True, True]])
+    got = gaps("time", now, then, mask)
+    expected = [0]
+    for t in range(1, 5):
+        asked = then[:, t + 1] if t < 4 else now
+        expected.append(int(ages("time", asked, then[:, : t + 1], mask[:, : t + 1])[0, -1]))
+        assert gaps("time", asked, then[:, : t + 1], mask[:, : t + 1])[0].tolist() == got[0, : t + 1].tolist(), "a prefix says the same"
+    assert got[0].tolist() == expected == [0, 2, 10, 3, 18]
+
+
+def test_gaps_without_times_are_unknown() -> None:
+    mask = np.array([[False, True, True]])
+    nowhere = np.full((1, 3), NO_TIME)
+    assert gaps("time", np.array([NO_TIME]), nowhere, mask).tolist() == [[0, 1, 1]]
+    assert gaps("position", np.array([5]), np.array([[1, 2, 3]]), mask).tolist() == [[0, 1, 1]]

@@ -58,6 +58,7 @@ def users(lengths=(0, 1, 4, 6), positions=False, seed=1):
         "history.item": ints(3, ITEMS, mask.shape) * mask,
         "history.event": ints(3, EVENTS, mask.shape) * mask,
         "history.age": ints(1, 32, mask.shape) * mask,
+        "history.gap": ints(1, 32, mask.shape) * mask,
         "user.user_id": ints(1, 12, rows),
         "user.likes": ints(0, 9, (rows, 3)),
         "user.liked_items": ints(0, ITEMS, (rows, 2)),
@@ -119,7 +120,7 @@ def test_all_positions_equal_each_prefix_alone(head):
     assert everywhere.shape == (4, LENGTH, DIM)
     for t in range(LENGTH):
         prefix = {k: v[:, t] if k.startswith("context.") else v for k, v in batch.items()}
-        for k in ("history.item", "history.event", "history.age"):
+        for k in ("history.item", "history.event", "history.age", "history.gap"):
             prefix[k] = np.pad(batch[k][:, : t + 1], ((0, 0), (LENGTH - 1 - t, 0)))
         assert torch.allclose(everywhere[:, t], model.user(tensors(prefix)).vectors_BHD[:, 0], atol=1e-5), t
 
@@ -264,7 +265,9 @@ def test_shapes_that_cannot_be_built_name_the_knob(settings, inputs, message):
 def test_one_event_type_and_a_transformer_leave_out_what_tells_nothing():
     assert not plan_towers(config(), INPUTS, 4).reads_event
     assert plan_towers(config(), INPUTS, 5).reads_event
-    assert not plan_towers(config("transformer"), INPUTS, 5).reads_age
+    names = {name: {entry.name for entry in plan_towers(config(name), INPUTS, 5).user} for name in ("mean", "transformer")}
+    assert "history.age" in names["mean"] - names["transformer"], "it reads recency off the order of its columns"
+    assert "history.gap" in names["transformer"] - names["mean"]
     quiet = config()
     quiet.history.use_event_type = quiet.history.use_age = False
     assert [e.name for e in plan_towers(quiet, INPUTS[:1], 5).user] == ["history.item.rows", "history.mask"]
@@ -278,7 +281,12 @@ def test_it_learns_which_item_follows(name):
     last = torch.arange(3, ITEMS - 1, dtype=torch.int32)
     zeros = torch.zeros(len(last), LENGTH - 1, dtype=torch.int32)
     history = torch.cat([zeros, last.unsqueeze(1)], 1)
-    batch = {"history.item": history, "history.event": history.clamp(max=3), "history.age": history.clamp(max=3)}
+    batch = {
+        "history.item": history,
+        "history.event": history.clamp(max=3),
+        "history.age": history.clamp(max=3),
+        "history.gap": history.clamp(max=3),
+    }
     catalogue = {"item.item_id": torch.arange(3, ITEMS, dtype=torch.int32)}
     optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(80):

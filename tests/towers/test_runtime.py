@@ -39,6 +39,7 @@ def history(rows=3):
         "history.item": rng.integers(1, 20, (rows, 4)).astype(np.int32),
         "history.event": rng.integers(3, 5, (rows, 4)).astype(np.int32),
         "history.age": rng.integers(1, 32, (rows, 4)).astype(np.int32),
+        "history.gap": rng.integers(1, 32, (rows, 4)).astype(np.int32),
     }
 
 

@@ -16,6 +16,7 @@ def test_shortened_histories_keep_their_newest_events_in_training_only():
         "history.item": torch.randint(3, 30, (600, LENGTH)),
         "history.event": torch.randint(3, 6, (600, LENGTH)),
         "history.age": torch.randint(1, 32, (600, LENGTH)),
+        "history.gap": torch.randint(1, 32, (600, LENGTH)),
     }
     gathered = {flag: model.train(flag).lookup_user(batch) for flag in (True, False)}
     assert gathered[False]["history.mask"].all()
