@@ -5,12 +5,22 @@ The estimate is a function of config and data alone, so that a run that is resum
 Legend: K candidate items, C candidates of a sampled step, D dim, L history length.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from training.config import TrainingConfig
 
-BATCH_SIZES = {"event": 1024, "sequence": 128, "user": 512}
-"""Examples a step where the config leaves it open: a window holds up to a hundred targets, an event one."""
+BATCH_SIZES = {"event": 1024, "user": 512}
+"""Examples a step where the config leaves it open."""
+WINDOW_TARGETS = 3000
+"""Targets a step of windows, where the config leaves it open: after two epochs of MovieLens-1M, steps of 2,400 had a validation NDCG@10
+of 0.110 and steps of 9,600 one of 0.045 (scripts/bench/results/recipes_ordered_epyc_202611.md)."""
+FEWEST_WINDOWS, MOST_WINDOWS = 16, 512
+LENGTH_SHARE = 0.95
+SHORTEST_WINDOW, LONGEST_WINDOW, LONGEST_HISTORY = 20, 100, 1000
+"""Of histories whose length is left to the data (see `fitting_length`)."""
 
 STEPS_A_PASS, FEWEST_USERS = 58, 64
 """Of the user sampler: what Gowalla's 29,858 users come to in batches of 512."""
@@ -40,6 +50,26 @@ class Sizes:
     users: int
     items: int
     shuffled: bool
+
+
+def fitting_length(config: TrainingConfig, events_U: NDArray[np.integer]) -> TrainingConfig:
+    """The settings with model.history.length filled in where it is left to the data.
+
+    A weighted mean costs what there is to read: as many events as any user has. A transformer's columns are for all: enough for
+    LENGTH_SHARE of the users, in tens. Longer histories are read from their newest events.
+
+    Args:
+        events_U: events of each user.
+    """
+    history = config.model.history
+    if history.length:
+        return config
+    if history.name == "transformer":
+        wanted = -(-int(np.quantile(events_U, LENGTH_SHARE)) // 10) * 10
+        length = min(max(wanted, SHORTEST_WINDOW), LONGEST_WINDOW)
+    else:
+        length = min(int(events_U.max(initial=1)), LONGEST_HISTORY)
+    return replace(config, model=replace(config.model, history=replace(history, length=length)))
 
 
 @dataclass(frozen=True)
@@ -82,14 +112,22 @@ def choose(config: TrainingConfig, sizes: Sizes) -> Choice:
             else f"more than loss.exact_worth={config.loss.exact_worth:g} times as much"
         )
     sampler = samplers[0 if full else 1]
-    return Choice(sampler, "full_softmax" if full else "sampled_softmax", batch_size(config, sampler, sizes.users), why)
+    return Choice(sampler, "full_softmax" if full else "sampled_softmax", batch_size(config, sizes, sampler), why)
 
 
-def batch_size(config: TrainingConfig, sampler: str, users: int) -> int:
-    """Examples a step. An epoch of few users still is `STEPS_A_PASS` steps, as long as a step holds `FEWEST_USERS`."""
-    if config.trainer.batch_size or sampler != "user":
+def batch_size(config: TrainingConfig, sizes: Sizes, sampler: str) -> int:
+    """Examples a step. An epoch of few users still is `STEPS_A_PASS` steps, as long as a step holds `FEWEST_USERS`; windows are as many
+    as hold `WINDOW_TARGETS` together."""
+    if config.trainer.batch_size or sampler == "event":
         return config.trainer.batch_size or BATCH_SIZES[sampler]
-    return min(BATCH_SIZES[sampler], max(FEWEST_USERS, users // STEPS_A_PASS))
+    if sampler == "sequence":
+        return min(max(round(WINDOW_TARGETS / _window(config, sizes)), FEWEST_WINDOWS), MOST_WINDOWS)
+    return min(BATCH_SIZES[sampler], max(FEWEST_USERS, sizes.users // STEPS_A_PASS))
+
+
+def _window(config: TrainingConfig, sizes: Sizes) -> float:
+    """Targets of a window, about."""
+    return max(min(sizes.targets / max(sizes.users, 1), float(config.model.history.length)), 1.0)
 
 
 def _auto_samplers(config: TrainingConfig, sizes: Sizes) -> tuple[str, str]:
@@ -112,12 +150,12 @@ def _ns_a_target(config: TrainingConfig, sizes: Sizes, sampler: str, exact: bool
 
 
 def _step(config: TrainingConfig, sizes: Sizes, sampler: str) -> _Step:
-    size, length, mean = batch_size(config, sampler, sizes.users), config.model.history.length, sizes.targets / max(sizes.users, 1)
+    size, length, mean = batch_size(config, sizes, sampler), config.model.history.length, sizes.targets / max(sizes.users, 1)
     # a weighted sum reads the events that there are, a transformer computes its padding, too
     held = length if config.model.history.name == "transformer" else min(length, mean)
     if sampler == "sequence":
-        targets = size * min(mean, float(length))
-        return _Step(targets, targets, size * length)
+        targets = size * _window(config, sizes)
+        return _Step(targets, targets, targets)  # windows of a step are about as long
     if sampler == "user":
         size = min(size, max(sizes.users, 1))
         asked = mean if config.trainer.predict == "all" and sizes.shuffled else mean / 2

@@ -14,7 +14,7 @@ from towers.model import TwoTower
 from towers.runtime import save_model
 from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
-from training.choice import Sizes, choose
+from training.choice import Sizes, choose, fitting_length
 from training.config import TrainingConfig
 from training.device import choose_autocast, choose_device
 from training.distributed import ALONE, Processes, join
@@ -35,9 +35,6 @@ from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
 from training.warm_start import warm_start
-
-LONGEST_HISTORY = 1000
-"""Events of a history, where its length is left to the data."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +128,6 @@ def start(config: TrainingConfig, data: Interactions, parts: Parts) -> str:
     return ""
 
 
-def with_length(config: TrainingConfig, data: Interactions) -> TrainingConfig:
-    """The settings with model.history.length filled in where it is left to the data."""
-    if config.model.history.length:
-        return config
-    longest = int(np.diff(data.offsets).max(initial=1))
-    history = replace(config.model.history, length=min(longest, LONGEST_HISTORY))
-    return replace(config, model=replace(config.model, history=history))
-
-
 def write_results(config: TrainingConfig, parts: Parts, device: torch.device, watch: Stopwatch, chosen: Outcome | None = None) -> str:
     """Write the model and train.json; returns the path of the latter.
 
@@ -184,7 +172,7 @@ def assemble(
         last_epoch: stop after that many epochs, on the schedule of trainer.epochs; 0 = do not.
     """
     digest = data_and_config_hash(config, data)
-    config = with_length(config, data)
+    config = fitting_length(config, np.diff(data.offsets))
     torch.manual_seed(config.seed)
     model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
     events = TrainingEvents.select(data, (TRAIN,))

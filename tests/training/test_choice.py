@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from training.choice import Sizes, choose
+from training.choice import Sizes, choose, fitting_length
 from training.config import TrainingConfig
 
 
@@ -21,10 +22,11 @@ SHOP = Sizes(targets=50_000_000, users=1_000_000, items=1_000_000, shuffled=Fals
     "sizes,history,expected",
     [
         (GOWALLA, "mean", ("user", "full_softmax", 512)),
-        (Sizes(1_000_000, 6_040, 3_416, False), "transformer", ("sequence", "full_softmax", 128)),
+        (Sizes(1_000_000, 6_040, 3_416, False), "transformer", ("sequence", "full_softmax", 60)),
         (Sizes(100_000, 2_000, 1_000, False), "mean", ("event", "full_softmax", 1024)),
         (SHOP, "mean", ("event", "sampled_softmax", 1024)),
-        (SHOP, "transformer", ("sequence", "sampled_softmax", 128)),
+        (SHOP, "transformer", ("sequence", "sampled_softmax", 60)),
+        (Sizes(150_000, 22_000, 12_000, False), "transformer", ("sequence", "sampled_softmax", 440)),
         (Sizes(50_000_000, 1_000_000, 1_000_000, True), "mean", ("event", "sampled_softmax", 1024)),
     ],
 )
@@ -60,3 +62,21 @@ def test_few_users_make_small_batches_not_short_epochs(users, expected):
 @pytest.mark.parametrize("sizes", [Sizes(1, 1, 1, True), Sizes(2, 2, 1, False), Sizes(3, 1, 50, True)])
 def test_tiny_data_are_no_obstacle(sizes):
     assert chosen(sizes).loss == "full_softmax"
+
+
+@pytest.mark.parametrize(
+    "name,events,length",
+    [
+        ("transformer", [5] * 90 + [33] * 10, 40),  # in tens
+        ("transformer", [5] * 99 + [5000], 20),  # one long history does not pay for columns that the others leave empty
+        ("transformer", [5000] * 10, 100),
+        ("mean", [5] * 99 + [333], 333),
+        ("mean", [5000], 1000),
+    ],
+)
+def test_the_length_of_histories_follows_from_the_data(name, events, length):
+    config = TrainingConfig()
+    config.model.history.name, config.model.history.length = name, 0
+    assert fitting_length(config, np.array(events)).model.history.length == length
+    config.model.history.length = 7
+    assert fitting_length(config, np.array(events)).model.history.length == 7
