@@ -7,12 +7,15 @@ measured. Numbers made here measure speed and the recall of search, nothing else
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.sparse
+import scipy.sparse.linalg
 from report import say
 
 from serving import index_job
@@ -61,6 +64,27 @@ def two_towers(items: int, dim: int, users: int = 2000, seed: int = 0) -> Vector
         user_QD[q] = mean_D + 0.15 * np.linalg.norm(mean_D) / np.linalg.norm(decay_D) * noise_D
     user_QD = unit(user_QD)
     return VectorWorld(item_ID, user_QD[: users // 2], user_QD[users // 2 :])
+
+
+def gowalla_factors(dim: int = 64, seed: int = 0) -> VectorWorld:
+    """Raw dot factors: the truncated SVD of Gowalla's training interactions, each divided by the roots of its user's and item's counts.
+
+    Items are the singular vectors times the root of the singular value and of the item's count, so that norms spread as popularity does;
+    users are the sums of the plain ones over their training items (low-pass filtering, as LightGCN does without training).
+    """
+    train = [line.split() for line in (Path(os.environ["TOWERS_DATA_DIR"]) / "gowalla" / "train.txt").read_text().splitlines()]
+    user = np.concatenate([np.full(len(line) - 1, row) for row, line in enumerate(train)])
+    item = np.concatenate([np.array(line[1:], np.int64) for line in train])
+    users, items = len(train), int(item.max()) + 1
+    size_U, size_I = np.bincount(user, minlength=users), np.bincount(item, minlength=items)
+    weight = 1 / np.sqrt(size_U[user] * size_I[item])
+    normal = scipy.sparse.csr_matrix((weight, (user, item)), (users, items))
+    _, value_D, right_DI = scipy.sparse.linalg.svds(normal, dim, random_state=seed)
+    item_ID = np.ascontiguousarray((right_DI.T * np.sqrt(value_D)) * np.sqrt(size_I)[:, None], np.float32)
+    history = scipy.sparse.csr_matrix((1 / np.sqrt(size_I[item]), (user, item)), (users, items))
+    user_QD = np.ascontiguousarray(history @ (right_DI.T * np.sqrt(value_D)), np.float32)
+    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(size_U))[:2000]
+    return VectorWorld(item_ID, user_QD[chosen[:1000]], user_QD[chosen[1000:]], "dot")
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

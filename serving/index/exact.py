@@ -70,11 +70,11 @@ class ExactIndex:
         """The query as contiguous float32 [H, D], what is allowed, and the distinct rows excluded besides; see `VectorIndex.search`."""
         if k < 1:
             raise RequestError("k", f"got {k}, expected at least 1")
-        query = np.ascontiguousarray(np.atleast_2d(query_HD), np.float32)
+        query = np.ascontiguousarray(query_HD if query_HD.ndim > 1 else query_HD[None], np.float32)
         if query.ndim != 2 or not len(query) or query.shape[1] != self.item_ID.shape[1]:
             raise ValueError(f"query: got shape {np.shape(query_HD)}, expected [heads, {self.item_ID.shape[1]}]")
         # The product bounds every score; written so that NaN fails it as well.
-        if not float(np.abs(query, dtype=np.float64).max()) * query.shape[1] * self.largest_norm < _LARGEST:
+        if not float(np.abs(query).max()) * query.shape[1] * self.largest_norm < _LARGEST:
             raise RequestError("query", "its vector holds NaN, infinity or numbers too large to score; are the request's features finite?")
         if allowed is not None and allowed.size != len(self.item_ID):
             raise ValueError(f"allowed: a set among {allowed.size} rows, expected {len(self.item_ID)}")
@@ -108,7 +108,7 @@ class ExactIndex:
             best = np.flatnonzero(scores_C >= np.partition(scores_C, len(wide_C) - k)[len(wide_C) - k])
             wide_C, scores_C = wide_C[best], scores_C[best]
         scores_C += np.float32(0.0)  # -0.0 becomes 0.0
-        order = np.argsort(-scores_C)
+        order = scores_C.argsort()[::-1]
         ordered_C = scores_C[order]
         if (ordered_C[1:] == ordered_C[:-1]).any():
             order = np.lexsort((wide_C, -scores_C))

@@ -5,6 +5,7 @@ Legend: H heads, D dimensions, W width inside FAISS, I items, C candidates.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import faiss
 import numpy as np
@@ -62,6 +63,8 @@ class FaissIndex:
         self._among = among
         self._rows = len(exact.item_ID) if among is None else among.count
         self.codes = "PQ" in factory
+        native: Any = index
+        self._find = native.search_c  # FAISS' own call: the one around it for Python checks and copies for several microseconds
         self.nlist = int(index.nlist)
 
     def stats(self) -> IndexStats:
@@ -105,20 +108,21 @@ class FaissIndex:
         query_HW = self.layout.queries(query_HD)
         if query_HW is None:
             return None
-        settings = faiss.IVFSearchParameters()
-        if bits is not None:
-            settings.sel = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
         while True:
-            settings.nprobe = nprobe
-            near_HC, found_HC = self.index.search(query_HW, fetch, params=settings)
+            near_HC = np.empty((len(query_HW), fetch), np.float32)
+            found_HC = np.empty((len(query_HW), fetch), np.int64)
+            self._find(
+                len(query_HW), faiss.swig_ptr(query_HW), fetch, faiss.swig_ptr(near_HC), faiss.swig_ptr(found_HC), _wide(nprobe, selector)
+            )
             rows_C = found_HC[0] if len(found_HC) == 1 else np.unique(found_HC)
-            if found_HC[:, -1].min() < 0:  # missing ones come last
+            if rows_C[0] < 0 or rows_C[-1] < 0:  # what is missing is -1
                 rows_C = rows_C[rows_C >= 0]
             if overfetched:
                 rows_C = rows_C[~inside(rows_C, banned)]
             if len(rows_C) >= k:
                 found = self._exact.ranked(query_HD, rows_C, len(rows_C))
-                if fetch > 1 and (near_HC[:, -1] == near_HC[:, -2]).any() and _ties_at_the_edge(found, k, near_HC, found_HC):
+                if fetch > 1 and (len(near_HC) > 1 or near_HC[0, -1] == near_HC[0, -2]) and _ties_at_the_edge(found, k, near_HC, found_HC):
                     return None
                 return SearchResult(found.rows[:k], found.scores[:k])
             if nprobe >= self.nlist:
@@ -132,6 +136,8 @@ class FaissIndex:
         from 90 % to 10 %, chosen at random or far from the query; with the square root of this factor it fell to 0.59.
         """
         nprobe = self.setting.nprobe
+        if available == self._rows and k <= self._tuned_k:
+            return nprobe
         if not available:
             return self.nlist
         return min(self.nlist, max(nprobe, math.ceil(nprobe * k * self._rows / (self._tuned_k * available))))
@@ -140,6 +146,14 @@ class FaissIndex:
         """Whether scanning the permitted items costs less than visiting lists, or finds what visiting all of half-precision would."""
         visited = nprobe * self._rows / self.nlist
         return available * _ROW_NS <= nprobe * _LIST_NS + visited * _SCORE_NS[self.codes]
+
+
+def _wide(nprobe: int, selector: faiss.IDSelector | None) -> faiss.IVFSearchParameters:
+    wide = faiss.IVFSearchParameters()
+    wide.nprobe = nprobe
+    if selector is not None:
+        wide.sel = selector
+    return wide
 
 
 def _ties_at_the_edge(found: SearchResult, k: int, near_HC: NDArray[np.float32], found_HC: NDArray[np.int64]) -> bool:

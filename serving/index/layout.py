@@ -54,7 +54,7 @@ class Layout:
     def queries(self, query_HD: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """float32 [H, W]; None where a head is zero and scores all items alike."""
         peak_H1 = np.abs(query_HD).max(1, keepdims=True)
-        if not peak_H1.all():
+        if 0 in peak_H1:
             return None
         query_HD = query_HD / peak_H1
         if self.rotation_WW is not None:
