@@ -47,6 +47,10 @@ class Catalog:
         found = np.array([row for item_id in item_ids if (row := find(item_id)) is not None], np.int64)
         return np.asarray(distinct(found), np.int64)
 
+    def ids(self, rows: NDArray[np.integer]) -> list[str]:
+        """Item ids of rows, in the order given."""
+        return [self._ids[row] for row in rows.tolist()]
+
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
         """What a reply says about each row, in the order given."""
         chosen = pa.array(rows, pa.int64())
@@ -54,7 +58,7 @@ class Catalog:
         lists = self._categories.take(chosen)
         labels: list[str] = lists.flatten().to_pylist()  # those of all items in a row: a list for each costs more to convert
         ends = lists.offsets.to_numpy().tolist()
-        ids = [self._ids[row] for row in rows.tolist()]
+        ids = self.ids(rows)
         return [
             Item(item_id, title, score, labels[start:end])
             for item_id, title, score, start, end in zip(ids, titles, scores.tolist(), ends, ends[1:], strict=False)

@@ -1,4 +1,4 @@
-"""Typed settings of the serving jobs (index, serve)."""
+"""Typed settings of the serving jobs (index, serve, recommend)."""
 
 from dataclasses import dataclass, field
 
@@ -76,6 +76,25 @@ class ServeConfig:
 
 
 @dataclass
+class RecommendConfig:
+    """Lists for every known user, written to files.
+
+    Attributes:
+        k: items of each list.
+        exclude_seen: leave out every item of a user's history.
+        now: the moment the lists are for, Unix seconds; null = when the job begins. Of histories, only events before it are used.
+        users_per_shard: users in one Parquet file.
+        block_users: users encoded and searched at once.
+    """
+
+    k: int = 100
+    exclude_seen: bool = True
+    now: float | None = None
+    users_per_shard: int = 100_000
+    block_users: int = 256
+
+
+@dataclass
 class ServingConfig:
     """Everything the serving jobs share; `run_dir` is the run that training filled."""
 
@@ -83,10 +102,11 @@ class ServingConfig:
     seed: int = 0
     index: IndexConfig = field(default_factory=IndexConfig)
     serving: ServeConfig = field(default_factory=ServeConfig)
+    recommend: RecommendConfig = field(default_factory=RecommendConfig)
 
 
 def register() -> None:
-    """Tell Hydra the schema; conf/index.yaml and conf/serve.yaml start from it."""
+    """Tell Hydra the schema; conf/index.yaml, conf/serve.yaml and conf/recommend.yaml start from it."""
     ConfigStore.instance().store(name="serving_schema", node=ServingConfig)
 
 
@@ -115,6 +135,9 @@ def validate(config: ServingConfig) -> None:
         ("index.queries", config.index.queries),
         ("index.part_items", config.index.part_items),
         ("serving.workers", config.serving.workers),
+        ("recommend.k", config.recommend.k),
+        ("recommend.users_per_shard", config.recommend.users_per_shard),
+        ("recommend.block_users", config.recommend.block_users),
         ("serving.max_k", config.serving.max_k),
         ("serving.max_history", config.serving.max_history),
         ("serving.max_events", config.serving.max_events),
@@ -127,6 +150,10 @@ def validate(config: ServingConfig) -> None:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
     if config.serving.event_days is not None and not config.serving.event_days > 0:
         raise ConfigError(f"serving.event_days: got {config.serving.event_days}, expected above 0, or null to delete none for its age")
+    if config.recommend.k > LARGEST_K:
+        raise ConfigError(f"recommend.k: got {config.recommend.k}, expected at most {LARGEST_K}")
+    if config.recommend.now is not None and not 0 <= config.recommend.now < 7_258_118_400:
+        raise ConfigError(f"recommend.now: got {config.recommend.now}, expected Unix seconds from 1970 to 2199, or null")
     if config.index.exact_up_to < 0:
         raise ConfigError(f"index.exact_up_to: got {config.index.exact_up_to}, expected 0 (never by size) or more")
     if not 0 <= config.serving.port <= 65535:

@@ -86,6 +86,10 @@ class UserHistories:
     def __len__(self) -> int:
         return len(self._keys_U16)
 
+    def keys(self, start: int, stop: int) -> list[bytes]:
+        """Keys of the users at places [start, stop), in the order of keys."""
+        return [key.tobytes() for key in self._keys_U16[start:stop]]
+
     def get(self, user_key: bytes) -> StoredUser | None:
         """The user with this 16-byte key, None where there is none."""
         prefix = np.uint64(int.from_bytes(user_key[:8], "big"))

@@ -19,6 +19,7 @@ from towers.errors import ConfigError, DataError
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import TorchRuntime, load_model
+from towers.shards import embedding_column, write_shards
 from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name
 from training.config import TrainingConfig
@@ -29,7 +30,6 @@ from training.onnx_export import export_towers
 from training.opening import digest_of, open_prepared
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
-from training.shards import embedding_column, write_shards
 
 USER_BLOCK = 4096
 INDEX_QUERIES = 5000

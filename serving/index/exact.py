@@ -3,6 +3,8 @@
 Legend: H heads, D dimensions, I items, C candidates.
 """
 
+from collections.abc import Sequence
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from serving.index.rowset import Rows, RowSet
 from towers.errors import DataError, RequestError
 
 _BLOCK_ROWS = 65_536
+_BLOCK_SCORES = 8_388_608  # of a block of queries: 32 MiB
 _ROUNDING = 2.0**-24
 _LARGEST = float(np.finfo(np.float32).max)
 _SORTED_WHOLE = 512
@@ -64,6 +67,21 @@ class ExactIndex:
         query, allowed, banned = self.checked(query_HD, k, allowed, excluded)
         return self.scan(query, k, allowed, banned)
 
+    def search_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Sequence[Rows]) -> list[SearchResult]:
+        """What `search` finds for each query with its own exclusions; whole blocks of queries are scored by one matrix product."""
+        results: list[SearchResult] = []
+        few = allowed is not None and allowed.count <= GATHER_SHARE * len(self.item_ID)
+        if few or query_BHD.shape[1] > 1:
+            return [self.search(query_HD, k, allowed, rows) for query_HD, rows in zip(query_BHD, excluded, strict=True)]
+        block = max(1, _BLOCK_SCORES // len(self.item_ID))
+        for start in range(0, len(query_BHD), block):
+            part_BHD = query_BHD[start : start + block]
+            scores_BI = part_BHD[:, 0] @ self.item_ID.T
+            for query_HD, scores_I, rows in zip(part_BHD, scores_BI, excluded[start : start + block], strict=True):
+                query, left, banned = self.checked(query_HD, k, allowed, rows)
+                results.append(self._from_scores(query, k, left, banned, scores_I))
+        return results
+
     def checked(
         self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Rows | None
     ) -> tuple[NDArray[np.float32], RowSet | None, Rows]:
@@ -87,7 +105,12 @@ class ExactIndex:
         """Score every permitted item, for arguments that `checked` has passed."""
         if allowed is not None and allowed.count <= GATHER_SHARE * len(self.item_ID):
             return self.ranked(query_HD, allowed.rows(), k)
-        scores_I = best_head(self.item_ID, query_HD)
+        return self._from_scores(query_HD, k, allowed, banned, best_head(self.item_ID, query_HD))
+
+    def _from_scores(
+        self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows, scores_I: NDArray[np.float32]
+    ) -> SearchResult:
+        """The k best of the permitted items, by their scores; `scores_I` is written to."""
         if allowed is not None:
             rows = allowed.rows()
             return self.ranked(query_HD, rows[self._best(query_HD, scores_I.take(rows), k)], k)

@@ -1,5 +1,6 @@
 """Both rooms agree on a finished run: the same inputs, the same vectors, the same lists, whichever way one asks."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from serving.decoding import decode
 from serving.messages import RecommendRequest
 from serving.retriever import Retriever
 from serving.signals import read_signals
@@ -133,3 +135,32 @@ def test_a_request_for_a_stored_user_equals_the_prepared_row(
         signals = read_signals(request, histories.get(key), True, encoder.preprocessor, encoder.length, now_us)
         for name, array in encoder.user_batch([signals.row]).items():
             np.testing.assert_array_equal(array[0], batch[name][place], err_msg=name)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_logged_request_replayed_through_training_gives_the_vector_that_was_searched_with(
+    spine: Any, data: Interactions, retriever: Retriever, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """From the JSON that was sent over HTTP: the served vector, and the trained model on the rows that training's code makes."""
+    logged = json.dumps(spine.asked[place])
+    searched: list[np.ndarray] = []
+    search = retriever.index.search
+
+    def spied(query_HD: np.ndarray, *rest: Any) -> Any:
+        searched.append(query_HD)
+        return search(query_HD, *rest)
+
+    monkeypatch.setattr(retriever.index, "search", spied)
+    reply = retriever.answer(decode(logged.encode(), RecommendRequest))
+    assert [item.item_id for item in reply.items] == [item["item_id"] for item in spine.replies[place]["items"]]
+    asked = json.loads(logged)
+    key = UserKeys.open(str(spine.key_file)).key(asked["user_id"])
+    user = [row.tobytes() for row in data.user_keys].index(key)
+    now_us = asked["now"] * 1_000_000
+    begin, end = int(data.offsets[user]), int(data.offsets[user + 1])
+    known = begin + int(np.count_nonzero(data.timestamp[begin:end] < now_us))
+    context = data.preprocessor.encode("context", {name: [value] for name, value in asked.get("context", {}).items()}, 1)
+    batch = user_inputs(data, np.array([user]), np.array([known]), np.array([now_us]), context, retriever.encoder.length)
+    model = TorchRuntime(load_model(spine.run_dir / "model", data.preprocessor, torch.device("cpu")))
+    np.testing.assert_allclose(searched[0], model.user(batch).vectors_BHD[0], atol=1e-5, rtol=0)
+    assert known - begin > 1 and np.linalg.norm(searched[0]) > 0.5

@@ -1,4 +1,4 @@
-"""Embeddings as sharded Parquet for other systems: sorted ids, deterministic bytes, finished shards kept on a re-run."""
+"""Sharded Parquet for other systems (vectors, lists): deterministic bytes, finished shards kept on a re-run."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -53,5 +53,6 @@ def _write(target: Path, table: pa.Table) -> None:
     # floats of one vector component share their exponent bytes: splitting the streams lets zstd see it
     split = [f"{field.name}.list.element" for field in table.schema if pa.types.is_fixed_size_list(field.type)]
     plain = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    plain += [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.string())]
     pq.write_table(table, temporary, compression="zstd", use_byte_stream_split=split, use_dictionary=plain, row_group_size=len(table))
     temporary.rename(target)

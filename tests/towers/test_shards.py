@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.shards import embedding_column, write_shards
+from towers.shards import embedding_column, write_shards
 
 VECTORS = np.random.default_rng(0).normal(size=(25, 6)).astype(np.float32)
 IDS = [f"item {i:02d}" for i in range(25)]

@@ -1,0 +1,96 @@
+"""`towers recommend`: the lists are those of single requests, shards are whole, an interrupted job goes on."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving import recommend_job
+from serving.config import ServingConfig
+from serving.index.exact import ExactIndex
+from serving.index.rowset import RowSet
+from serving.recommend_job import run
+from serving.retriever import Retriever
+from towers.errors import DataError
+from towers.identity import UserKeys
+
+NOW = 1_728_000_000.0
+
+
+@pytest.fixture
+def config(world: Any, tmp_path: Path) -> ServingConfig:
+    shutil.copytree(world.bundle.parent, tmp_path / "bundles")
+    shutil.copytree(world.histories.parent, tmp_path / "export")
+    made = ServingConfig(run_dir=str(tmp_path))
+    made.serving.key_file = str(world.key_file)
+    made.recommend.k, made.recommend.now, made.recommend.users_per_shard, made.recommend.block_users = 6, NOW, 4, 3
+    return made
+
+
+def written(config: ServingConfig) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(Path(config.run_dir, "recommendations").glob("part-*.parquet")))
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_every_users_list_is_that_of_a_request(world: Any, config: ServingConfig, retriever: Retriever, exclude_seen: bool) -> None:
+    config.recommend.exclude_seen = exclude_seen
+    report = json.loads(Path(run(config)).read_text())
+    got = {row["user_key"]: row for row in written(config).to_pylist()}
+    keys = UserKeys.open(str(world.key_file))
+    assert len(got) == len(world.users) == report["users"]
+    for user in world.users:
+        expected = retriever.recommend(user, k=6, now=NOW, exclude_seen=exclude_seen)
+        row = got[keys.key(user)]
+        assert row["item_ids"] == [item.item_id for item in expected.items] and row["mode"] == expected.mode
+        np.testing.assert_allclose(row["scores"], [item.score for item in expected.items], atol=1e-6)
+    assert report["modes"] == {"cold": 1, "fallback": 1, "personalized": len(world.users) - 2}
+
+
+def test_an_interrupted_job_goes_on_with_its_moment(config: ServingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.recommend.now = None
+    calls: list[int] = []
+    real = recommend_job.lists
+
+    def failing(*given: Any) -> pa.Table:
+        calls.append(given[3])
+        if len(calls) == 4:  # in the second shard
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(recommend_job, "lists", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    first = Path(config.run_dir, "recommendations", "part-00000.parquet").stat()
+    time.sleep(0.01)
+    run(config)
+    assert Path(config.run_dir, "recommendations", "part-00000.parquet").stat().st_mtime_ns == first.st_mtime_ns
+    assert len(set(calls)) == 1, "one moment for all lists"
+    before = written(config)
+    assert len(before) == 15
+    run(config)
+    assert len(set(calls)) == 2, "a finished job is not continued: its lists would stay for ever"
+
+
+def test_a_run_without_histories_says_what_to_do(config: ServingConfig) -> None:
+    Path(config.run_dir, "export", "histories.parquet").unlink()
+    with pytest.raises(DataError, match="towers export"):
+        run(config)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("share", [None, 0.1, 0.6])
+def test_many_searches_are_as_many_single_ones(heads: int, share: float | None) -> None:
+    rng = np.random.default_rng(0)
+    index = ExactIndex(np.round(rng.normal(size=(300, 8)), 1).astype(np.float32))  # ties
+    queries = np.round(rng.normal(size=(20, heads, 8)), 1).astype(np.float32)
+    excluded = [rng.integers(0, 300, size) for size in range(20)]
+    allowed = None if share is None else RowSet.of_rows(300, np.flatnonzero(rng.random(300) < share))
+    for one, query, rows in zip(index.search_many(queries, 30, allowed, excluded), queries, excluded, strict=True):
+        expected = index.search(query, 30, allowed, rows)
+        assert one.rows.tolist() == expected.rows.tolist() and one.scores.tolist() == expected.scores.tolist()
