@@ -6,17 +6,23 @@ Legend: B rows, L history positions (right-aligned, newest last), D dim, H atten
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP
 from towers.blocks import MASKED, Block, Dropout
+from towers.columns import FIRST_ROW
 from towers.errors import ConfigError
 from towers.features import FEATURE_SCALE, embedding
 from towers.history import AGE_ROWS
 from towers.lookups import HISTORY_MASK, HISTORY_ROWS
 from towers.model_config import ModelConfig
+
+PUSH_PACE = 10.0
+"""Adam moves a number by about the learning rate a step: from 1 to below 0 a sign would need most of a short training."""
 
 
 class History(NamedTuple):
@@ -50,6 +56,9 @@ class HistoryEncoder(nn.Module):
         """What `forward` gives, with the rows summed by `pool`; only where `pools`."""
         raise NotImplementedError
 
+    def mark_negative(self, rows: NDArray[np.integer]) -> None:
+        """Told which rows of the event type vocabulary are negative types; reserved rows among them are nobody's type."""
+
     def positions(self, gathered: Mapping[str, Tensor]) -> Tensor:
         """[B, L, D]: column t encodes the history up to and including column t.
 
@@ -64,9 +73,10 @@ class HistoryEncoder(nn.Module):
 class MeanEncoder(HistoryEncoder):
     """Weighted mean of the history's rows: w_j = exp(a[event_j] + b[age_j]) over valid positions, normalised to sum 1.
 
-    With `signed_events` the weight is then multiplied by s[event_j], which may fall below 0: events of a type that tells what somebody
-    did not want push the vector away from their items. Linear in the rows, so a score is exactly a sum over history positions. All
-    weights start equal.
+    With `signed_events` the weight is then multiplied by 1 + PUSH_PACE p[event_j], which may fall below 0: events of a type that tells
+    what somebody did not want push the vector away from their items. With `negative_push` = c the types marked as negative have a = 0 and
+    the factor -c instead of learned ones. Linear in the rows, so a score is exactly a sum over history positions. All weights start
+    equal.
     """
 
     pools = True
@@ -75,7 +85,15 @@ class MeanEncoder(HistoryEncoder):
         super().__init__(config.dim)
         self.event_log_weight = nn.Parameter(torch.zeros(event_rows)) if reads_event else None
         self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_time else None
-        self.event_sign = nn.Parameter(torch.ones(event_rows)) if reads_event and config.history.signed_events else None
+        self.event_push = nn.Parameter(torch.zeros(event_rows)) if reads_event and config.history.signed_events else None
+        self.negative_push = config.history.negative_push
+        # which types are negative is kept with the weights: the towers know no names
+        self.negative_events: Tensor | None
+        self.register_buffer("negative_events", torch.zeros(event_rows) if reads_event and self.negative_push else None)
+
+    def mark_negative(self, rows: NDArray[np.integer]) -> None:
+        if self.negative_events is not None:
+            self.negative_events[torch.from_numpy(np.asarray(rows, np.int64)[rows >= FIRST_ROW])] = 1.0
 
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
         rows_BLD = gathered[HISTORY_ROWS]
@@ -85,14 +103,31 @@ class MeanEncoder(HistoryEncoder):
         mask_BL = gathered[HISTORY_MASK]
         logits_BL = (1.0 - mask_BL) * MASKED
         if self.event_log_weight is not None:
-            logits_BL = logits_BL + F.embedding(gathered[HISTORY_EVENT], self.event_log_weight.unsqueeze(1)).squeeze(-1)
+            logits_BL = logits_BL + _of_events(self._log_weights(self.event_log_weight), gathered)
         if self.age_log_weight is not None:
             logits_BL = logits_BL + F.embedding(gathered[HISTORY_AGE], self.age_log_weight.unsqueeze(1)).squeeze(-1)
         weights_BL = torch.softmax(logits_BL, dim=-1) * mask_BL
-        if self.event_sign is not None:
-            weights_BL = weights_BL * F.embedding(gathered[HISTORY_EVENT], self.event_sign.unsqueeze(1)).squeeze(-1)
+        factors = self._factors()
+        if factors is not None:
+            weights_BL = weights_BL * _of_events(factors, gathered)
         has_history_B1 = mask_BL.amax(-1, keepdim=True)
         return History(pool(weights_BL) + (1.0 - has_history_B1) * self.no_history_D, weights_BL)
+
+    def _log_weights(self, learned_E: Tensor) -> Tensor:
+        return learned_E if self.negative_events is None else learned_E * (1.0 - self.negative_events)
+
+    def _factors(self) -> Tensor | None:
+        """What an event type's weight is multiplied by; None where that is 1 for all."""
+        learned_E = None if self.event_push is None else 1.0 + PUSH_PACE * self.event_push
+        if self.negative_events is None:
+            return learned_E
+        positive_E = 1.0 - self.negative_events
+        return (positive_E if learned_E is None else learned_E * positive_E) - self.negative_push * self.negative_events
+
+
+def _of_events(values_E: Tensor, gathered: Mapping[str, Tensor]) -> Tensor:
+    """Values by event type, for each history position: [B, L]."""
+    return F.embedding(gathered[HISTORY_EVENT], values_E.unsqueeze(1)).squeeze(-1)
 
 
 class TransformerEncoder(HistoryEncoder):

@@ -21,6 +21,9 @@ class HistoryConfig:
         use_event_type: events of different types weigh differently.
         signed_events: of the mean: the weight of an event type may become negative, so that what was abandoned pushes away. Still a
             weighted sum, so reasons stay exact.
+        negative_push: of the mean: an `abandon` or `skip` counts this many times an equally old event of neutral weight, against its
+            item's like. 0 = its weight is learned as any type's: choosing something at all speaks for it, so training alone may find
+            that what was abandoned is still liked more than most.
         use_age: newer events weigh differently (mean), pauses between events tell (transformer); needs timestamps.
         layers, heads, dropout: of the transformer.
         token_dropout: share of history events hidden in training.
@@ -33,6 +36,7 @@ class HistoryConfig:
     share_item_table: bool = False
     use_event_type: bool = True
     signed_events: bool = False
+    negative_push: float = 0.0
     use_age: bool = True
     layers: int = 2
     heads: int = 2
@@ -105,8 +109,13 @@ class ModelConfig:
         ):
             if not 0 <= share < 1:
                 raise ConfigError(f"{name}: got {share}, expected a share in [0, 1)")
-        if self.history.signed_events and self.history.name != "mean":
-            raise ConfigError("model.history.signed_events: only the mean is a weighted sum of events. Use model.history.name=mean")
+        if not 0 <= self.history.negative_push < math.inf:
+            raise ConfigError(
+                f"model.history.negative_push: got {self.history.negative_push}, expected a number of at least 0 (0 = learned)"
+            )
+        for key in ("signed_events", "negative_push"):
+            if getattr(self.history, key) and self.history.name != "mean":
+                raise ConfigError(f"model.history.{key}: only the mean is a weighted sum of events. Use model.history.name=mean")
         if self.history.name == "transformer" and self.dim % self.history.heads:
             raise ConfigError(f"model.history.heads: {self.history.heads} does not divide model.dim = {self.dim}")
 

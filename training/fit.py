@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from towers.columns import TRAIN
+from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, TRAIN
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import save_model
@@ -175,6 +175,7 @@ def assemble(
     config = fitting_length(config, np.diff(data.offsets))
     torch.manual_seed(config.seed)
     model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
+    model.history.mark_negative(data.preprocessor.vocabularies[EVENT_TYPE].rows(NEGATIVE_EVENT_TYPES))
     events = TrainingEvents.select(data, (TRAIN,))
     items = CandidateItems(data, events, device)
     choice = choose(config, Sizes(int(items.counts_K.sum()), events.users_with_targets(), len(items), data.schema.order == "set"))

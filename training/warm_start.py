@@ -27,11 +27,13 @@ from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model
 from towers.schema import Schema
 
-EVENT_WEIGHTS = ("history.event_log_weight", "history.event.weight")
+EVENT_WEIGHTS = ("history.event_log_weight", "history.event_push", "history.event.weight")
 """Weights indexed by event type. They exist only where there are several types, so an older model may have none."""
 FREE = ("temperature", "id_dropout", "context_dropout")
-FREE_OF_HISTORY = ("dropout", "token_dropout")
+FREE_OF_HISTORY = ("dropout", "token_dropout", "shorten")
 """Settings of the model that leave its weights as they are, so that they may differ."""
+DECLARED = ("history.negative_events",)
+"""Known from the new data's own event types."""
 _SHOWN = 4
 
 
@@ -81,6 +83,8 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
     state = model.state_dict()
     for name, tensor in state.items():
         old = start.weights.get(name)
+        if name in DECLARED:
+            continue
         if old is None and name in EVENT_WEIGHTS:
             continue
         if old is None or (name not in vocabulary_of and old.shape != tensor.shape):

@@ -108,14 +108,16 @@ def make_world(folder: Path, history_name: str = "mean") -> World:
     """Publish a bundle of random, untrained towers: what serving must get right does not depend on training."""
     torch.manual_seed(0)
     fitted = preprocessor()
-    config = ModelConfig(dim=8, history=HistoryConfig(name=history_name, length=LENGTH, layers=1, signed_events=history_name == "mean"))
+    mean = history_name == "mean"
+    signs = {"signed_events": mean, "negative_push": 1.5 * mean}
+    config = ModelConfig(dim=8, history=HistoryConfig(name=history_name, length=LENGTH, layers=1, **signs))
     model = TwoTower(config, fitted.inputs, fitted.event_rows).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("log_weight", "event_sign")):  # all equal in a fresh model: nothing would notice their loss
-                parameter.normal_()
-        if history_name == "mean":
-            model.history.event_sign[fitted.vocabularies["event_type"].rows(["skip"])[0]] = -1.5
+            if name.endswith(("log_weight", "event_push")):  # all equal in a fresh model: nothing would notice their loss
+                parameter.normal_(std=0.1 if name.endswith("push") else 1.0)
+        if mean:
+            model.history.mark_negative(fitted.vocabularies["event_type"].rows(["skip", "abandon"]))
     table = catalog()
     columns = {"item_id": table["item_id"].to_pylist(), "categories": table["categories"].to_pylist()}
     encoder = Encoder(fitted, TorchRuntime(model), LENGTH)

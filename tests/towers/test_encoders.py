@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,15 +165,30 @@ def test_mean_weights_are_the_formula_and_sum_to_one():
 
 def test_signed_weights_push_away_and_are_still_the_formula():
     encoder, plain = build("mean", signed_events=True), build("mean")
-    encoder.load_state_dict({**plain.state_dict(), "event_sign": torch.tensor([1.0, 1.0, 1.0, 1.0, -2.0, 0.5])})
+    encoder.load_state_dict({**plain.state_dict(), "event_push": torch.tensor([0.0, 0.0, 0.0, 0.0, -0.3, -0.05])})
     arrays = histories([0, 1, 5])
     out, unsigned = encoder(arrays), plain(arrays)
-    sign = encoder.event_sign[arrays["history.event"].long()]
+    sign = torch.tensor([1.0, 1.0, 1.0, 1.0, -2.0, 0.5])[arrays["history.event"].long()]
     assert (sign < 0).any()
     assert torch.allclose(out.weights_BL, unsigned.weights_BL * sign, atol=1e-6)
     rebuilt = (out.weights_BL.unsqueeze(-1) * arrays["history.item.rows"]).sum(1)
     assert torch.allclose(out.vector_BD[1:], rebuilt[1:], atol=1e-6)
     assert torch.allclose(out.vector_BD[0], encoder.no_history_D)
+
+
+def test_marked_types_push_away_by_a_fixed_share_whatever_is_learned():
+    encoder, plain = build("mean", signed_events=True, negative_push=0.5), build("mean", signed_events=True)
+    encoder.load_state_dict({**plain.state_dict(), "negative_events": torch.zeros(EVENTS)})
+    arrays = histories([1, 5, 7])
+    assert torch.allclose(encoder(arrays).weights_BL, plain(arrays).weights_BL), "nothing is marked yet"
+    encoder.mark_negative(np.array([1, 4]))  # 1 = a type that this log does not have
+    assert encoder.negative_events.tolist() == [0, 0, 0, 0, 1, 0]
+    event = arrays["history.event"].long()
+    log_weight = torch.where(event == 4, 0.0, encoder.event_log_weight[event]) + encoder.age_log_weight[arrays["history.age"].long()]
+    raw = torch.exp(log_weight) * arrays["history.mask"]
+    factor = torch.where(event == 4, -0.5, 1 + 10 * encoder.event_push[event])
+    assert (event == 4).any()
+    assert torch.allclose(encoder(arrays).weights_BL, raw / raw.sum(1, keepdim=True) * factor, atol=1e-6)
 
 
 def test_signed_weights_start_as_the_unsigned_ones_and_only_a_mean_has_them():
@@ -181,6 +197,8 @@ def test_signed_weights_start_as_the_unsigned_ones_and_only_a_mean_has_them():
     assert torch.allclose(weights, torch.tensor([[0.0, 0.0, 0.0, 0.25, 0.25, 0.25, 0.25]]))
     with pytest.raises(ConfigError, match=r"model\.history\.signed_events"):
         ModelConfig(history=HistoryConfig(name="transformer", signed_events=True)).validate()
+    with pytest.raises(ConfigError, match=r"model\.history\.negative_push: got -1"):
+        ModelConfig(history=HistoryConfig(negative_push=-1)).validate()
 
 
 def test_mean_weights_start_equal():

@@ -84,6 +84,19 @@ def test_event_types_are_aligned_and_new_ones_start_from_the_mean(tmp_path):
     assert new.history.event_log_weight.tolist() == [0, 1, 2, 3, 3.5, 4]  # click, finish, view
 
 
+def test_signs_follow_their_types_and_negative_ones_are_known_from_the_new_data(tmp_path):
+    config = ModelConfig(dim=4, history=HistoryConfig(signed_events=True, negative_push=1.0))
+    old = build(OLD, config)
+    old.history.event_push.data = torch.arange(5.0)
+    save_model(old, tmp_path / "model")
+    OLD.save(tmp_path / "prepared")
+    new = build(NEW, config)
+    new.history.mark_negative(np.array([4]))
+    warm_start(new, NEW, str(tmp_path))
+    assert new.history.event_push.tolist() == [0, 1, 2, 3, 3.5, 4]  # click, finish, view
+    assert new.history.negative_events.tolist() == [0, 0, 0, 0, 1, 0]
+
+
 def test_a_second_event_type_is_no_obstacle(tmp_path):
     trained(tmp_path, fitted(["a", "b"], ["x"]), POOLED)
     new = build(NEW, POOLED)
