@@ -60,6 +60,9 @@ BOUNDS: Final = {
     "evaluate.max_queries": Bound(0, _HUGE, "0 (all) or more"),
     "export.rows_per_shard": _SOME,
     "export.history_events": _ANY,
+    "inspect.every": _OFF,
+    "inspect.users": Bound(1, 2000, "1 to 2000"),
+    "inspect.real_users": Bound(0, 2000, "0 (none) to 2000"),
     "demo.k": Bound(1, 1000, "1 to 1000"),
     "demo.port": Bound(0, 65535, "a port, or 0 for a free one"),
 }

@@ -14,7 +14,7 @@ from towers.errors import ConfigError
 from towers.model_config import ModelConfig
 from training.bounds import check_bounds
 from training.data_config import DataConfig, IdentityConfig, SplitConfig, schema_of
-from training.output_config import DemoConfig, ExportConfig, ReportConfig
+from training.output_config import DemoConfig, ExportConfig, InspectConfig, ReportConfig
 
 SPLITS = ("global_temporal", "leave_one_out", "given", "random", "item_cold", "user_cold")
 BASELINES = ("auto", "most_popular", "own_history", "recent_popular", "markov", "item_knn", "ease", "random", "oracle")
@@ -191,6 +191,7 @@ class TrainingConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 

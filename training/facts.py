@@ -12,7 +12,7 @@ from typing import Any
 from training.config import TrainingConfig
 
 NOT_IN_HASH = {
-    "": ("run_dir", "experiment", "identity", "export", "demo", "report"),
+    "": ("run_dir", "experiment", "identity", "export", "inspect", "demo", "report"),
     "data": ("path", "chunk_rows"),
     "evaluate": ("split", "ks", "baselines", "draws", "slices", "without", "history_curve", "against"),
     "trainer": ("resume", "keep_checkpoints", "checkpoint_every", "log_every", "processes"),

@@ -21,6 +21,7 @@ from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
 from training.examples import Division, EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
+from training.inspection import Inspector
 from training.interactions import Interactions
 from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
@@ -114,7 +115,7 @@ def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool
             f" {device.type}{several}, {choose_autocast(config.trainer.precision, device)[1]}; {parts.why}{restored}",
             flush=True,
         )
-    fit(config, parts)
+    fit(config, data, parts)
 
 
 def start(config: TrainingConfig, data: Interactions, parts: Parts) -> str:
@@ -213,9 +214,9 @@ def assemble(
     return Parts(model, sampler, loader, objective, why, optimizer, progress, checkpointer, validate, done, processes, last_epoch)
 
 
-def fit(config: TrainingConfig, parts: Parts) -> None:
+def fit(config: TrainingConfig, data: Interactions, parts: Parts) -> None:
     """Train from wherever the parts stand, telling TensorBoard and the console."""
-    with open_tracker(config, parts) as tracker:
+    with open_tracker(config, data, parts) as tracker:
         Trainer(
             parts.model,
             parts.objective,
@@ -230,9 +231,10 @@ def fit(config: TrainingConfig, parts: Parts) -> None:
             parts.processes,
             parts.last_epoch,
         ).fit()
+        tracker.finish(parts.progress, asdict(config), parts.progress.best)
 
 
-def open_tracker(config: TrainingConfig, parts: Parts) -> Tracker | Silence:
+def open_tracker(config: TrainingConfig, data: Interactions, parts: Parts) -> Tracker | Silence:
     if not parts.processes.first:
         return Silence()
     return Tracker.open(
@@ -241,6 +243,7 @@ def open_tracker(config: TrainingConfig, parts: Parts) -> Tracker | Silence:
         since=replace(parts.progress),
         total_steps=parts.steps,
         config=json.dumps(asdict(config), indent=2),
+        inspector=Inspector(parts.model, data, config) if config.inspect.every else None,
     )
 
 

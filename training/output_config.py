@@ -25,6 +25,22 @@ class ExportConfig:
 
 
 @dataclass
+class InspectConfig:
+    """What TensorBoard shows of the vectors besides scalars.
+
+    Attributes:
+        every: epochs between gauges (effective rank, norms, uniformity, hubness of item vectors); 0 = no inspection at all. The
+            projector, sample lists and pictures are made once, when training ends.
+        users: invented users in the projector: walks over items that were chosen together, no one's history.
+        real_users: real users beside them, drawn by the seed; their histories are then readable in run_dir/tensorboard.
+    """
+
+    every: int = 1
+    users: int = 200
+    real_users: int = 0
+
+
+@dataclass
 class DemoConfig:
     """`towers demo`: port 0 takes a free one; `k` items are asked for."""
 

@@ -1,13 +1,17 @@
 """What a run tells while it runs: TensorBoard (its only door) and the console."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
+
+from training.inspection import HEADER, Inspector
 
 
 class Floor(Protocol):
@@ -35,15 +39,16 @@ def say(line: str) -> None:
 class Tracker:
     """Scalars to TensorBoard, progress to standard error: a bar on a terminal, and a line per epoch. Made by `open`."""
 
-    def __init__(self, writer: SummaryWriter, bar: "tqdm[None]", every: int, since: Pace) -> None:
+    def __init__(self, writer: SummaryWriter, bar: "tqdm[None]", every: int, since: Pace, inspector: Inspector | None) -> None:
         self._writer = writer
         self._bar = bar
         self._every = every
         self._examples, self._seconds = since.examples, since.seconds
         self._losses: list[float] = []
+        self._inspector = inspector
 
     @classmethod
-    def open(cls, folder: Path, *, every: int, since: Pace, total_steps: int, config: str) -> Self:
+    def open(cls, folder: Path, *, every: int, since: Pace, total_steps: int, config: str, inspector: Inspector | None = None) -> Self:
         """Start telling.
 
         Args:
@@ -52,12 +57,13 @@ class Tracker:
             since: what is done so far; a pace is that of the steps after it.
             total_steps: of the whole run.
             config: the resolved settings, kept as text.
+            inspector: looks at the model that is trained; None = nobody does.
         """
         writer = SummaryWriter(str(folder), purge_step=since.step + 1)
         writer.add_text("config", f"```\n{config}\n```", since.step)
         hidden = not sys.stderr.isatty()
         bar = tqdm(total=total_steps, initial=since.step, desc="train", unit="step", file=sys.stderr, disable=hidden)
-        return cls(writer, bar, max(1, every), since)
+        return cls(writer, bar, max(1, every), since, inspector)
 
     def step(self, pace: Pace, scalars: Mapping[str, float], floor: Floor) -> None:
         """A training step is done; every so often its scalars are written, with the examples per second since the last time and their
@@ -80,6 +86,29 @@ class Tracker:
         rate = pace.examples / max(pace.seconds, 1e-9)
         say(f"epoch {pace.epochs} (step {pace.step}): loss {loss:.4f}{value}, {rate:.0f} examples/s")
         self._losses.clear()
+        if self._inspector:
+            self._write(pace.step, self._inspector.gauges(pace.epochs))
+
+    def finish(self, pace: Pace, settings: Mapping[str, Any], best: Mapping[str, float]) -> None:
+        """Training is done: its settings beside its best metrics, and a look at the model as it will be used.
+
+        Args:
+            settings: nested settings of the run; numbers, words and switches are kept.
+            best: metrics of the best epoch.
+        """
+        self._write(pace.step, {f"best/{name.partition('/')[2]}": value for name, value in best.items()})
+        flat = {name: value for name, value in _flat(settings) if isinstance(value, int | float | str)}
+        for summary in hparams(flat, {f"best/{name.partition('/')[2]}": value for name, value in best.items()}):
+            self._writer.file_writer.add_summary(summary)
+        if self._inspector is None:
+            return
+        look = self._inspector.look()
+        self._writer.add_text("recommendations", look.lists, pace.step)
+        for name, picture in look.pictures.items():
+            self._writer.add_image(f"model/{name}", picture, pace.step, dataformats="HWC")
+        # four digits are more than a picture shows, and keep the file small
+        vectors = np.round(look.vectors.astype(np.float64), 4)
+        self._writer.add_embedding(vectors, look.labels, tag="vectors", global_step=pace.step, metadata_header=list(HEADER))
 
     def close(self) -> None:
         """Flush and close the event file and the bar."""
@@ -97,12 +126,23 @@ class Tracker:
             self._writer.add_scalar(name, value, step)
 
 
+def _flat(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{where}{name}.")
+        else:
+            yield where + name, value
+
+
 class Silence:
     """A tracker that tells nothing: of several processes, the first one speaks."""
 
     def step(self, pace: Pace, scalars: Mapping[str, float], floor: Floor) -> None: ...
 
     def epoch(self, pace: Pace, metrics: Mapping[str, float], monitor: str, best: bool) -> None: ...
+
+    def finish(self, pace: Pace, settings: Mapping[str, Any], best: Mapping[str, float]) -> None: ...
 
     def __enter__(self) -> Self:
         return self

@@ -165,7 +165,8 @@ def whole(config: TrainingConfig, ours: OurStep, results: Results) -> None:
     bare = cpu_rounds({"step": ours}, 6, warm=1)["step"]
     validation = 0.0
     watch, since = Stopwatch(), time.process_time()
-    parts = assemble(config, Interactions.open(Path(config.run_dir) / "prepared"), torch.device("cpu"))
+    data = Interactions.open(Path(config.run_dir) / "prepared")
+    parts = assemble(config, data, torch.device("cpu"))
     validate = parts.validate
 
     def timed(model: TwoTower) -> Mapping[str, float]:
@@ -176,7 +177,7 @@ def whole(config: TrainingConfig, ours: OurStep, results: Results) -> None:
         return metrics
 
     parts = replace(parts, validate=timed)
-    fit(config, parts)
+    fit(config, data, parts)
     write_results(config, parts, torch.device("cpu"), watch)
     seconds = time.process_time() - since
     bare += cpu_rounds({"step": ours}, 6, warm=1)["step"]
