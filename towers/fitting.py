@@ -5,12 +5,17 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from towers.columns import EVENT_TYPE
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.schema import Feature, Schema
 from towers.values import Column, as_lists, as_numbers, as_strings
 from towers.vocab import Vocabulary
+
+LARGEST_POWER, SMALLEST_POWER = 130, -150
+FAR_POWERS = 10
+"""A number is absurd from this many powers of 2 beyond all but the largest hundredth of a feature's values."""
 
 
 class PreprocessorFit:
@@ -24,7 +29,7 @@ class PreprocessorFit:
         self.schema = schema
         self._counts: dict[str, Counter[str]] = {f.vocabulary: Counter() for f in schema.features if f.kind in VOCABULARY_KINDS}
         self._events: set[str] = set()
-        self._sums: dict[str, np.ndarray] = {f.input_name: np.zeros(3) for f in schema.features if f.kind == "numeric"}
+        self._moments = {f.input_name: Moments() for f in schema.features if f.kind == "numeric"}
 
     def see(self, owner: str, columns: Mapping[str, Column]) -> None:
         """Take in rows of an owner: raw values by feature name, any number of times."""
@@ -43,13 +48,11 @@ class PreprocessorFit:
             name: Vocabulary.fit(value for value, count in counts.items() if count >= least[name]) for name, counts in self._counts.items()
         }
         vocabularies[EVENT_TYPE] = Vocabulary.fit(self._events)
-        return Preprocessor(self.schema, vocabularies, {name: _moments(sums) for name, sums in self._sums.items()})
+        return Preprocessor(self.schema, vocabularies, {name: moments.fit() for name, moments in self._moments.items()})
 
     def _see_feature(self, f: Feature, values: Column) -> None:
         if f.kind == "numeric":
-            numbers = as_numbers(f.input_name, values)
-            numbers = numbers[np.isfinite(numbers)]
-            self._sums[f.input_name] += (len(numbers), numbers.sum(), np.square(numbers).sum())
+            self._moments[f.input_name].see(as_numbers(f.input_name, values))
         elif f.kind == "multi_categorical":
             flat, _ = as_lists(f.input_name, values)
             self._counts[f.vocabulary].update(value for value in flat if value is not None)
@@ -70,11 +73,37 @@ def _counted(name: str, values: Column) -> Counter[str]:
     return counted
 
 
-def _moments(sums: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; a constant (or absent) feature gets deviation 1, so that it stays finite."""
-    count, total, squares = (float(x) for x in sums)
-    if count == 0:
-        return 0.0, 1.0
-    mean = total / count
-    deviation = max(squares / count - mean * mean, 0.0) ** 0.5
-    return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0
+class Moments:
+    """Mean and standard deviation of a stream, which one absurd value (3e38 among prices) does not move.
+
+    Sums are kept by power of 2 of the magnitude, so that what is absurd can be told, and left out, when all has been seen.
+
+    >>> moments = Moments()
+    >>> moments.see(np.array([2.0, 4.0, np.nan]))
+    >>> moments.see(np.array([6.0, 3e38]))
+    >>> [round(x, 4) for x in moments.fit()]
+    [4.0, 1.633]
+    """
+
+    def __init__(self) -> None:
+        self._sums_3P = np.zeros((3, LARGEST_POWER - SMALLEST_POWER + 1))
+
+    def see(self, numbers: NDArray[np.float64]) -> None:
+        """Take in numbers; those that are not finite are missing."""
+        numbers = numbers[np.isfinite(numbers)]
+        powers = np.frexp(numbers)[1].clip(SMALLEST_POWER, LARGEST_POWER) - SMALLEST_POWER
+        powers[numbers == 0] = 0
+        for sums_P, terms in zip(self._sums_3P, (None, numbers, np.square(numbers)), strict=True):
+            sums_P += np.bincount(powers, terms, minlength=len(sums_P))
+
+    def fit(self) -> tuple[float, float]:
+        """Mean and standard deviation; a constant (or absent) feature gets deviation 1, so that it stays finite."""
+        # zeros lie in front and do not count: a feature that is 0 for most has its scale from the others
+        seen_P = np.cumsum(self._sums_3P[0, 1:])
+        common = int(np.searchsorted(seen_P, (seen_P[-1] - 1) * 99 // 100 + 1))
+        count, total, squares = self._sums_3P[:, : common + 2 + FAR_POWERS].sum(1).tolist()
+        if count == 0:
+            return 0.0, 1.0
+        mean = total / count
+        deviation = max(squares / count - mean * mean, 0.0) ** 0.5
+        return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0

@@ -1,5 +1,6 @@
 """Preprocessing: every kind, missing and unknown values, Arrow equal to Python, saved equal to fitted."""
 
+import doctest
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from towers import fitting
 from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_ITEM
 from towers.columns import MISSING_ROW, NO_TIME, OOV_ROW
 from towers.errors import BundleError, RequestError
@@ -127,3 +129,24 @@ def test_saved_preprocessing_is_the_same(fitted: Preprocessor, tmp_path: Path) -
     (tmp_path / "preprocess.json").write_text("{}")
     with pytest.raises(BundleError, match="cannot be read"):
         Preprocessor.open(tmp_path)
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(fitting).failed == 0
+
+
+def test_one_absurd_number_does_not_own_the_scale() -> None:
+    prices = np.random.default_rng(0).lognormal(2.0, 1.0, 1000)
+    for spread in (prices, -prices, np.where(np.arange(1000) % 20, 0.0, prices), np.where(np.arange(1000) % 20, 1.0, 1e5)):
+        fit = PreprocessorFit(SCHEMA)
+        fit.see("item", {"price": spread[:500]})
+        fit.see("item", {"price": np.array([-3e38])})
+        fit.see("item", {"price": spread[500:]})
+        assert fit.finish().numbers["item.price"] == pytest.approx((spread.mean(), spread.std()), rel=1e-9)
+
+
+@pytest.mark.parametrize(("prices", "fitted"), [([], (0, 1)), ([0.0, 0.0], (0, 1)), ([7.0], (7, 1)), ([0.25, -3e38], (0.25, 1))])
+def test_numbers_without_spread_stay_finite(prices: list[float], fitted: tuple[float, float]) -> None:
+    fit = PreprocessorFit(SCHEMA)
+    fit.see("item", {"price": np.array(prices)})
+    assert fit.finish().numbers["item.price"] == pytest.approx(fitted)
