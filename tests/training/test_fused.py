@@ -1,5 +1,7 @@
 """The fused softmax: bf16 near fp32, blocks equal the whole, grouped rows equal single targets, bounded equal shifted."""
 
+import doctest
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,11 @@ from torch.nn.functional import normalize
 
 from training import fused, score_blocks
 from training.fused import Targets, fused_softmax
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(fused)
+    assert (result.failed, result.attempted > 0) == (0, True)
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
