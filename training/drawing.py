@@ -1,5 +1,6 @@
 """Small pictures for TensorBoard, drawn with Pillow, which it brings: a plotting library would be one more to install and to import."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 80, 24, 48, 64
+LEFT, RIGHT, TOP, BOTTOM = 80, 24, 76, 64
 INK, FAINT, BLUE = "#202124", "#dadce0", "#2a6fb0"
 
 Picture = NDArray[np.uint8]
@@ -24,7 +25,7 @@ class Axes:
         self._x, self._y = x_range, y_range
         self._draw.text((LEFT, 14), title, INK, self._font)
         self._draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18), x_name, INK, self._small, anchor="mm")
-        self._draw.text((LEFT, TOP - 8), y_name, INK, self._small, anchor="lb")
+        self._draw.text((LEFT - 60, TOP - 20), y_name, INK, self._small, anchor="lm")
         self._draw.line([(LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM)], INK)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
@@ -55,11 +56,23 @@ class Axes:
         return np.asarray(self._image)
 
 
+def round_values(low: float, high: float) -> list[float]:
+    """Three to eight round numbers from low to high.
+
+    >>> [round(value, 3) for value in round_values(0.03, 0.48)]
+    [0.1, 0.2, 0.3, 0.4]
+    """
+    span = max(high - low, 1e-9)
+    unit = 10.0 ** math.floor(math.log10(span))
+    step = unit / 5 if span < 1.5 * unit else unit / 2 if span < 3 * unit else unit
+    return [float(place * step) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def bars(title: str, x_name: str, y_name: str, labels: Sequence[str], values: Sequence[float], notes: Sequence[str]) -> Picture:
     """A bar for each value, with a note above it."""
     top = 1.15 * max([*values, 1e-9])
     axes = Axes(title, x_name, y_name, (-0.6, len(values) - 0.4), (0.0, top))
-    axes.y_ticks(np.linspace(0, top, 6).tolist())
+    axes.y_ticks(round_values(0, top))
     for place, (label, value, note) in enumerate(zip(labels, values, notes, strict=True)):
         axes.x_tick(place, label)
         axes.bar(place, 0.38, value, note)
@@ -73,7 +86,7 @@ def scatter_log(title: str, x_name: str, y_name: str, x: NDArray[np.integer], y:
     room = 0.05 * (high - low) or 1.0
     decades = int(np.ceil(placed.max(initial=0.0)))
     axes = Axes(title, x_name, y_name, (-0.8, max(decades, 1) + 0.1), (low - room, high + room))
-    axes.y_ticks(np.linspace(low, high, 5).tolist())
+    axes.y_ticks(round_values(low, high))
     for power in range(decades + 1):
         axes.x_tick(power, f"{10**power:,}")
     if (x == 0).any():

@@ -13,6 +13,9 @@ from tqdm import tqdm
 
 from training.inspection import HEADER, Inspector
 
+HPARAMS = ("experiment", "seed", "model.", "loss.", "negatives.", "optim.", "trainer.batch_size", "trainer.epochs", "trainer.sampler")
+RESULTS = ("valid/ndcg@", "valid/recall@")
+
 
 class Floor(Protocol):
     """Tells a share of the least time possible."""
@@ -93,12 +96,13 @@ class Tracker:
         """Training is done: its settings beside its best metrics, and a look at the model as it will be used.
 
         Args:
-            settings: nested settings of the run; numbers, words and switches are kept.
-            best: metrics of the best epoch.
+            settings: nested settings of the run; those that one tunes are kept (HPARAMS).
+            best: metrics of the best epoch; recall and NDCG are kept.
         """
-        self._write(pace.step, {f"best/{name.partition('/')[2]}": value for name, value in best.items()})
-        flat = {name: value for name, value in _flat(settings) if isinstance(value, int | float | str)}
-        for summary in hparams(flat, {f"best/{name.partition('/')[2]}": value for name, value in best.items()}):
+        kept = {f"result/{name.partition('/')[2]}": value for name, value in best.items() if name.startswith(RESULTS)}
+        self._write(pace.step, kept)
+        known = {name: value for name, value in _flat(settings) if name.startswith(HPARAMS) and isinstance(value, int | float | str)}
+        for summary in hparams(known, kept):
             self._writer.file_writer.add_summary(summary)
         if self._inspector is None:
             return

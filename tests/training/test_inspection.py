@@ -17,7 +17,7 @@ from towers.columns import TRAIN
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import TorchRuntime, load_model
-from training import gauges, inspection
+from training import drawing, gauges, inspection
 from training.config import InspectConfig, OptimConfig, TrainerConfig, TrainingConfig
 from training.data_config import SplitConfig
 from training.fit import run
@@ -50,7 +50,7 @@ def trained(make_toy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, E
 
 
 def test_examples_of_the_gauges() -> None:
-    assert doctest.testmod(gauges).failed == 0
+    assert doctest.testmod(gauges).failed == doctest.testmod(drawing).failed == 0
 
 
 def test_a_collapsed_and_an_even_cloud_are_told_apart() -> None:
@@ -122,7 +122,7 @@ def test_lists_pictures_and_settings(trained) -> None:
         image = events.Images(tag)[0]
         assert (image.width, image.height) == (720, 400) and image.encoded_image_string.startswith(b"\x89PNG")
     best = json.loads((run_dir / "train.json").read_text())["valid"]
-    assert events.Scalars("best/ndcg@20")[0].value == pytest.approx(best["valid/ndcg@20"])
+    assert events.Scalars("result/ndcg@20")[0].value == pytest.approx(best["valid/ndcg@20"])
     plugins = events.summary_metadata
     assert "_hparams_/session_start_info" in plugins and b"optim.lr" in plugins["_hparams_/session_start_info"].plugin_data.content
 
