@@ -80,7 +80,7 @@ def make_run(run_dir: Path, items: int, users: int, history: str = "mean", index
     np.save(run_dir / "export" / "queries.npy", queries_QHD.reshape(len(held_out), vectors_ID.shape[1]))
     if index:
         config = ServingConfig(run_dir=str(run_dir))
-        config.index.k, config.index.recall_floor = 100, 0.955
+        config.index.k, config.index.recall_floor, config.index.parts = 100, 0.955, []
         build_index(config)
     done.touch()
     return run_dir
@@ -113,7 +113,7 @@ def _model(fitted: Preprocessor, history: str, cluster_I: NDArray[np.int64], rng
         table = model.tables["item_id"].weight
         for start in range(0, len(cluster_I), 65_536):
             part = cluster_I[start : start + 65_536]
-            noise = rng.normal(0, 0.8 * DIM**-0.5, (len(part), DIM)).astype(np.float32)
+            noise = rng.normal(0, 1.6 * DIM**-0.5, (len(part), DIM)).astype(np.float32)
             first = len(table) - len(cluster_I) + start
             table[first : first + len(part)] = torch.from_numpy(centre_CD[part] + noise)
     return model
@@ -150,8 +150,8 @@ def _publish_core(run_dir: Path, fitted: Preprocessor, model: TwoTower, items: i
 
 
 def _read(rng: np.random.Generator, cluster_I: NDArray[np.int64], clusters: int, users: int) -> NDArray[np.int64]:
-    """int64 [users, LENGTH]: each reads from two clusters."""
-    liked_UL = np.take_along_axis(rng.integers(0, clusters, (users, 2)), rng.integers(0, 2, (users, LENGTH)), axis=1)
+    """int64 [users, LENGTH]: each reads from three clusters."""
+    liked_UL = np.take_along_axis(rng.integers(0, clusters, (users, 3)), rng.integers(0, 3, (users, LENGTH)), axis=1)
     first_UL, after_UL = np.searchsorted(cluster_I, liked_UL), np.searchsorted(cluster_I, liked_UL, side="right")
     read_UL = first_UL + (rng.random((users, LENGTH)) * (after_UL - first_UL)).astype(np.int64)
     return np.minimum(read_UL, len(cluster_I) - 1)

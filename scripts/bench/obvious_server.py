@@ -1,0 +1,87 @@
+"""The stack that one would put together first, over the same index: FastAPI, pydantic, a thread pool, torch eager.
+
+Same bundle, same stored histories, same index, k and recall, same exclusion of what was seen, same fields in the reply: what differs is how
+it is put together. Handlers are plain functions, which FastAPI runs in its thread pool; the tower is called eagerly; requests and replies
+are pydantic models. Nothing is made slow on purpose: one thread for torch, look-ups in dictionaries, the index memory-mapped.
+"""
+
+import argparse
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from serving.index.stored import open_index
+from serving.runtimes import open_runtime
+from serving.user_state import UserHistories
+from towers.bundle import Bundle
+from towers.encoder import Encoder, UserRow
+from towers.identity import UserKeys
+
+
+class Ask(BaseModel):
+    user_id: str
+    context: dict[str, Any] = {}
+    k: int = 20
+    exclude_seen: bool = True
+
+
+class ShownItem(BaseModel):
+    item_id: str
+    title: str | None
+    score: float
+    categories: list[str]
+
+
+class Shown(BaseModel):
+    recommendation_id: str
+    model_version: str
+    items: list[ShownItem]
+    returned: int
+    k: int
+
+
+def make_app(folder: Path, histories: Path, key_file: Path, now_us: int) -> FastAPI:
+    bundle = Bundle.open(folder)
+    preprocessor = bundle.preprocessor()
+    preprocessor.hold()
+    encoder = Encoder(preprocessor, open_runtime(bundle, preprocessor, "torch"), bundle.model_config().history.length)
+    index, users, keys = open_index(bundle), UserHistories.open(histories), UserKeys.open(str(key_file))
+    table = bundle.catalog()
+    ids = table.column("item_id").to_pylist()
+    titles, categories = table.column("title").combine_chunks(), table.column("categories").combine_chunks()
+    rows = {item: row for row, item in enumerate(ids)}
+    app = FastAPI()
+
+    @app.post("/v1/recommend", response_model=Shown)
+    def recommend(ask: Ask) -> Shown:
+        known = users.get(keys.key(ask.user_id))
+        items, events, times = (known.items, known.events, known.timestamps) if known else ([], [], [])
+        row = UserRow(items, events, times, now_us, ask.context, dict(known.features) if known else {})
+        vector = encoder.users([row]).vectors_BHD[0]
+        seen = np.array([rows[item] for item in items if item in rows]) if ask.exclude_seen else None
+        found = index.search(vector, ask.k, None, seen)
+        shown = [
+            ShownItem(item_id=ids[row], title=titles[row].as_py(), score=score, categories=categories[row].as_py() or [])
+            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        ]
+        return Shown(recommendation_id=uuid.uuid4().hex, model_version=bundle.version, items=shown, returned=len(shown), k=ask.k)
+
+    return app
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for name in ("bundle", "histories", "key_file"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--now-us", type=int)
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    app = make_app(told.bundle, told.histories, told.key_file, told.now_us)
+    uvicorn.run(app, port=told.port, log_level="warning", access_log=False)
