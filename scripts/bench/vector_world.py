@@ -24,9 +24,6 @@ from towers.bundle import Bundle, current, publish, write_vectors
 from towers.model_config import ModelConfig
 from towers.schema import Feature, make_schema
 
-SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01}
-"""Values of `label`, and the share of items that have each; a value may be had by no topic or by all, at random."""
-
 BLOCK = 65_536
 
 
@@ -93,17 +90,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def catalogue(items: int, seed: int = 0) -> pa.Table:
-    """Item ids, one category of ten (a twentieth to a fifth of the items each), labels of SHARES, and times of creation."""
+    """Item ids, one category of ten (5 % to 15 % of the items each), and times of creation, all at random."""
     rng = np.random.default_rng(seed)
     category = rng.choice(10, items, p=rng.permutation(np.linspace(0.05, 0.15, 10)))
-    label = [rng.random(items) < share for share in SHARES.values()]
-    names = list(SHARES)
     return pa.table(
         {
             "item_id": [f"i{row:07d}" for row in range(items)],
             "title": pa.nulls(items, pa.string()),
             "categories": [[f"c{c}"] for c in category.tolist()],
-            "label": [[name for name, has in zip(names, own, strict=True) if has] for own in zip(*label, strict=True)],
             "created_at": pa.array(rng.permutation(items) * 1_000_000, pa.timestamp("us", "UTC")),
             "is_hidden": np.zeros(items, bool),
         }
@@ -118,7 +112,7 @@ def indexed(folder: Path, world: VectorWorld, floor: float, name: str = "ivf", p
     np.save(run_dir / "export" / "queries.npy", world.tune_QD)
     write_vectors(folder / "vectors", world.item_ID)
     pq.write_table(catalogue(items), folder / "catalog")
-    schema = make_schema([Feature("categories", "multi_categorical", "item"), Feature("label", "multi_categorical", "item")], "time", {})
+    schema = make_schema([Feature("categories", "multi_categorical", "item")], "time", {})
     files: dict[str, Path | bytes] = {
         "item_vectors.arrow": folder / "vectors",
         "catalog.parquet": folder / "catalog",

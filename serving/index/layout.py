@@ -60,3 +60,8 @@ class Layout:
         if self.rotation_WW is not None:
             return np.asarray(query_HD @ self.rotation_WW[: self.dim])
         return query_HD if self.width == self.dim else np.pad(query_HD, ((0, 0), (0, self.width - self.dim)))
+
+    def centres(self, centre_LW: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of the index as the model's: float32 [L, D]."""
+        turned = centre_LW if self.rotation_WW is None else centre_LW @ self.rotation_WW.T
+        return np.ascontiguousarray(turned[:, : self.dim] * np.float32(self.largest_norm))

@@ -206,6 +206,29 @@ def test_recall_holds_when_a_filter_leaves_little() -> None:
     assert recall(None, 100) > plain - 0.03
 
 
+@pytest.mark.parametrize("codec", ["SQfp16", "PQ16x4fsr"])
+@pytest.mark.parametrize("near", ["anywhere", "far from the query", "half near, half far"])
+def test_recall_under_any_filter(codec: str, near: str) -> None:
+    """Also where it leaves out all that is near the query, so that the best of the rest lie in lists that are no use without it."""
+    item_ID, queries = clustered(12_000, 16, 13), clustered(10, 16, 14)
+    index, exact = ivf(item_ID, nprobe=24, codec=codec), ExactIndex(item_ID)
+    for share in (0.97, 0.8, 0.5, 0.25, 0.15, 0.05, 0.002):
+        hits = 0
+        for seed, query in enumerate(queries):
+            ascending, count = np.argsort(item_ID @ query), int(share * 12_000)
+            chosen = {
+                "anywhere": np.random.default_rng(seed).permutation(12_000)[:count],
+                "far from the query": ascending[:count],
+                "half near, half far": np.concatenate((ascending[: count - 5], ascending[-5:])),
+            }[near]
+            allowed = RowSet.of_rows(12_000, chosen)
+            found, true = index.search(query, 10, allowed), exact.search(query, 10, allowed)
+            check_well_formed(found, item_ID, query, 10)
+            assert allowed.has(found.rows).all()
+            hits += int((found.scores >= true.scores[-1]).sum())
+        assert hits >= 0.9 * 10 * len(queries), share
+
+
 def test_any_scale_of_vectors(build: Build) -> None:
     """Half precision ends at 65,504, and distances between vectors of very different length cancel."""
     item_ID = clustered(2000, 8, 11)
