@@ -14,9 +14,10 @@ from training.config import TrainingConfig
 
 BATCH_SIZES = {"event": 1024, "user": 512}
 """Examples a step where the config leaves it open."""
-WINDOW_TARGETS = 3000
-"""Targets a step of windows, where the config leaves it open: after two epochs of MovieLens-1M, steps of 2,400 had a validation NDCG@10
-of 0.110 and steps of 9,600 one of 0.045 (scripts/bench/results/recipes_ordered_epyc_202611.md)."""
+WINDOW_TARGETS, WINDOW_STEPS = 3000, 330
+"""Most targets of a step of windows, and fewest steps of an epoch, where the config leaves it open. Steps of 9,600 targets learn less than
+half of what steps of 2,400 do in two epochs of MovieLens-1M, and small logs need the steps more than they need the targets
+(scripts/bench/results/recipes_ordered_epyc_202611.md)."""
 FEWEST_WINDOWS, MOST_WINDOWS = 16, 512
 LENGTH_SHARE = 0.95
 SHORTEST_WINDOW, LONGEST_WINDOW, LONGEST_HISTORY = 20, 100, 1000
@@ -116,12 +117,13 @@ def choose(config: TrainingConfig, sizes: Sizes) -> Choice:
 
 
 def batch_size(config: TrainingConfig, sizes: Sizes, sampler: str) -> int:
-    """Examples a step. An epoch of few users still is `STEPS_A_PASS` steps, as long as a step holds `FEWEST_USERS`; windows are as many
-    as hold `WINDOW_TARGETS` together."""
+    """Examples a step. An epoch of few users still is `STEPS_A_PASS` steps, as long as a step holds `FEWEST_USERS`; a step's windows hold
+    at most `WINDOW_TARGETS` together, fewer where an epoch would have fewer than `WINDOW_STEPS` steps."""
     if config.trainer.batch_size or sampler == "event":
         return config.trainer.batch_size or BATCH_SIZES[sampler]
     if sampler == "sequence":
-        return min(max(round(WINDOW_TARGETS / _window(config, sizes)), FEWEST_WINDOWS), MOST_WINDOWS)
+        targets = min(WINDOW_TARGETS, sizes.targets / WINDOW_STEPS)
+        return min(max(round(targets / _window(config, sizes)), FEWEST_WINDOWS), MOST_WINDOWS)
     return min(BATCH_SIZES[sampler], max(FEWEST_USERS, sizes.users // STEPS_A_PASS))
 
 
