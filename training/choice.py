@@ -14,7 +14,7 @@ from training.config import TrainingConfig
 
 BATCH_SIZES = {"event": 1024, "user": 512}
 """Examples a step where the config leaves it open."""
-WINDOW_TARGETS, WINDOW_STEPS = 3000, 330
+WINDOW_TARGETS, WINDOW_STEPS = 3000, 240
 """Most targets of a step of windows, and fewest steps of an epoch, where the config leaves it open. Steps of 9,600 targets learn less than
 half of what steps of 2,400 do in two epochs of MovieLens-1M, and small logs need the steps more than they need the targets
 (scripts/bench/results/recipes_ordered_epyc_202611.md)."""

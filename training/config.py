@@ -98,7 +98,7 @@ class TrainerConfig:
             or all, the history's own included.
         start: random | spectral: the first values of the item and history tables. spectral = truncated singular vectors of the training
             rows (training/spectral.py). With init_from, what is found there.
-        batch_size: examples a step. 0 = 1024 events, windows of at most 3000 targets together (330 steps an epoch or more), or 64 to 512
+        batch_size: examples a step. 0 = 1024 events, windows of at most 3000 targets together (240 steps an epoch or more), or 64 to 512
             users (58 steps an epoch).
         device: auto | cpu | cuda.
         precision: fp32 | bf16 (autocast).
