@@ -37,6 +37,11 @@ class Catalog:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def size(self) -> int:
+        """One past the last row."""
+        return len(self._ids)
+
     def row(self, item_id: str) -> int | None:
         """Catalogue row, None for an unknown id."""
         return self._rows.get(item_id)

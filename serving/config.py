@@ -1,6 +1,7 @@
 """Typed settings of the serving jobs (index, serve, recommend)."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -103,6 +104,11 @@ class ServingConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     serving: ServeConfig = field(default_factory=ServeConfig)
     recommend: RecommendConfig = field(default_factory=RecommendConfig)
+
+
+def state_dir(config: ServingConfig) -> Path:
+    """Folder of what the service itself writes down."""
+    return Path(config.serving.state_dir) if config.serving.state_dir else Path(config.run_dir) / "state"
 
 
 def register() -> None:

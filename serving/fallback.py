@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.catalog import Catalog
 from serving.index.rowset import RowSet, distinct, neither
+from serving.live_catalog import AnyCatalog
 from serving.selector import Candidates
 
 MOST_POPULAR = "most_popular"
 
 
-def most_popular(catalog: Catalog, count: int, allowed: RowSet | None, excluded: NDArray[np.int64]) -> Candidates:
+def most_popular(catalog: AnyCatalog, count: int, allowed: RowSet | None, excluded: NDArray[np.int64]) -> Candidates:
     """The items with the most training interactions that may be shown, ties by row.
 
     Args:
@@ -20,6 +20,6 @@ def most_popular(catalog: Catalog, count: int, allowed: RowSet | None, excluded:
     Returns:
         at most `count` candidates; the score is the item's share of all training interactions.
     """
-    allowed = neither(RowSet.of_rows(len(catalog), excluded)) if allowed is None else allowed.without(distinct(excluded))
+    allowed = neither(RowSet.of_rows(catalog.size, excluded)) if allowed is None else allowed.without(distinct(excluded))
     rows_C = catalog.popular_I[allowed.has(catalog.popular_I)][:count]
     return Candidates(rows_C, catalog.share_I[rows_C])

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from serving.attribute_files import FOLDER, open_attributes, save_attributes
 from serving.attributes import Attributes
-from serving.config import ServingConfig
+from serving.config import ServingConfig, state_dir
+from serving.fold_items import folded
 from serving.index.build import build_ivf, candidates_for, choose_kind, metrics_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
@@ -21,6 +22,7 @@ from serving.index.parts import build_parts, values_with_parts
 from serving.index.rowset import RowSet
 from serving.index.stored import save_index
 from serving.index.tune import Judge, exact_us, tune
+from serving.item_changes import ITEMS_FILE
 from towers.bundle import Bundle, current, publish
 from towers.errors import BundleError, DataError
 from towers.job import write_json
@@ -41,7 +43,7 @@ def run(config: ServingConfig) -> str:
     """
     started = time.perf_counter()
     run_dir = Path(config.run_dir)
-    core = core_bundle(run_dir / "bundles")
+    core = folded(core_bundle(run_dir / "bundles"), run_dir / "bundles", state_dir(config) / ITEMS_FILE)
     exact = ExactIndex(core.item_vectors())
     query_QD = held_out_queries(run_dir / "export" / "queries.npy", exact.item_ID.shape[1], config.index.queries, config.seed)
     _progress("attributes for filters")

@@ -194,6 +194,17 @@ class EventsAdded(Struct, frozen=True):
     unknown_items: int
 
 
+class ItemChanged(Struct, frozen=True):
+    """Told once an item's change is stored; within a second every list knows of it.
+
+    Attributes:
+        generation: number of the change; later changes have higher ones.
+    """
+
+    item_id: str
+    generation: int
+
+
 class SimilarItems(Struct, frozen=True):
     """Items nearest to `item_id`, best first, itself left out."""
 

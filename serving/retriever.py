@@ -1,5 +1,6 @@
 """The recipe of a recommendation, top to bottom. The HTTP service calls this and nothing else; so can any Python program."""
 
+import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.attribute_files import open_attributes
@@ -16,9 +18,11 @@ from serving.decoding import check_k, check_length, check_limits, from_python, m
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.filters import ItemFilter
 from serving.index.interface import VectorIndex
+from serving.index.live_index import offset_of
 from serving.index.rowset import RowSet
 from serving.index.stored import open_index
 from serving.intake import stored_events
+from serving.live_catalog import AnyCatalog, AnyFilter, Stock
 from serving.messages import (
     Asker,
     EventsAdded,
@@ -84,17 +88,19 @@ class Retriever:
     ) -> None:
         self.bundle = bundle
         self.encoder = encoder
-        self.index = index
-        table, counts_I = bundle.catalog(), bundle.popularity()
-        self._vectors_ID = bundle.item_vectors()
-        if not len(self._vectors_ID) == len(table) == len(counts_I):
+        table, counts_I, vectors_ID = bundle.catalog(), bundle.popularity(), bundle.item_vectors()
+        if not len(vectors_ID) == len(table) == len(counts_I):
             raise BundleError(
-                f"bundle {bundle.folder}: {len(self._vectors_ID)} item vectors, {len(table)} catalogue rows and the popularity of"
+                f"bundle {bundle.folder}: {len(vectors_ID)} item vectors, {len(table)} catalogue rows and the popularity of"
                 f" {len(counts_I)} items do not belong together; export it anew"
             )
         with bundle.reading("catalog.parquet"):
-            self.catalog = Catalog(table, counts_I)
-        self.item_filter = ItemFilter(open_attributes(bundle, table), self.catalog.hidden, len(table))
+            catalog = Catalog(table, counts_I)
+        self.stock = Stock(table, vectors_ID, open_attributes(bundle, table), catalog, index)
+        self.catalog: AnyCatalog = catalog
+        self.index = index
+        self.item_filter: AnyFilter = ItemFilter(self.stock.attributes, catalog.hidden, len(table))
+        self._came_ND = vectors_ID[:0]
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
         self.metrics = Metrics(())
@@ -274,10 +280,26 @@ class Retriever:
         row = self.catalog.row(item_id)
         if row is None:
             raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
-        found = self.index.search(self._vectors_ID[row : row + 1], k, self.item_filter.allowed(), np.array([row]))
+        found = self.index.search(self._vector(row), k, self.item_filter.allowed(), np.array([row]))
         chosen = select(Candidates(found.rows, found.scores), Policy(k))
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
+
+    def with_items(self, gone: Sequence[str], came: pa.Table, came_ND: NDArray[np.float32]) -> "Retriever":
+        """A retriever of the same bundle from which items went and to which others came; see `Stock.with_changes`."""
+        changed = copy.copy(self)
+        schema = self.encoder.preprocessor.schema
+        changed.catalog, changed.item_filter, changed.index = self.stock.with_changes(gone, came, came_ND, schema)
+        changed._came_ND = came_ND
+        return changed
+
+    def inherit(self, other: "Retriever") -> None:
+        """Take over what belongs to the service and not to a bundle."""
+        self.profiles, self.limits, self.metrics = other.profiles, other.limits, other.metrics
+
+    def _vector(self, row: int) -> NDArray[np.float32]:
+        vectors_ID = self.stock.vectors_ID
+        return vectors_ID[row : row + 1] if row < len(vectors_ID) else self._came_ND[row - offset_of(len(vectors_ID)) :][:1]
 
     def _stored(self, user_id: str | None, now: int) -> StoredUser | None:
         if user_id is None:

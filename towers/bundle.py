@@ -122,7 +122,12 @@ class Bundle:
 
 
 def publish(
-    bundles_dir: Path, version: str, files: Mapping[str, Path | bytes], facts: Mapping[str, Any], parent: Bundle | None = None
+    bundles_dir: Path,
+    version: str,
+    files: Mapping[str, Path | bytes],
+    facts: Mapping[str, Any],
+    parent: Bundle | None = None,
+    make_current: bool = True,
 ) -> Path:
     """Seal a new bundle and point CURRENT at it.
 
@@ -132,6 +137,7 @@ def publish(
         files: content by name inside the bundle; paths are copied. Over a parent's files of the same names.
         facts: what the manifest says besides: name, metrics, git_commit, libraries.
         parent: bundle whose other files are carried over (hard-linked where the disk allows).
+        make_current: False leaves CURRENT as it is.
 
     Returns:
         the bundle's folder.
@@ -154,7 +160,8 @@ def publish(
         _seal(temporary, version, facts, parent)
         temporary.rename(target)
         _sync_folder(bundles_dir)
-        point_current(bundles_dir, version)
+        if make_current:
+            point_current(bundles_dir, version)
     except OSError as error:
         raise DataError(
             f"publishing {target}: {error.strerror or error}. Nothing was published; what CURRENT names is unchanged. Free some space or"

@@ -1,0 +1,191 @@
+"""What answers now: one retriever, replaced whole between two requests when items change or a new bundle is published."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from serving.item_changes import Attributes, ItemChanges
+from serving.live_items import LiveItems
+from serving.messages import ItemChanged
+from serving.probes import check_answers
+from serving.retriever import Retriever
+from towers.bundle import MANIFEST, Bundle, current
+from towers.errors import RequestError, TowersError
+
+log = logging.getLogger("towers.serving")
+
+TICK_S = 0.1
+"""How often the state that processes share is looked at."""
+
+_LONGEST_PAUSE_S = 0.5
+
+
+class Engine:
+    """Holds the retriever that answers, and keeps it up to date from a thread of its own between `start` and `close`.
+
+    A request takes `retriever` once and uses it to its end. Where no thread runs, `put_item` and `delete_item` update it themselves.
+
+    Args:
+        retriever: of the bundle alone.
+        changes: stored changes of items; None = items cannot be changed.
+        bundles: folder whose CURRENT is followed; None = the bundle stays.
+        load: opens the retriever of a verified bundle, for what `bundles` brings.
+        chores: called at every tick: what else must be done now and then.
+
+    Attributes:
+        retriever: what answers now.
+        refused: the last published bundle that was not taken (`bundle` and `reason`), until another is; else None.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        changes: ItemChanges | None = None,
+        bundles: Path | None = None,
+        load: Callable[[Bundle], Retriever] | None = None,
+        chores: Callable[[], None] | None = None,
+    ) -> None:
+        self.refused: dict[str, str] | None = None
+        self._changes, self._bundles, self._load, self._chores = changes, bundles, load, chores
+        self._live = None if changes is None else LiveItems(retriever, changes)
+        self._looked_at = _seal(retriever.bundle.folder)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._rest_until_s = 0.0
+        self.retriever = retriever
+        self.refresh()
+
+    def put_item(self, item_id: str, attributes: Attributes) -> ItemChanged:
+        """Store a new item, or all attributes of a known one anew; it is found within a second.
+
+        Args:
+            attributes: title, categories, created_at, is_hidden and declared features; what is not given is missing.
+
+        Raises:
+            RequestError: names the attribute that does not fit.
+        """
+        changes, live = self._changeable()
+        live.check(item_id, attributes)
+        return self._changed(item_id, changes.put(item_id, attributes))
+
+    def delete_item(self, item_id: str) -> ItemChanged:
+        """Take an item down; within a second no list has it.
+
+        Raises:
+            RequestError: 404 where there is no such item.
+        """
+        changes, _ = self._changeable()
+        if self.retriever.catalog.row(item_id) is None:
+            self.refresh()  # another process may have put it just now
+        if self.retriever.catalog.row(item_id) is None:
+            raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
+        return self._changed(item_id, changes.put(item_id, None))
+
+    def refresh(self) -> None:
+        """Take over changes of items that this or another process has stored."""
+        if self._live is None:
+            return
+        with self._lock:
+            self._take(self._live.refreshed())
+
+    def follow(self) -> None:
+        """Take over the bundle that CURRENT names, or say in `refused` why not; raises nothing."""
+        if self._bundles is None or self._load is None:
+            return
+        folder, reason = self._bundles, ""
+        try:
+            folder = current(self._bundles)
+            seal = _seal(folder)
+            if seal == self._looked_at:
+                return
+            self._looked_at = seal
+            self._swap(self._load(Bundle.open(folder)))
+        except TowersError as error:
+            reason = str(error)
+        except Exception as error:  # whatever is wrong with a bundle, the one that answers is not
+            log.exception("a new bundle could not be opened")
+            reason = repr(error)
+        if reason and self.refused != {"bundle": folder.name, "reason": reason}:
+            log.error("bundle refused", extra={"bundle": folder.name, "reason": reason})
+        self.refused = {"bundle": folder.name, "reason": reason} if reason else None
+
+    def health(self) -> dict[str, Any]:
+        """Which versions answer, and which was refused and why."""
+        now = self.retriever
+        told: dict[str, Any] = {"model_version": now.model_version, "index_version": now.bundle.version, "items": len(now.catalog)}
+        return told | ({"refused": self.refused} if self.refused else {})
+
+    def start(self) -> "Engine":
+        """Keep up to date from now on; to be called in the process that answers."""
+        self._thread = threading.Thread(target=self._run, name="towers-engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stop the thread, after a last tick."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    def __enter__(self) -> "Engine":
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while True:
+            last = self._stop.wait(TICK_S)
+            for work in (self._refresh_at_leisure, self.follow, self._chores):
+                try:
+                    if work is not None:
+                        work()
+                except Exception:  # a full disk at this tick is no reason to stop looking at the next
+                    log.exception("keeping up to date failed")
+            if last:
+                return
+
+    def _refresh_at_leisure(self) -> None:
+        """Rebuilding what came takes a while where much came: it gets a quarter of the time, and a pause of half a second at most."""
+        started = time.monotonic()
+        if started >= self._rest_until_s:
+            self.refresh()
+            took = time.monotonic() - started
+            self._rest_until_s = started + took + min(3 * took, _LONGEST_PAUSE_S)
+
+    def _swap(self, opened: Retriever) -> None:
+        check_answers(opened)
+        with self._lock:
+            live = None if self._changes is None else LiveItems(opened, self._changes)
+            ready = (None if live is None else live.refreshed()) or opened
+            self._live = live
+            self._take(ready)
+
+    def _take(self, ready: Retriever | None) -> None:
+        if ready is not None:
+            ready.inherit(self.retriever)
+            self.retriever = ready
+
+    def _changeable(self) -> tuple[ItemChanges, LiveItems]:
+        if self._changes is None or self._live is None:
+            raise RequestError("id", "this service keeps no changes of items", 404)
+        return self._changes, self._live
+
+    def _changed(self, item_id: str, generation: int) -> ItemChanged:
+        if self._thread is None:
+            self.refresh()
+        return ItemChanged(item_id, generation)
+
+
+def _seal(folder: Path) -> tuple[str, int]:
+    """Changes when another bundle, or another seal on it, is there."""
+    try:
+        return folder.name, (folder / MANIFEST).stat().st_mtime_ns
+    except OSError:
+        return folder.name, 0
