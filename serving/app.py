@@ -18,13 +18,26 @@ from starlette.routing import Route
 
 from serving.api_keys import ApiKeys
 from serving.calls import Call, Endpoint, Front, Reply, problem, request_id_of
+from serving.engine import Engine
 from serving.handlers import Handlers
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.page import start_page
-from serving.retriever import Retriever
 
-ROUTE_NAMES = ("recommend", "recommend_batch", "rerank", "events", "similar", "live", "ready", "metrics", "openapi", "page")
+ROUTE_NAMES = (
+    "recommend",
+    "recommend_batch",
+    "rerank",
+    "events",
+    "put_item",
+    "delete_item",
+    "similar",
+    "live",
+    "ready",
+    "metrics",
+    "openapi",
+    "page",
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,13 @@ class AppOptions:
     access_log: bool = False
 
 
-def build_app(retriever: Retriever, options: AppOptions | None = None) -> Starlette:
-    """The service over one retriever; its limits are the retriever's."""
+def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:
+    """The service over whichever retriever the engine holds; its limits are the retriever's."""
     options = options or AppOptions(Metrics(ROUTE_NAMES))
     metrics = options.metrics
+    retriever = engine.retriever
     retriever.metrics = metrics
-    handlers = Handlers(lambda: retriever, metrics, document(retriever.limits, retriever.encoder.preprocessor))
+    handlers = Handlers(engine, metrics, document(retriever.limits, retriever.encoder.preprocessor))
     front = Front(metrics, options.keys, retriever.limits.max_body_bytes, options.access_log)
     routes = [
         Route(route.path, Endpoint(front, route.name, route.handler, route.scope, route.takes_body), methods=[route.method])

@@ -51,6 +51,7 @@ class ServeConfig:
         state_dir: folder of what the service itself writes down; null = run_dir/state.
         event_days: live events older than this are deleted; null = none is for its age.
         user_events: newest events of a user that are kept and used.
+        impressions: newest rows kept of what was shown, a list each; 0 = none is written.
         max_k: largest k answered.
         max_history: most history events accepted in a request.
         max_events: most events added at once.
@@ -70,6 +71,7 @@ class ServeConfig:
     state_dir: str | None = None
     event_days: float | None = 365.0
     user_events: int = 1000
+    impressions: int = 1_000_000
     max_k: int = 1000
     max_history: int = 10_000
     max_events: int = 1000
@@ -154,6 +156,8 @@ def validate(config: ServingConfig) -> None:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.serving.max_k > LARGEST_K:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
+    if config.serving.impressions < 0:
+        raise ConfigError(f"serving.impressions: got {config.serving.impressions}, expected 0 (none) or more")
     if config.serving.event_days is not None and not config.serving.event_days > 0:
         raise ConfigError(f"serving.event_days: got {config.serving.event_days}, expected above 0, or null to delete none for its age")
     if config.recommend.k > LARGEST_K:

@@ -1,7 +1,7 @@
 """What each route does: a call in, a reply out. The work is the retriever's."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
@@ -10,10 +10,10 @@ import msgspec
 
 from serving.calls import Call, Handler, Reply
 from serving.decoding import decode
-from serving.messages import EventsRequest, RecommendRequest
+from serving.engine import Engine
+from serving.messages import EventsRequest, ItemRequest, RecommendRequest
 from serving.metrics import Metrics
 from serving.page_messages import BatchRequest, RerankRequest
-from serving.retriever import Retriever
 from serving.shelves import answer_rerank, answer_rows
 from towers.errors import RequestError
 
@@ -43,13 +43,13 @@ class Handlers:
     """The handlers over whichever retriever serves at the moment.
 
     Args:
-        current: the retriever to answer the next call.
+        engine: holds the retriever that answers the next call.
         metrics: what `/metrics` shows.
         openapi: the document of the interface.
     """
 
-    def __init__(self, current: Callable[[], Retriever], metrics: Metrics, openapi: Mapping[str, object]) -> None:
-        self._current = current
+    def __init__(self, engine: Engine, metrics: Metrics, openapi: Mapping[str, object]) -> None:
+        self._engine = engine
         self._metrics = metrics
         self._openapi = msgspec.json.encode(openapi)
 
@@ -61,6 +61,8 @@ class Handlers:
             Route("/v1/recommend:batch", "POST", "recommend_batch", self.recommend_batch, "recommend", True),
             Route("/v1/rerank", "POST", "rerank", self.rerank, "recommend", True),
             Route("/v1/events", "POST", "events", self.events, "events", True),
+            Route(item, "PUT", "put_item", self.put_item, "items", True),
+            Route(item, "DELETE", "delete_item", self.delete_item, "items"),
             Route(f"{item}/similar", "GET", "similar", self.similar, "recommend"),
             Route("/health/live", "GET", "live", self.live),
             Route("/health/ready", "GET", "ready", self.ready),
@@ -69,19 +71,25 @@ class Handlers:
         ]
 
     def recommend(self, call: Call) -> object:
-        return self._current().answer(decode(call.body, RecommendRequest))
+        return self._engine.retriever.answer(decode(call.body, RecommendRequest))
 
     def recommend_batch(self, call: Call) -> object:
-        return answer_rows(self._current(), decode(call.body, BatchRequest), call.deadline.check)
+        return answer_rows(self._engine.retriever, decode(call.body, BatchRequest), call.deadline.check)
 
     def rerank(self, call: Call) -> object:
-        return answer_rerank(self._current(), decode(call.body, RerankRequest))
+        return answer_rerank(self._engine.retriever, decode(call.body, RerankRequest))
 
     def events(self, call: Call) -> object:
-        return self._current().add(decode(call.body, EventsRequest))
+        return self._engine.retriever.add(decode(call.body, EventsRequest))
+
+    def put_item(self, call: Call) -> object:
+        return self._engine.put_item(call.params["id"], decode(call.body, ItemRequest).attributes)
+
+    def delete_item(self, call: Call) -> object:
+        return self._engine.delete_item(call.params["id"])
 
     def similar(self, call: Call) -> object:
-        retriever = self._current()
+        retriever = self._engine.retriever
         parameters = dict(parse_qsl(call.query, keep_blank_values=True))
         unknown = next((name for name in parameters if name != "k"), None)
         if unknown is not None:
@@ -95,16 +103,10 @@ class Handlers:
         return {"status": "live"}
 
     def ready(self, call: Call) -> object:
-        retriever = self._current()
-        return {
-            "status": "ready",
-            "model_version": retriever.model_version,
-            "index_version": retriever.bundle.version,
-            "items": len(retriever.catalog),
-        }
+        return {"status": "ready", **self._engine.health()}
 
     def metrics(self, call: Call) -> Reply:
-        retriever = self._current()
+        retriever = self._engine.retriever
         made = datetime.fromisoformat(str(retriever.bundle.manifest["created"]))
         gauges = {"towers_index_age_seconds": (datetime.now(UTC) - made).total_seconds(), "towers_items": float(len(retriever.catalog))}
         info = {"model_version": retriever.model_version, "index_version": retriever.bundle.version}

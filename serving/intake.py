@@ -1,15 +1,18 @@
 """Live events as callers send them, checked and made ready to be stored."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+import numpy as np
 
 from serving.decoding import microseconds
 from serving.events import StoredEvent
-from serving.messages import Event
+from serving.messages import Event, EventsAdded, EventsRequest, Limits
+from serving.profiles import Profiles
 from serving.signals import check_context, check_types
-from towers.columns import DEFAULT_EVENT_TYPE
+from towers.columns import DEFAULT_EVENT_TYPE, FIRST_ROW, ITEM_ID
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
 
@@ -17,6 +20,21 @@ CLOCK_SKEW_S = 300
 """An event may lie this far ahead of the server's clock; the clocks of callers differ."""
 
 _JSON = msgspec.json.Encoder()
+
+
+def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preprocessor, limits: Limits) -> EventsAdded:
+    """Store what people did.
+
+    Raises:
+        RequestError: names the field at fault; nothing was stored.
+    """
+    if len(request.events) > limits.max_events:
+        raise RequestError("events", f"got {len(request.events)}, expected at most {limits.max_events} at once")
+    now = time.time_ns() // 1000
+    events = stored_events(request.events, profiles.keys.key, preprocessor, now)
+    added = profiles.events.append(events, now) if events else 0
+    unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
+    return EventsAdded(added, len(events) - added, int(unknown))
 
 
 def stored_events(events: Sequence[Event], key: Callable[[str], bytes], preprocessor: Preprocessor, now: int) -> list[StoredEvent]:

@@ -101,15 +101,15 @@ def check_item(item_id: str, attributes: Attributes, preprocessor: Preprocessor)
         RequestError: names the attribute at fault.
     """
     if not 1 <= len(item_id.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES or not _is_text(item_id):
-        raise RequestError(ITEM_ID, f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8")
-    known = _known(preprocessor)
+        raise RequestError("id", f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8")
+    known = known_attributes(preprocessor)
     for name, value in attributes.items():
         if name not in known:
-            raise RequestError(name[:60], f"no declared attribute of items; expected {', '.join(known)}")
+            raise RequestError(f"attributes.{name[:60]}", f"no declared attribute of items; expected {', '.join(known)}")
         try:
             _typed(known[name], name, [value])
         except RequestError as error:
-            raise RequestError(name, error.message) from None
+            raise RequestError(f"attributes.{name}", error.message) from None
 
 
 def item_table(items: Mapping[str, Attributes], schema: pa.Schema, preprocessor: Preprocessor) -> pa.Table:
@@ -120,7 +120,7 @@ def item_table(items: Mapping[str, Attributes], schema: pa.Schema, preprocessor:
         schema: of the catalogue; columns that nobody can put (train_count) are 0 or null.
     """
     ids = sorted(items, key=str.encode)
-    known = _known(preprocessor)
+    known = known_attributes(preprocessor)
     columns = {}
     for field in schema:
         if field.name == ITEM_ID:
@@ -141,7 +141,7 @@ def item_columns(table: pa.Table, preprocessor: Preprocessor) -> dict[str, Any]:
 _FIXED: dict[str, str] = {TITLE: "text", CATEGORIES: "multi_categorical", CREATED_AT: "moment", IS_HIDDEN: "bool"}
 
 
-def _known(preprocessor: Preprocessor) -> dict[str, str | Feature]:
+def known_attributes(preprocessor: Preprocessor) -> dict[str, str | Feature]:
     """Kind, or declared feature, of each attribute that an item may have."""
     return {**_FIXED, **{f.name: f for f in preprocessor.schema.owned_by("item") if f.name != ITEM_ID}}
 

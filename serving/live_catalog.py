@@ -57,6 +57,10 @@ class LiveCatalog:
         base = self._base.rows(ids)
         return np.concatenate([base[self._alive.has(base)], self._came.rows(ids) + self._offset])
 
+    def ids(self, rows: NDArray[np.integer]) -> list[str]:
+        """Item ids of rows, in the order given."""
+        return [item.item_id for item in self.items(rows, np.zeros(len(rows)))]
+
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
         """What a reply says about each row, in the order given."""
         came = rows >= self._offset

@@ -30,7 +30,7 @@ class LiveItems:
 
     def refreshed(self) -> Retriever | None:
         """A retriever that knows all changes; None where there was none since this was last asked."""
-        return self._base.with_items(self.gone, *self.came()) if self.read() else None
+        return self._base.with_items(self.gone, *self.came(), self.generation) if self.read() else None
 
     def read(self) -> bool:
         """Take in the changes since this was last asked; whether there were any."""

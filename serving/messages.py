@@ -194,6 +194,16 @@ class EventsAdded(Struct, frozen=True):
     unknown_items: int
 
 
+class ItemRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """An item, new or anew.
+
+    Attributes:
+        attributes: `title`, `categories`, `created_at`, `is_hidden` and the model's item features; what is not given is missing.
+    """
+
+    attributes: dict[str, Value]
+
+
 class ItemChanged(Struct, frozen=True):
     """Told once an item's change is stored; within a second every list knows of it.
 

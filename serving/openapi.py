@@ -6,7 +6,18 @@ from typing import Any
 import msgspec
 
 from serving.calls import LONGEST_TIMEOUT_MS, REQUEST_ID, TIMEOUT
-from serving.messages import EventsAdded, EventsRequest, Limits, Problem, Recommendations, RecommendRequest, SimilarItems
+from serving.item_changes import known_attributes
+from serving.messages import (
+    EventsAdded,
+    EventsRequest,
+    ItemChanged,
+    ItemRequest,
+    Limits,
+    Problem,
+    Recommendations,
+    RecommendRequest,
+    SimilarItems,
+)
 from serving.page_messages import BatchRecommendations, BatchRequest, Reranked, RerankRequest
 from towers import __version__
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
@@ -14,7 +25,7 @@ from towers.schema import Feature
 
 _TYPES = (
     RecommendRequest, Recommendations, BatchRequest, BatchRecommendations, RerankRequest, Reranked, EventsRequest, EventsAdded,
-    SimilarItems, Problem,
+    ItemRequest, ItemChanged, SimilarItems, Problem,
 )  # fmt: skip
 _REQUEST_ID = {
     "name": REQUEST_ID, "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
@@ -24,6 +35,7 @@ _TIMEOUT = {
     "name": TIMEOUT, "in": "header", "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
     "description": "milliseconds that the caller waits: work is not begun after them",
 }  # fmt: skip
+_ITEM_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "item id, percent-encoded"}
 
 EXAMPLES = 50
 """Most values named of a feature that takes one of a vocabulary."""
@@ -40,6 +52,7 @@ def document(limits: Limits, preprocessor: Preprocessor) -> dict[str, Any]:
         _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor)
         _declare(asked["preferences"]["anyOf"][1], preferences, preprocessor)
     schemas["EventsRequest"]["properties"]["events"]["maxItems"] = limits.max_events
+    schemas["ItemRequest"]["properties"]["attributes"]["propertyNames"] = {"enum": list(known_attributes(preprocessor))}
     for name in ("Shelf", "Event"):
         _declare(schemas[name]["properties"]["context"], preprocessor.schema.owned_by("context"), preprocessor)
     for name in ("RecommendRequest", "Shelf"):
@@ -66,6 +79,17 @@ def _paths(limits: Limits) -> dict[str, Any]:
     paths: dict[str, Any] = {path: {"post": _post(*told)} for path, told in posts.items()}
     events = _post("What people did: all of it is stored, or none. It counts from the next list on.", "EventsRequest", "EventsAdded")
     paths["/v1/events"] = {"post": events}
+    put = _post("A new item, or all attributes of a known one anew; found within a second.", "ItemRequest", "ItemChanged")
+    gone = {"200": _json("within a second no list has it", "ItemChanged"), **_REFUSED, "404": _problem("no such item")}
+    delete = _operation("Take an item down.", gone, keyed=True)
+    paths["/v1/items/{id}"] = {
+        "put": {
+            **put,
+            "responses": {**put["responses"], "404": _problem("this service keeps no changes of items")},
+            "parameters": [*put["parameters"], _ITEM_ID],
+        },
+        "delete": {**delete, "parameters": [*delete["parameters"], _ITEM_ID]},
+    }
     paths["/v1/items/{id}/similar"] = {"get": _similar(limits)}
     paths["/health/live"] = {"get": _operation("The process answers.", {"200": _free("alive")})}
     paths["/health/ready"] = {"get": _operation("Which model and index answer.", {"200": _free("ready")})}
@@ -111,8 +135,7 @@ def _similar(limits: Limits) -> dict[str, Any]:
     }
     operation = _operation("Items like this one.", responses, keyed=True)
     bounds = {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": 20}
-    item_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "item id, percent-encoded"}
-    return {**operation, "parameters": [*operation["parameters"], item_id, {"name": "k", "in": "query", "schema": bounds}]}
+    return {**operation, "parameters": [*operation["parameters"], _ITEM_ID, {"name": "k", "in": "query", "schema": bounds}]}
 
 
 def _operation(summary: str, responses: dict[str, Any], keyed: bool = False) -> dict[str, Any]:

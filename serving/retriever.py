@@ -4,7 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serving.asked import Asked, Known
 from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
 from serving.decoding import check_k, check_length, check_limits, from_python, microseconds
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.filters import ItemFilter
+from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.index.interface import VectorIndex
 from serving.index.live_index import offset_of
 from serving.index.rowset import RowSet
 from serving.index.stored import open_index
-from serving.intake import stored_events
+from serving.intake import add_events
 from serving.live_catalog import AnyCatalog, AnyFilter, Stock
-from serving.messages import (
+from serving.messages import (  # fmt: skip
     Asker,
     EventsAdded,
     EventsRequest,
@@ -33,7 +35,7 @@ from serving.messages import (
     Recommendations,
     RecommendRequest,
     SimilarItems,
-)
+)  # fmt: skip
 from serving.metrics import Metrics
 from serving.profiles import Profiles
 from serving.runtimes import open_runtime
@@ -41,26 +43,8 @@ from serving.selector import Candidates, Policy, select
 from serving.signals import FALLBACK, read_signals
 from serving.user_state import StoredUser
 from towers.bundle import Bundle
-from towers.columns import FIRST_ROW, ITEM_ID
 from towers.encoder import Encoder
 from towers.errors import BundleError, RequestError
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Who asks, ready for a search.
-
-    Attributes:
-        mode, reason, unknown_items: see `Signals`.
-        excluded: rows left out, ascending.
-        vectors_BHD: a vector for each context asked for; None under a fallback.
-    """
-
-    mode: str
-    reason: str
-    unknown_items: int
-    excluded: NDArray[np.int64]
-    vectors_BHD: NDArray[np.float32] | None
 
 
 class Retriever:
@@ -104,6 +88,8 @@ class Retriever:
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
         self.metrics = Metrics(())
+        self.outbox: Outbox | None = None
+        self.item_changes = 0  # generation of the last that the catalogue knows
         # the version of the bundle that brought the model; an index built later has a version of its own
         self.model_version = str(bundle.manifest.get("model_version", bundle.version))
 
@@ -183,14 +169,14 @@ class Retriever:
             )
         )
 
-    def answer(self, request: RecommendRequest) -> Recommendations:
-        """The same for a decoded request."""
+    def answer(self, request: RecommendRequest, known: Known | None = None) -> Recommendations:
+        """The same for a decoded request; see `ask` for `known`."""
         check_k(request.k, self.limits)
         among = None
         if request.candidate_items is not None:
             check_length("candidate_items", request.candidate_items, self.limits)
             among = self.catalog.rows(request.candidate_items)
-        asked = self.ask(request)
+        asked = self.ask(request, known=known)
         started = time.perf_counter()
         policy = Policy(request.k)
         found = self.candidates(asked, policy.candidates, self.item_filter.allowed(request.filter, among))
@@ -198,23 +184,25 @@ class Retriever:
         chosen = select(found, policy)
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k)
+        if known is None:
+            self.log("recommend", request, asked, reply.recommendation_id, Listed(policy, len(found.rows_C), chosen, items))
         self.metrics.lap("reply", started)
         return reply
 
-    def ask(self, request: Asker, contexts: Sequence[Mapping[str, Any]] = ({},)) -> Asked:
+    def ask(self, request: Asker, contexts: Sequence[Mapping[str, Any]] = ({},), known: Known | None = None) -> Asked:
         """Who asks, as vectors and exclusions.
 
         Args:
             contexts: one for each list wanted, over the request's own.
+            known: who asked and when, of a list that is computed again; None = as the request says, and now.
 
         Raises:
             RequestError: names the field.
         """
         started = time.perf_counter()
         check_limits(request, self.limits)
-        now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
-        stored = self._stored(request.user_id, now)
-        signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, now)
+        known, stored = self._stored(request, known)
+        signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
         excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
         started = self.metrics.lap("state", started)
         rows = [replace(signals.row, context={**request.context, **context}) if context else signals.row for context in contexts]
@@ -222,7 +210,7 @@ class Retriever:
         vectors_BHD = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch).vectors_BHD
         self.metrics.lap("encode", started)
         self.metrics.recommended(signals.mode, signals.reason)
-        return Asked(signals.mode, signals.reason, signals.unknown_items, excluded, vectors_BHD)
+        return Asked(signals.mode, signals.reason, signals.unknown_items, known, excluded, vectors_BHD)
 
     def candidates(
         self, asked: Asked, count: int, allowed: RowSet | None, place: int = 0, excluded: NDArray[np.int64] | None = None
@@ -261,14 +249,7 @@ class Retriever:
 
     def add(self, request: EventsRequest) -> EventsAdded:
         """The same for a decoded request."""
-        if len(request.events) > self.limits.max_events:
-            raise RequestError("events", f"got {len(request.events)}, expected at most {self.limits.max_events} at once")
-        now = time.time_ns() // 1000
-        preprocessor = self.encoder.preprocessor
-        events = stored_events(request.events, self.profiles.keys.key, preprocessor, now)
-        added = self.profiles.events.append(events, now) if events else 0
-        unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
-        return EventsAdded(added, len(events) - added, int(unknown))
+        return add_events(request, self.profiles, self.encoder.preprocessor, self.limits)
 
     def similar_items(self, item_id: str, k: int = 20) -> SimilarItems:
         """The k items whose vectors score highest with this item's, itself left out.
@@ -285,23 +266,35 @@ class Retriever:
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
 
-    def with_items(self, gone: Sequence[str], came: pa.Table, came_ND: NDArray[np.float32]) -> "Retriever":
-        """A retriever of the same bundle from which items went and to which others came; see `Stock.with_changes`."""
-        changed = copy.copy(self)
-        schema = self.encoder.preprocessor.schema
+    def with_items(self, gone: Sequence[str], came: pa.Table, came_ND: NDArray[np.float32], generation: int) -> "Retriever":
+        """A retriever of the same bundle from which items went and to which others came, by change `generation`; see `Stock`."""
+        changed, schema = copy.copy(self), self.encoder.preprocessor.schema
         changed.catalog, changed.item_filter, changed.index = self.stock.with_changes(gone, came, came_ND, schema)
-        changed._came_ND = came_ND
+        changed._came_ND, changed.item_changes = came_ND, generation
         return changed
 
     def inherit(self, other: "Retriever") -> None:
         """Take over what belongs to the service and not to a bundle."""
-        self.profiles, self.limits, self.metrics = other.profiles, other.limits, other.metrics
+        self.profiles, self.limits, self.metrics, self.outbox = other.profiles, other.limits, other.metrics, other.outbox
 
     def _vector(self, row: int) -> NDArray[np.float32]:
         vectors_ID = self.stock.vectors_ID
         return vectors_ID[row : row + 1] if row < len(vectors_ID) else self._came_ND[row - offset_of(len(vectors_ID)) :][:1]
 
-    def _stored(self, user_id: str | None, now: int) -> StoredUser | None:
-        if user_id is None:
-            return None
-        return self.profiles.get(self.profiles.keys.key(user_id), self.encoder.preprocessor.schema.order, now)[0]
+    def log(self, kind: str, request: Asker, asked: Asked, recommendation_id: str, listed: Listed, row: int = 0) -> None:
+        """Note what was shown, where impressions are kept."""
+        if self.outbox is not None:
+            made_by = Versions(self.model_version, self.bundle.version, self.item_changes)
+            self.outbox.add(Shown(kind, row, recommendation_id, asked.known, asked.mode, made_by, listed, request))
+
+    def _stored(self, request: Asker, known: Known | None) -> tuple[Known, StoredUser | None]:
+        """Who asks and when, and what is stored of them."""
+        if known is None:
+            now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
+            key, arrived = None if request.user_id is None else self.profiles.keys.key(request.user_id), None
+        else:
+            key, now, arrived = known
+        if key is None:
+            return Known(None, now, 0), None
+        stored, last = self.profiles.get(key, self.encoder.preprocessor.schema.order, now, arrived)
+        return Known(key, now, last), stored

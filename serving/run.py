@@ -1,15 +1,23 @@
 """The serve job: open what the run left, listen, say where, stop in good order."""
 
 import errno
+import hashlib
+import json
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
-from serving.config import ServeConfig, ServingConfig
+from serving.config import ServeConfig, ServingConfig, state_dir
+from serving.engine import Engine
 from serving.events import Retention
+from serving.impressions import Outbox
+from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.logs import log_to_stderr
 from serving.messages import Limits
 from serving.metrics import Metrics
@@ -22,6 +30,8 @@ from towers.bundle import Bundle, current
 from towers.errors import ConfigError
 from towers.identity import UserKeys
 from towers.job import write_json
+
+PURGE_EVERY_S = 3600.0
 
 
 def run(config: ServingConfig) -> str:
@@ -41,7 +51,9 @@ def run(config: ServingConfig) -> str:
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
         keys, known = users(settings, run_dir)
         retriever = Retriever.load(Bundle.open(folder), None, limits(settings), settings.runtime, settings.device)
-        events(settings, run_dir, keys).close()  # what is wrong with the store is told here, not by each worker
+        folder_of_state = state_dir(config)
+        events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
+        ItemChanges(folder_of_state / ITEMS_FILE).close()
         options = AppOptions(
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
@@ -54,8 +66,9 @@ def run(config: ServingConfig) -> str:
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)
-            retriever.profiles = Profiles(keys, known, events(settings, run_dir, keys), settings.user_events)
-            serve(build_app(retriever, options), listener, ready)
+            retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events)
+            with live(config, retriever) as engine:
+                serve(build_app(engine, options), listener, ready)
 
         if settings.workers == 1:
             work(0, announce)
@@ -81,14 +94,48 @@ def users(settings: ServeConfig, run_dir: Path) -> tuple[UserKeys, UserHistories
     return open_histories(exported, settings.key_file)
 
 
-def events(settings: ServeConfig, run_dir: Path, keys: UserKeys) -> SqliteEvents:
+def events(settings: ServeConfig, folder: Path, keys: UserKeys) -> SqliteEvents:
     """The store of live events: a connection belongs to the process that opened it.
 
     Raises:
         DataError: it cannot be opened, or is of another secret.
     """
-    state_dir = Path(settings.state_dir) if settings.state_dir else run_dir / "state"
-    return SqliteEvents(state_dir / "events.db", keys.fingerprint(), Retention(settings.user_events, settings.event_days))
+    return SqliteEvents(folder / "events.db", keys.fingerprint(), Retention(settings.user_events, settings.event_days))
+
+
+@contextmanager
+def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
+    """An engine that keeps a process up to date: changed items, new bundles, impressions written, old events deleted."""
+    settings, folder = config.serving, state_dir(config)
+    changes = ItemChanges(folder / ITEMS_FILE)
+    outbox = Outbox(folder / "impressions.db", config_hash(settings), settings.impressions) if settings.impressions else None
+    retriever.outbox = outbox
+    purged_s = -PURGE_EVERY_S
+
+    def chores() -> None:
+        nonlocal purged_s
+        if outbox is not None:
+            outbox.flush()
+        if time.monotonic() - purged_s >= PURGE_EVERY_S:
+            purged_s = time.monotonic()
+            retriever.profiles.events.purge(time.time_ns() // 1000)
+
+    def load(bundle: Bundle) -> Retriever:
+        return Retriever.load(bundle, None, limits(settings), settings.runtime, settings.device)
+
+    bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
+    try:
+        with Engine(retriever, changes, bundles, load, chores) as engine:
+            yield engine
+    finally:
+        changes.close()
+        if outbox is not None:
+            outbox.close()
+
+
+def config_hash(settings: ServeConfig) -> str:
+    """Of the settings: lists of the same hash and versions were made alike."""
+    return hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def histories(settings: ServeConfig, run_dir: Path) -> Path | None:

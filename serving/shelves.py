@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from serving.decoding import check_k, check_length
+from serving.impressions import Listed
 from serving.index.rowset import RowSet, both
 from serving.page_messages import BatchRecommendations, BatchRequest, FilledShelf, Reranked, RerankRequest, Shelf
 from serving.retriever import Retriever
@@ -25,15 +26,17 @@ def answer_rows(retriever: Retriever, request: BatchRequest, still_wanted: Calla
     whole = retriever.item_filter.allowed(request.filter)
     allowed = [_checked(retriever, place, row, whole) for place, row in enumerate(request.rows)]
     asked = retriever.ask(request, [row.context for row in request.rows])
-    taken, shelves = asked.excluded, []
+    taken, shelves, told = asked.excluded, [], retriever.told(asked)
     for place, row in enumerate(request.rows):
         still_wanted()
         policy = Policy(row.k)
-        chosen = select(retriever.candidates(asked, policy.candidates, allowed[place], place, taken), policy)
+        found = retriever.candidates(asked, policy.candidates, allowed[place], place, taken)
+        chosen = select(found, policy)
         taken = np.concatenate([taken, chosen.rows_k])
         items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
         shelves.append(FilledShelf(row.name, items, len(items), row.k))
-    return BatchRecommendations(**retriever.told(asked), rows=shelves)
+        retriever.log("recommend_batch", request, asked, told["recommendation_id"], Listed(policy, len(found.rows_C), chosen, items), place)
+    return BatchRecommendations(**told, rows=shelves)
 
 
 def answer_rerank(retriever: Retriever, request: RerankRequest) -> Reranked:
@@ -48,10 +51,13 @@ def answer_rerank(retriever: Retriever, request: RerankRequest) -> Reranked:
     policy = Policy(len(request.items) if request.k is None else request.k)
     asked = retriever.ask(request)
     allowed = retriever.item_filter.allowed(request.filter, retriever.catalog.rows(request.items))
-    chosen = select(retriever.candidates(asked, policy.candidates, allowed), policy)
+    found = retriever.candidates(asked, policy.candidates, allowed)
+    chosen = select(found, policy)
     items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
     unknown = sorted({item for item in request.items if retriever.catalog.row(item) is None})
-    return Reranked(**retriever.told(asked), items=items, returned=len(items), k=policy.k, unknown_items=unknown)
+    told = retriever.told(asked)
+    retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, len(found.rows_C), chosen, items))
+    return Reranked(**told, items=items, returned=len(items), k=policy.k, unknown_items=unknown)
 
 
 def _checked(retriever: Retriever, place: int, row: Shelf, whole: RowSet | None) -> RowSet | None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from serving.app import Server, build_app
+from serving.engine import Engine
 from serving.messages import Limits
 from serving.retriever import Retriever
 from serving.run import listen, url
@@ -183,7 +184,7 @@ def client(retriever: Retriever) -> Iterator[httpx.Client]:
     """A client of a real server on loopback."""
     with listen("127.0.0.1", 0) as listener:
         ready = threading.Event()
-        server = Server(build_app(retriever), ready.set)
+        server = Server(build_app(Engine(retriever)), ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.app import build_app
+from serving.engine import Engine
 from serving.messages import Limits
 from serving.openapi import document
 from serving.retriever import Retriever
@@ -175,7 +176,7 @@ def test_our_own_bug_tells_nothing_but_its_id(retriever: Retriever, monkeypatch:
     monkeypatch.setattr(retriever, "answer", broken)
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(build_app(retriever), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(build_app(Engine(retriever)), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as inside:
             return await inside.post("/v1/recommend", json={}, headers={"x-request-id": "mine"})
 
@@ -203,7 +204,7 @@ def test_the_start_page_and_the_document(client: httpx.Client, retriever: Retrie
     served = client.get("/openapi.json").json()
     assert served == document(retriever.limits, retriever.encoder.preprocessor)
     posts = {"/v1/recommend", "/v1/recommend:batch", "/v1/rerank", "/v1/events"}
-    assert set(served["paths"]) == {*posts, "/v1/items/{id}/similar", "/health/live", "/health/ready", "/metrics"}
+    assert set(served["paths"]) == {*posts, "/v1/items/{id}", "/v1/items/{id}/similar", "/health/live", "/health/ready", "/metrics"}
     assert all(f'"#/components/schemas/{name}"' in json.dumps(served) for name in served["components"]["schemas"])
     asked = served["components"]["schemas"]["RecommendRequest"]["properties"]
     assert asked["k"]["maximum"] == retriever.limits.max_k and set(asked) == set(names) - {"unknown"}

@@ -14,6 +14,7 @@ import pytest
 
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app
+from serving.engine import Engine
 from serving.logs import JsonLines
 from serving.metrics import BOUNDS_S, Metrics
 from serving.retriever import Retriever
@@ -39,7 +40,7 @@ def ask(app: Any, *calls: tuple[str, str, Mapping[str, Any]]) -> list[httpx.Resp
 
 
 def test_keys_open_what_they_are_for(retriever: Retriever, tmp_path: Path) -> None:
-    app = build_app(retriever, AppOptions(Metrics(ROUTE_NAMES), ApiKeys.open(key_file(tmp_path))))
+    app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), ApiKeys.open(key_file(tmp_path))))
 
     def status(method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str | None]:
         (reply,) = ask(app, (method, path, {"headers": headers, "json": {"k": 1}} if method == "POST" else {"headers": headers}))
@@ -81,7 +82,7 @@ def test_a_key_file_that_does_not_fit_is_a_config_error(tmp_path: Path, entries:
 
 
 def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = build_app(retriever)
+    app = build_app(Engine(retriever))
     reply, late_in_time = ask(
         app,
         ("POST", "/v1/recommend", {"json": {"k": 1}, "headers": {"x-request-timeout-ms": "600000"}}),
@@ -110,7 +111,7 @@ def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypat
 
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "600001", "9" * 400])
 def test_a_deadline_that_is_none(retriever: Retriever, given: str) -> None:
-    (reply,) = ask(build_app(retriever), ("GET", "/health/live", {"headers": {"x-request-timeout-ms": given}}))
+    (reply,) = ask(build_app(Engine(retriever)), ("GET", "/health/live", {"headers": {"x-request-timeout-ms": given}}))
     assert (reply.status_code, reply.json()["field"]) == (422, "x-request-timeout-ms")
 
 
@@ -122,7 +123,7 @@ def series(text: str) -> dict[str, float]:
 
 
 def test_metrics_count_what_happened(retriever: Retriever) -> None:
-    app = build_app(retriever)
+    app = build_app(Engine(retriever))
     asked = {"user_id": "user-5", "k": 3}
     replies = ask(
         app,
@@ -161,7 +162,7 @@ def test_counters_of_all_workers_add_up() -> None:
 def test_the_log_says_how_it_went_and_nothing_of_whom(
     retriever: Retriever, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = build_app(retriever)
+    app = build_app(Engine(retriever))
     caplog.set_level(logging.INFO, "towers.serving")
     secret = "somebody@example.org"
     headers = {"x-request-id": "r1"}
@@ -188,5 +189,5 @@ def test_the_log_says_how_it_went_and_nothing_of_whom(
 
 def test_every_call_is_logged_where_that_is_asked_for(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "towers.serving")
-    ask(build_app(retriever, AppOptions(Metrics(ROUTE_NAMES), access_log=True)), ("GET", "/health/live", {}))
+    ask(build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), access_log=True)), ("GET", "/health/live", {}))
     assert [vars(record)["status"] for record in caplog.records if record.name == "towers.serving"] == [200]
