@@ -145,7 +145,8 @@ class Checkpointer:
             self._load(name, state, list(self._parts))
             self.best = state["best"]
             return int(state["step"])
-        if names:
+        # those of an earlier attempt count, too: the same command must not train anew where it has just refused to
+        if names or any(self.folder.glob("*" + _DAMAGED)):
             raise DataError(f"{self.folder}: no checkpoint is whole. Start anew with trainer.resume=false")
         return None
 

@@ -140,6 +140,20 @@ class Queries:
         kept = replace(self, relevant=ragged.keep(self.relevant, unseen))
         return kept.take(np.flatnonzero(kept.relevant_Q > 0))
 
+    def masked(self) -> "Queries":
+        """`unseen`, of which something has to be left.
+
+        Raises:
+            DataError: masking leaves nothing to find.
+        """
+        queries = self.unseen()
+        if not len(queries):
+            raise DataError(
+                f"split {self.split!r}: every held-out item was seen before by its user, so nothing is left where seen items are masked."
+                " Use evaluate.seen=unmasked"
+            )
+        return queries
+
 
 def make_queries(data: Interactions, split: str, unit: str, split_name: str, max_queries: int = 0, seed: int = 0) -> Queries:
     """The queries of a held-out split.

@@ -97,13 +97,7 @@ def make_forms(asked: Queries, seen: str) -> list[Form]:
         if not both and masked != (seen == "masked"):
             continue
         word = "masked" if masked else "unmasked"
-        queries = asked.unseen() if masked else asked
-        if not len(queries):
-            raise DataError(
-                f"split {asked.split!r}: every held-out item was seen before by its user, so nothing is left where seen items are masked."
-                " Use evaluate.seen=unmasked"
-            )
-        forms.append(Form(f"{asked.split}/{word}" if both else asked.split, masked, queries))
+        forms.append(Form(f"{asked.split}/{word}" if both else asked.split, masked, asked.masked() if masked else asked))
     return forms
 
 

@@ -30,7 +30,7 @@ class Validator:
         config: of the run.
 
     Raises:
-        DataError: the validation split holds no answer.
+        DataError: the validation split holds no answer, or none that is left where seen items are masked.
         ConfigError: trainer.monitor is no validation metric.
     """
 
@@ -42,7 +42,7 @@ class Validator:
         self._ks = sorted({*settings.ks, k})
         most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
         queries = make_queries(data, "valid", settings.unit, config.split.name, most, config.seed)
-        self._queries = queries.unseen() if self._masked else queries
+        self._queries = queries.masked() if self._masked else queries
         self._allowed_I = recommendable(data)
         self._data = data
 

@@ -173,10 +173,13 @@ def test_errors_say_what_to_do(make_toy, tmp_path: Path) -> None:
 
 def test_everything_seen_before_is_a_clear_error(make_toy, tmp_path: Path) -> None:
     data = make_toy()
-    write_prepared(tmp_path / "prepared", replace(data, item=np.zeros_like(data.item)))
+    repeated = replace(data, item=np.zeros_like(data.item))
+    write_prepared(tmp_path / "prepared", repeated)
     save_model(small_model(data), tmp_path / "model")
     with pytest.raises(DataError, match=r"evaluate\.seen=unmasked"):
         ranking.run(config_of(tmp_path))
+    with pytest.raises(DataError, match=r"split 'valid'.*evaluate\.seen=unmasked"):
+        Validator(repeated, config_of(tmp_path))  # before any training, not after the first epoch
 
 
 @pytest.mark.parametrize("seen", ["masked", "unmasked"])
