@@ -32,5 +32,6 @@ def test_the_files_that_it_names_lie_in_the_run(spine: Any) -> None:
     assert len(paths) >= len(IN_RUN_DIR)
     for path in paths:
         assert (spine.run_dir / path).exists(), path
-    for name in (piece for piece in code if re.fullmatch(r"\w+\.(json|md)", piece)):
+    named = {piece for piece in code if re.fullmatch(r"\w+\.(json|md)", piece)} - {"report.md"}  # lies where `towers report` was called
+    for name in named:
         assert list(spine.run_dir.rglob(name)), name

@@ -55,7 +55,8 @@ def test_metrics_are_named_and_shaped_as_promised(spine: Any) -> None:
     document = spine.result("metrics.json")
     assert set(document["data"]) >= {"name", "users", "items", "rows", "split"}
     assert (document["data"]["users"], document["data"]["items"]) == (120, 100)
-    assert set(document["baselines"]) == {"most_popular", "recent_popular", "markov", "oracle"} == set(document["paired"])
+    beside = {"most_popular", "recent_popular", "markov", "item_knn", "ease", "oracle"}
+    assert set(document["baselines"]) == beside == set(document["paired"])
     for figures in (document["metrics"], *document["baselines"].values()):
         assert {"test/recall@20", "test/ndcg@20", "test/coverage@10"} <= set(figures)
         for name, figure in figures.items():

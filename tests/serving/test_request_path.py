@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 import httpx
 
 from serving.app import build_app
+from serving.engine import Engine
 from serving.retriever import Retriever
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +28,7 @@ def test_the_code_that_a_request_visits_is_short(retriever: Retriever) -> None:
             body = {"user_id": "user-5", "context": {"hour": 5, "budget": 3}, "exclude": ["item-01"], "k": 7}
             return await inside.post("/v1/recommend", json={**body, "filter": [{"field": "categories", "any_of": ["drama"]}]})
 
-    app = build_app(retriever)
+    app = build_app(Engine(retriever))
     sys.setprofile(watch)
     try:
         reply = asyncio.run(ask())

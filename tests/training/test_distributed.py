@@ -20,7 +20,7 @@ STEPS = 8
 EVENT = {
     "history": "mean", "weighs_history": True, "dropout": 0.0, "negatives": "mixed", "optim": "adam", "sampler": "event", "batch_size": 64,
 }  # fmt: skip
-SEQUENCE = {**EVENT, "history": "transformer", "sampler": "sequence", "batch_size": 15}
+SEQUENCE = {**EVENT, "history": "transformer", "sampler": "sequence", "batch_size": 13}
 USER = {**EVENT, "loss": "full_softmax", "sampler": "user", "batch_size": 15}
 CASES = {
     "event_in_batch": {**EVENT, "loss": "sampled_softmax", "negatives": "in_batch"},
