@@ -137,7 +137,7 @@ def _tuned_ivf(
         )
     judge = Judge(exact, query_QD, config.index.k)
     rows, dim = exact.item_ID.shape
-    candidates = candidates_for(rows, dim, metrics_for(core.model_config().similarity, exact))
+    candidates = candidates_for(rows, dim, metrics_for(core.model_config().scored_by, exact))
     built = [build_ivf(exact, candidate, config.seed, judge.k, _progress) for candidate in candidates]
     _progress("tuning")
     tuned = tune(judge, built, config.index.recall_floor)

@@ -31,7 +31,7 @@ class OnnxRuntime:
             )
         config = bundle.model_config()
         plan = plan_towers(config, preprocessor.inputs, preprocessor.event_rows)
-        self._tables = {name: _table(bundle, name, rows, config.dim) for name, rows in plan.tables.items()}
+        self._tables = {name: _table(bundle, name, rows, plan.widths[name]) for name, rows in plan.tables.items()}
         self._user = _Graph(bundle, "onnx/user.onnx", plan.user)
         self._item = _Graph(bundle, "onnx/item.onnx", plan.item)
         self._weighs_history = config.history.name == "mean" and config.user_head.name == "linear"

@@ -50,8 +50,9 @@ class UserEncoding:
 
     Attributes:
         vectors_BHD: float32; H = 1 for one interest. Ready for a dot product with item vectors (already normalised under
-            cosine similarity).
-        history_weights_BL: float32 or None: the share of each history position in the vector, for exact attribution.
+            cosine similarity, a spectral part aside).
+        history_weights_BL: float32 or None: the share of each history position in the vector, for exact attribution. In a spectral part
+            all events count alike.
     """
 
     vectors_BHD: NDArray[np.float32]

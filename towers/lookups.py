@@ -3,7 +3,7 @@
 Large tables (items, users, other ids) stay outside the cores: torch gathers their rows in training, NumPy gathers them from
 memory-mapped files in serving. Both follow the plan made here, so the two cannot differ.
 
-Legend: B rows, L history length, M values of a multi-valued input, D dim, V rows of a table.
+Legend: B rows, L history length, M values of a multi-valued input, D dim (K of the spectral tables), V rows of a table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,10 @@ from towers.model_config import InputSpec, ModelConfig
 
 ITEM_TABLE = ITEM_ID
 HISTORY_TABLE = "history_item"
+SPECTRAL_ITEM, SPECTRAL_HISTORY = "spectral_item", "spectral_history"
 HISTORY_MASK = "history.mask"
 HISTORY_ROWS = f"{HISTORY_ITEM}.rows"
+SPECTRAL_HISTORY_ROWS, SPECTRAL_ITEM_ROWS = "history.spectral.rows", "item.spectral.rows"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class TowerPlan:
         user, item: the arrays of each core, in the order of the ONNX graph's inputs.
         user_specs, item_specs: the declared features among them.
         tables: rows of each large table.
+        widths: numbers of each of its rows.
         history_table: name of the one that history items are looked up in.
         reads_event, reads_time: whether the history's event types are read, and its times (ages by a mean, gaps by a transformer).
     """
@@ -61,6 +64,7 @@ class TowerPlan:
     user_specs: tuple[InputSpec, ...]
     item_specs: tuple[InputSpec, ...]
     tables: Mapping[str, int]
+    widths: Mapping[str, int]
     history_table: str
     reads_event: bool
     reads_time: bool
@@ -90,6 +94,9 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     tables = {s.table: s.rows for s in (*user_specs, *item_specs) if s.kind == "id"}
     history_table = ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE
     tables[history_table] = tables[ITEM_TABLE]
+    width = config.spectral.dim
+    spectral = (SPECTRAL_ITEM, SPECTRAL_HISTORY) if width else ()
+    tables |= dict.fromkeys(spectral, tables[ITEM_TABLE])
     # One real event type tells nothing. The transformer reads recency off the order of its columns, and pauses off the gaps.
     reads_event = config.history.use_event_type and event_rows > FIRST_ROW + 1
     time = HISTORY_GAP if config.history.name == "transformer" else HISTORY_AGE
@@ -102,12 +109,17 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
         history.append(CoreInput(HISTORY_EVENT, HISTORY_EVENT, "int32", (length,)))
     if config.history.use_age:
         history.append(CoreInput(time, time, "int32", (length,)))
+    item = _feature_inputs(item_specs, tables, dim)
+    if spectral:
+        history.append(CoreInput(SPECTRAL_HISTORY_ROWS, HISTORY_ITEM, "float32", (length, width), table=SPECTRAL_HISTORY))
+        item.append(CoreInput(SPECTRAL_ITEM_ROWS, f"item.{ITEM_ID}", "float32", (width,), table=SPECTRAL_ITEM))
     return TowerPlan(
         user=(*history, *_feature_inputs(user_specs, tables, dim)),
-        item=tuple(_feature_inputs(item_specs, tables, dim)),
+        item=tuple(item),
         user_specs=user_specs,
         item_specs=item_specs,
         tables=tables,
+        widths=dict.fromkeys(tables, dim) | dict.fromkeys(spectral, width),
         history_table=history_table,
         reads_event=reads_event,
         reads_time=config.history.use_age,

@@ -3,7 +3,8 @@
 Large tables are gathered first (`lookup_user`, `lookup_item`); the cores turn gathered rows into vectors and are what ONNX
 exports. `user`, `user_sequence` and `item` do both.
 
-Legend: B user rows, C item rows, L history length, H interests (1), D dim, M values of a multi-valued input, V table rows.
+Legend: B user rows, C item rows, L history length, H interests (1), D dim (and what a spectral part adds), K dimensions of that part,
+M values of a multi-valued input, V table rows.
 """
 
 import math
@@ -20,7 +21,17 @@ from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
 from towers.features import FeatureSum, embedding, linear, pool_rows, small_tables
-from towers.lookups import HISTORY_ROWS, HISTORY_TABLE, CoreInput, plan_towers
+from towers.lookups import (
+    HISTORY_MASK,
+    HISTORY_ROWS,
+    HISTORY_TABLE,
+    SPECTRAL_HISTORY,
+    SPECTRAL_HISTORY_ROWS,
+    SPECTRAL_ITEM,
+    SPECTRAL_ITEM_ROWS,
+    CoreInput,
+    plan_towers,
+)
 from towers.model_config import HeadConfig, InputSpec, ModelConfig
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
@@ -53,9 +64,13 @@ class TwoTower(nn.Module):
         config.validate()
         if not config.history.length:
             raise ConfigError("model.history.length: 0 stands for a length taken from the data; a model is built with that length")
+        if config.spectral.dim and not config.spectral.weight:
+            raise ConfigError("model.spectral.weight: 0 stands for one chosen on validation; a model is built with that weight")
         self.config = config
         self.plan = plan_towers(config, inputs, event_rows)
-        self.tables = nn.ModuleDict({name: embedding(rows, config.dim) for name, rows in self.plan.tables.items()})
+        self.tables = nn.ModuleDict({name: embedding(rows, self.plan.widths[name]) for name, rows in self.plan.tables.items()})
+        for name in self.spectral_tables:  # items without a row of their own are silent
+            _table(self.tables, name).weight.requires_grad_(False).zero_()
         if HISTORY_TABLE in self.tables:
             # Rows that training never reaches stay silent instead of adding noise: unknown items of a live history.
             _table(self.tables, HISTORY_TABLE).weight.data[: MISSING_ROW + 1] = 0.0
@@ -68,15 +83,24 @@ class TwoTower(nn.Module):
         self.item_head = make_head("item_head", config.item_head, config.dim)
         self.temperature_logit = nn.Parameter(_temperature_logit(config.temperature)) if config.learn_temperature else None
 
+    @property
+    def spectral_tables(self) -> tuple[str, ...]:
+        """Names of the tables of the spectral part; none without one."""
+        return (SPECTRAL_ITEM, SPECTRAL_HISTORY) if self.config.spectral.dim else ()
+
     def user(self, batch: Mapping[str, Tensor]) -> UserOutput:
         """Vectors of users given by their newest L events, features and context."""
         batch = self._hide(batch) if self.training else batch
         if not self.history.pools:
             return self.user_core(self._gather(batch, self.plan.user))
         # No row of a long history has to lie in memory: 500 users of up to 800 events in 640 dimensions would be a gigabyte.
-        gathered = self._gather(batch, (entry for entry in self.plan.user if entry.name != HISTORY_ROWS))
+        item_BL = batch[HISTORY_ITEM]
+        gathered = self._gather(batch, (entry for entry in self.plan.user if entry.name not in (HISTORY_ROWS, SPECTRAL_HISTORY_ROWS)))
         table = _table(self.tables, self.plan.history_table)
-        return self._join(self.history.pooled(gathered, lambda weights_BL: pool_rows(table, batch[HISTORY_ITEM], weights_BL)), gathered)
+        history = self.history.pooled(gathered, lambda weights_BL: pool_rows(table, item_BL, weights_BL))
+        if not self.spectral_tables:
+            return self._join(history, gathered, None)
+        return self._join(history, gathered, pool_rows(_table(self.tables, SPECTRAL_HISTORY), item_BL, gathered[HISTORY_MASK]))
 
     def user_sequence(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors of all history positions, [B, L, D]: column t has seen the history up to and including column t.
@@ -97,17 +121,21 @@ class TwoTower(nn.Module):
 
     def user_core(self, gathered: Mapping[str, Tensor]) -> UserOutput:
         """From gathered rows (see `plan.user`) to vectors and history weights."""
-        return self._join(self.history(gathered), gathered)
+        # padding's rows are zero
+        return self._join(self.history(gathered), gathered, gathered[SPECTRAL_HISTORY_ROWS].sum(1) if self.spectral_tables else None)
 
-    def _join(self, history: History, gathered: Mapping[str, Tensor]) -> UserOutput:
+    def _join(self, history: History, gathered: Mapping[str, Tensor], spectral_BK: Tensor | None) -> UserOutput:
         features = self.user_features(gathered, self.small_tables)
         vector_BD = self._finish(history.vector_BD, features, self.user_head)
+        if spectral_BK is not None:
+            vector_BD = torch.cat([vector_BD, self.config.spectral.weight * spectral_BK], dim=-1)
         return UserOutput(vector_BD.unsqueeze(1), history.weights_BL)
 
     def item_core(self, gathered: Mapping[str, Tensor]) -> Tensor:
         """From gathered rows (see `plan.item`) to vectors, [C, D]."""
         features = self.item_features(gathered, self.small_tables)
-        return self._finish(features, None, self.item_head)
+        vector_CD = self._finish(features, None, self.item_head)
+        return torch.cat([vector_CD, gathered[SPECTRAL_ITEM_ROWS]], dim=-1) if self.spectral_tables else vector_CD
 
     def lookup_user(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The user core's arrays: rows of large tables gathered, tokens and context hidden at random in training."""

@@ -46,6 +46,21 @@ class HistoryConfig:
 
 
 @dataclass
+class SpectralConfig:
+    """A part of both vectors that is computed, not learned: who took what, seen through its strongest patterns (a low-pass filter of the
+    item graph). It stands beside the learned part, `[user, weight x sum of history rows] . [item, item row]`, so the score is one dot
+    product and still a sum over history events. Training leaves it alone and joins it at the end (training/join.py).
+
+    Attributes:
+        dim: dimensions it adds to model.dim; 0 = no such part. For data without order: every event of a history counts alike.
+        weight: of its scores against those of the learned part; 0 = chosen on validation.
+    """
+
+    dim: int = 0
+    weight: float = 0.0
+
+
+@dataclass
 class HeadConfig:
     """What follows the sum of a tower's inputs: `linear` (nothing: the sum is the vector) or `mlp`."""
 
@@ -59,7 +74,7 @@ class ModelConfig:
     """Both towers.
 
     Attributes:
-        dim: length of user and item vectors.
+        dim: length of user and item vectors, without a spectral part.
         similarity: `cosine` (both normalised) or `dot`.
         temperature: divides the scores in the loss.
         learn_temperature: train it (bounded to 0.01..1).
@@ -73,11 +88,22 @@ class ModelConfig:
     temperature: float = 0.07
     learn_temperature: bool = False
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    spectral: SpectralConfig = field(default_factory=SpectralConfig)
     user_head: HeadConfig = field(default_factory=HeadConfig)
     item_head: HeadConfig = field(default_factory=HeadConfig)
     use_user_id: bool = False
     id_dropout: float = 0.1
     context_dropout: float = 0.1
+
+    @property
+    def width(self) -> int:
+        """Numbers of a whole vector: the learned part's and the spectral part's."""
+        return self.dim + self.spectral.dim
+
+    @property
+    def scored_by(self) -> str:
+        """`cosine` where all vectors have length 1, else `dot`: a spectral part's rows differ in length."""
+        return "dot" if self.spectral.dim else self.similarity
 
     def validate(self) -> None:
         """Cross-field checks; each message names the knob.
@@ -93,6 +119,11 @@ class ModelConfig:
         _at_least("model.history.length", self.history.length, 0)
         _at_least("model.history.layers", self.history.layers, 1)
         _at_least("model.history.heads", self.history.heads, 1)
+        _at_least("model.spectral.dim", self.spectral.dim, 0)
+        if not 0 <= self.spectral.weight < math.inf:
+            raise ConfigError(f"model.spectral.weight: got {self.spectral.weight}, expected at least 0 (0 = chosen on validation)")
+        if self.spectral.dim and self.history.name != "mean":
+            raise ConfigError("model.spectral.dim: a sum over the history goes with a mean of it. Use model.history.name=mean, or dim=0")
         for name, head in (("model.user_head", self.user_head), ("model.item_head", self.item_head)):
             if min(head.hidden, default=1) < 1:
                 raise ConfigError(f"{name}.hidden: got {list(head.hidden)}, expected widths of at least 1")
@@ -148,6 +179,7 @@ def model_config_from_json(raw: Mapping[str, Any]) -> ModelConfig:
     try:
         nested = {
             "history": HistoryConfig(**raw["history"]),
+            "spectral": SpectralConfig(**raw.get("spectral", {})),
             "user_head": HeadConfig(**raw["user_head"]),
             "item_head": HeadConfig(**raw["item_head"]),
         }

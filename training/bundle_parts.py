@@ -73,11 +73,13 @@ def headline(run_dir: Path) -> dict[str, Any]:
 def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
     """A page for people: what the model is, what it was trained on, how good it was found."""
     config = model.config
+    spectral = config.spectral
+    parts = f" ({config.dim} learned, {spectral.dim} spectral with weight {spectral.weight:g})" if spectral.dim else ""
     lines = [
         "# Model card",
         "",
-        f"Two towers, {config.dim} dimensions, {config.similarity} similarity; history encoder `{config.history.name}`"
-        f" over the last {config.history.length} events.",
+        f"Two towers, {config.width} dimensions{parts}, {config.similarity} similarity;"
+        f" history encoder `{config.history.name}` over the last {config.history.length} events.",
         f"Trained on {int(data.train_counts().sum()):,} interactions of {data.n_users:,} users with {data.n_items:,} items.",
         "",
         "Inputs: " + ", ".join(f"`{f.input_name}` ({f.kind})" for f in data.schema.features) + ".",

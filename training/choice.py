@@ -160,8 +160,7 @@ def _step(config: TrainingConfig, sizes: Sizes, sampler: str) -> _Step:
         return _Step(targets, targets, targets)  # windows of a step are about as long
     if sampler == "user":
         size = min(size, max(sizes.users, 1))
-        asked = mean if config.trainer.predict == "all" and sizes.shuffled else mean / 2
-        return _Step(size, size * max(asked, 1.0), size * held)
+        return _Step(size, size * max(mean / 2, 1.0), size * held)
     size = min(size, max(sizes.targets, 1))
     return _Step(size, size, size * held)
 

@@ -93,11 +93,8 @@ class TrainerConfig:
         sampler: auto | event | sequence | user: what an example is: one event, a window of events (transformer), or all of a user's events
             divided into a history and targets. auto = sequence for a transformer; else user for data without order where the loss is exact
             (grouped by user it costs least); else event.
-        history_share: with the user sampler and data without order, the share of a user's events that is the history.
-        predict: rest | all: with the user sampler and data without order, what is predicted from the history: the user's other events,
-            or all, the history's own included.
-        start: random | spectral: the first values of the item and history tables. spectral = truncated singular vectors of the training
-            rows (training/spectral.py). With init_from, what is found there.
+        history_share: with the user sampler and data without order, the share of a user's events that is the history; the others are
+            predicted from it.
         batch_size: examples a step. 0 = 1024 events, windows of at most 3000 targets together (240 steps an epoch or more), or 64 to 512
             users (58 steps an epoch).
         device: auto | cpu | cuda.
@@ -120,8 +117,6 @@ class TrainerConfig:
 
     sampler: str = "auto"
     history_share: float = 0.5
-    predict: str = "rest"
-    start: str = "random"
     batch_size: int = 0
     epochs: int = 10
     max_steps: int = 0
@@ -217,8 +212,6 @@ def validate(config: TrainingConfig) -> None:
     _choice("optim.name", config.optim.name, ("auto", "adam", "lazy_adam", "rowwise_adagrad"))
     _choice("optim.schedule", config.optim.schedule, ("constant", "linear", "cosine"))
     _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
-    _choice("trainer.predict", config.trainer.predict, ("rest", "all"))
-    _choice("trainer.start", config.trainer.start, ("random", "spectral"))
     _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
     _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
@@ -237,6 +230,11 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(f"split.warm_too: it goes with split=item_cold, and split.name is {config.split.name!r}")
     if config.model.history.name == "transformer" and config.data.order == "set":
         raise ConfigError("model.history.name: a transformer reads an order, and data.order is 'set'. Use mean")
+    if config.model.spectral.dim and (config.data.order != "set" or config.trainer.evaluate_every == 0 == config.model.spectral.weight):
+        fault = f"it is for data.order=set, and data.order is {config.data.order!r}"
+        if config.data.order == "set":
+            fault = "validation chooses its weight, and trainer.evaluate_every is 0: set model.spectral.weight or trainer.evaluate_every=1"
+        raise ConfigError(f"model.spectral.dim: {fault}")
     if config.trainer.sampler == "sequence" and config.model.history.name != "transformer":
         raise ConfigError("trainer.sampler: 'sequence' trains all positions of a causal encoder. Use model=transformer")
     if config.trainer.refit and config.trainer.evaluate_every == 0:

@@ -120,23 +120,6 @@ class UserParts(NamedTuple):
     target_BT: NDArray[np.int64]
 
 
-class Division(NamedTuple):
-    """How the `user` sampler divides the events of data without order.
-
-    Attributes:
-        kept: share of a user's events that is the history, rounded down.
-        predict_all: predict the history's own events, too. A weighted sum of rows cannot merely copy them: in a few hundred dimensions
-            it has to say with which other items they go (a denoising autoencoder; Liang et al. 2018, Steck 2019). Else only the others.
-    """
-
-    kept: float = 0.5
-    predict_all: bool = False
-
-
-HALF = Division()
-"""A random half is the history, and the other half is predicted."""
-
-
 def user_parts(
     starts_B: NDArray[np.int64],
     stops_B: NDArray[np.int64],
@@ -144,28 +127,28 @@ def user_parts(
     most: int,
     shuffled: bool,
     rng: np.random.Generator,
-    division: Division = HALF,
+    kept: float = 0.5,
 ) -> UserParts:
     """Divide each user's events into history and what is to be predicted from it.
 
-    Data without order (`shuffled`): a random part of the events (`division`), at most L of them, is the history; of the rest or of all, in
-    random order, at most `most` are predicted. Ordered data: a cut at a random place; the L events before it are the history, the next
+    Data without order (`shuffled`): a random part of the events, at most L of them, is the history; of the rest, in random order, at most
+    `most` are predicted. Ordered data: a cut at a random place; the L events before it are the history, the next
     `most` are predicted.
 
     Args:
         starts_B, stops_B: each user's events; at least one.
+        kept: share of the events of data without order that is the history, rounded down.
     """
     counts_B = stops_B - starts_B
     if shuffled:
         rows_M = np.repeat(np.arange(len(counts_B)), counts_B)
         first_B = np.cumsum(counts_B) - counts_B
         order_M = np.lexsort((rng.random(len(rows_M)), rows_M)) - first_B[rows_M] + starts_B[rows_M]
-        cut_B = np.minimum((counts_B * division.kept).astype(np.int64), length)
+        cut_B = np.minimum((counts_B * kept).astype(np.int64), length)
     else:
         cut_B = np.floor(rng.random(len(counts_B)) * counts_B).astype(np.int64)
-    first_target_B = np.zeros_like(cut_B) if shuffled and division.predict_all else cut_B
-    columns = min(most, int((counts_B - first_target_B).max(initial=0)))
-    ranks_BL, ranks_BT = cut_B[:, None] + np.arange(-length, 0), first_target_B[:, None] + np.arange(columns)
+    columns = min(most, int((counts_B - cut_B).max(initial=0)))
+    ranks_BL, ranks_BT = cut_B[:, None] + np.arange(-length, 0), cut_B[:, None] + np.arange(columns)
     held_BL, held_BT = ranks_BL >= 0, ranks_BT < counts_B[:, None]
     if shuffled:
         history_BL = order_M[np.where(held_BL, first_B[:, None] + ranks_BL, 0)]

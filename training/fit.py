@@ -19,10 +19,11 @@ from training.config import TrainingConfig
 from training.device import choose_autocast, choose_device
 from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
-from training.examples import Division, EventSampler, Sampler, SequenceSampler, UserSampler
+from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
 from training.inspection import Inspector
 from training.interactions import Interactions
+from training.join import Weighed, choose_weight, join_spectral, learned_alone
 from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
 from training.objective import Objective, choose_objective
@@ -31,7 +32,6 @@ from training.optim import Optimizer, choose_tables
 from training.refit import FOLDER, RESULT, refit_config, with_validation
 from training.room import alone_in, enough_memory
 from training.score_blocks import WIDEST_GUESSED
-from training.spectral import spectral_start
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
@@ -63,10 +63,11 @@ class Parts:
 
 
 class Outcome(NamedTuple):
-    """How a training went, and on how many targets."""
+    """How a training went, on how many targets, and the weight of a spectral part beside what it made (None = there is none)."""
 
     progress: Progress
     targets: int
+    weighed: Weighed | None = None
 
 
 def run(config: TrainingConfig) -> str:
@@ -88,23 +89,24 @@ def run(config: TrainingConfig) -> str:
         torch.set_num_threads(config.trainer.threads)
     with enough_memory(), join(device) as processes, alone_in(run_dir, processes.first):
         data = open_prepared(config)
-        parts = assemble(config, data, device, processes)
-        train(config, data, parts, config.trainer.resume)
-        chosen = Outcome(parts.progress, parts.targets)
+        parts = assemble(learned_alone(config), data, device, processes)
+        train(learned_alone(config), data, parts, config.trainer.resume)
+        weighed = processes.lead(lambda: choose_weight(parts.model, data, config)) if config.model.spectral.dim else None
+        chosen = Outcome(parts.progress, parts.targets, weighed)
         if config.trainer.refit:
             del parts  # its memory is free for the second training
             data, config = with_validation(data), refit_config(config)
-            parts = assemble(config, data, device, processes, FOLDER, chosen.progress.best_epoch)
-            train(config, data, parts, resume=True)  # what trainer.resume=false forgets, the first training has removed
-        return str(processes.lead(lambda: write_results(config, parts, device, watch, chosen)))
+            parts = assemble(learned_alone(config), data, device, processes, FOLDER, chosen.progress.best_epoch)
+            train(learned_alone(config), data, parts, resume=True)  # what trainer.resume=false forgets, the first training has removed
+        return str(processes.lead(lambda: write_results(config, data, parts, device, watch, chosen)))
 
 
 def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool) -> None:
     """Restore or start, say what is about to happen, and fit."""
     restored, processes = restore(parts, resume), parts.processes
-    if not parts.progress.step:
-        started = start(config, data, parts)
-        if processes.first and started:
+    if not parts.progress.step and config.trainer.init_from:
+        started = str(warm_start(parts.model, data.preprocessor, config.trainer.init_from))
+        if processes.first:
             print(f"train: {started}", flush=True)
     several = f" on {processes.size} processes" if processes.size > 1 else ""
     epochs = f", {parts.last_epoch} epochs on training and validation rows" if parts.last_epoch else ""
@@ -118,27 +120,19 @@ def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool
     fit(config, data, parts)
 
 
-def start(config: TrainingConfig, data: Interactions, parts: Parts) -> str:
-    """Give a model its first weights, where those of its construction are not wanted; returns what to say about it."""
-    if config.trainer.init_from:
-        return str(warm_start(parts.model, data.preprocessor, config.trainer.init_from))
-    if config.trainer.start == "spectral":
-        said = parts.processes.lead(lambda: spectral_start(parts.model, data, config.seed))
-        parts.processes.copy_state(parts.model)
-        return said
-    return ""
-
-
-def write_results(config: TrainingConfig, parts: Parts, device: torch.device, watch: Stopwatch, chosen: Outcome | None = None) -> str:
-    """Write the model and train.json; returns the path of the latter.
+def write_results(config: TrainingConfig, data: Interactions, parts: Parts, device: torch.device, watch: Stopwatch, chosen: Outcome) -> str:
+    """Write the model, its spectral part joined, and train.json; returns the path of the latter.
 
     Args:
+        data: what the model was trained on.
         parts: of the training that made the model.
-        chosen: of the training that validation judged; None = that one.
+        chosen: of the training that validation judged.
     """
-    run_dir, progress = Path(config.run_dir), parts.progress
-    chosen = chosen or Outcome(progress, parts.targets)
-    save_model(parts.model, run_dir / "model")
+    run_dir, progress, weighed = Path(config.run_dir), parts.progress, chosen.weighed
+    model = parts.model
+    if weighed:
+        model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed)
+    save_model(model, run_dir / "model")
     document = {
         "run": {
             **run_facts(config, watch),
@@ -149,7 +143,8 @@ def write_results(config: TrainingConfig, parts: Parts, device: torch.device, wa
             "device": device.type,
             "processes": parts.processes.size,
         },
-        "valid": chosen.progress.best,
+        "valid": weighed.metrics if weighed else chosen.progress.best,
+        "spectral": {"weight": weighed.weight, "tried": weighed.tried} if weighed else None,
         "best_epoch": chosen.progress.best_epoch,
         "epochs": chosen.progress.epochs,
         "targets": chosen.targets,
@@ -189,7 +184,7 @@ def assemble(
         batch_size=batch_size,
         seed=config.seed,
         part=processes.part,
-        division=Division(config.trainer.history_share, config.trainer.predict == "all"),
+        history_share=config.trainer.history_share,
     )
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
     if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:

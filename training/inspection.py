@@ -97,7 +97,7 @@ class Inspector:
     def _users(self, histories: Histories) -> Vectors:
         """Vectors of users with these histories and nothing else known of them: float32 [P, H, D]."""
         if not histories:
-            return np.empty((0, 1, self._model.config.dim), np.float32)
+            return np.empty((0, 1, self._model.config.width), np.float32)
         encoder = Encoder(self._data.preprocessor, self._runtime, self._model.config.history.length)
         ids = self._data.catalog[ITEM_ID]
         newest = int(self._data.timestamp.max(initial=NO_TIME)) if self._data.schema.order == "time" else NO_TIME

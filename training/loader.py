@@ -13,7 +13,7 @@ from towers import history
 from towers.batch import TrainBatch
 from training.batches import user_inputs
 from training.events import TrainingEvents
-from training.examples import HALF, Division, Sampler, UserParts, random_others, user_parts
+from training.examples import Sampler, UserParts, random_others, user_parts
 from training.interactions import Interactions
 from training.randomness import LOADER_STREAM, generator
 from training.shuffle import Order
@@ -43,7 +43,7 @@ class Loader:
         seed: of the order, of the histories of data without order, and of what the `user` sampler keeps as history.
         part: rows of a batch of n that this process reads, where several train together; all processes' rows are the batch that one
             process would have.
-        division: how the `user` sampler divides the events of data without order.
+        history_share: share of a user's events of data without order that the `user` sampler makes the history.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Loader:
         batch_size: int,
         seed: int,
         part: Callable[[int], slice] = slice,
-        division: Division = HALF,
+        history_share: float = 0.5,
     ) -> None:
         self._data = data
         self._part = part
@@ -64,7 +64,7 @@ class Loader:
         self._sampler = sampler
         self._length = length
         self._batch_size = batch_size
-        self._division = division
+        self._history_share = history_share
         self._seed = seed
         self._missing = data.preprocessor.encode("context", {}, 1)
         self._order: tuple[int, Order] | None = None
@@ -161,7 +161,7 @@ class Loader:
         data, events = self._data, self._events
         starts_B, stops_B = events.offsets_U1[users_B], events.offsets_U1[users_B + 1]
         own = self._part(len(users_B))
-        parts = user_parts(starts_B, stops_B, self._length, MOST_TARGETS, data.schema.order == "set", rng, self._division)
+        parts = user_parts(starts_B, stops_B, self._length, MOST_TARGETS, data.schema.order == "set", rng, self._history_share)
         users_B, parts = users_B[own], UserParts(parts.history_BL[own], parts.target_BT[own])
         held_BT = parts.target_BT >= 0
         places_BT = np.where(held_BT, parts.target_BT, parts.target_BT[:, :1])

@@ -1,23 +1,20 @@
-"""Spectral vectors: what a truncated singular value decomposition says of who took what, as the first values of the tables.
+"""Spectral vectors: what a truncated singular value decomposition says of who took what, as the rows of a model's spectral part.
 
     A = Du^-1/2 R Di^-1/2,  A ~ U S V^T;   history row j = d_j^-1/2 V_j,   item row i = d_i^1/2 V_i
 
 R is 1 where user and item met in training, Du and Di count. The sum of a history's rows, times an item's row, is then the low-pass
-filter of the item graph (Shen et al. 2021, "How powerful is graph convolution for recommendation?", GF-CF): a good ranking before the
-first step of training, and where gradients start on data without order.
+filter of the item graph (Shen et al. 2021, "How powerful is graph convolution for recommendation?", GF-CF): a smoothed row of R, so
+its scores lie about between 0 and 1 on any data, and need no learning to rank well.
 
 Legend: U users, I items, D dim, K = D and a few more.
 """
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 
 from towers.columns import FIRST_ROW, ITEM_ID, TRAIN
-from towers.features import FEATURE_SCALE
-from towers.lookups import HISTORY_TABLE, ITEM_TABLE
-from towers.model import TwoTower, normalise
+from towers.lookups import SPECTRAL_HISTORY, SPECTRAL_ITEM
 from training.interactions import Interactions
 from training.tracking import say
 
@@ -26,24 +23,20 @@ EXTRA = 16
 ROUNDS = 4
 
 
-def spectral_start(model: TwoTower, data: Interactions, seed: int) -> str:
-    """Fill the rows of the item and history tables of the items met in training; returns what to say about it.
-
-    Dimensions beyond the rank of the data stay small random numbers. History rows are scaled to a mean length of 1, item rows to
-    length 1 each under cosine similarity (else to a mean of 1), as the optimiser's learning rate expects them.
-    """
+def spectral_tables(data: Interactions, dim: int, seed: int) -> dict[str, NDArray[np.float32]]:
+    """The tables of the spectral part: float32 [V, D] by name. Rows of items not met in training, and dimensions beyond the rank of the
+    data, are zero."""
     matrix_UI = interaction_matrix(data)
-    item_ID, sigma_D = spectral_vectors(matrix_UI, min(model.config.dim, *matrix_UI.shape), seed)
+    item_ID, _ = spectral_vectors(matrix_UI, min(dim, *matrix_UI.shape), seed)
     degree_I = np.asarray(matrix_UI.sum(0)).ravel()
     id_I = np.asarray(data.item_features[f"item.{ITEM_ID}"])
     met_I = (degree_I > 0) & (id_I >= FIRST_ROW)
-    rows, vectors_MD, degree_M1 = id_I[met_I], item_ID[met_I], degree_I[met_I][:, None]
-    tables = dict(model.tables.items())
-    shared = HISTORY_TABLE not in tables
-    _fill(tables[ITEM_TABLE], rows, vectors_MD if shared else vectors_MD * degree_M1**0.5, model.config.similarity == "cosine")
-    if not shared:
-        _fill(tables[HISTORY_TABLE], rows, vectors_MD * degree_M1**-0.5, unit=False)
-    return f"spectral start: {len(sigma_D)} dimensions, singular values {sigma_D[0]:.3f} to {sigma_D[-1]:.3f}, {len(rows)} items"
+    rows = len(data.preprocessor.vocabularies[ITEM_ID])
+    tables = {}
+    for name, power in ((SPECTRAL_ITEM, 0.5), (SPECTRAL_HISTORY, -0.5)):
+        tables[name] = np.zeros((rows, dim), np.float32)
+        tables[name][id_I[met_I], : item_ID.shape[1]] = item_ID[met_I] * degree_I[met_I][:, None] ** power
+    return tables
 
 
 def interaction_matrix(data: Interactions) -> sp.csr_array:
@@ -82,12 +75,3 @@ def normalised(matrix_UI: sp.csr_array) -> sp.csr_array:
     """Du^-1/2 R Di^-1/2."""
     user_U, item_I = (np.maximum(np.asarray(matrix_UI.sum(axis)).ravel(), 1) ** -0.5 for axis in (1, 0))
     return sp.csr_array(sp.diags_array(user_U) @ matrix_UI @ sp.diags_array(item_I), dtype=np.float32)
-
-
-def _fill(table: torch.nn.Module, rows: NDArray[np.integer], vectors_MD: NDArray[np.floating], unit: bool) -> None:
-    weight_VD = table.get_parameter("weight").data
-    vectors = torch.from_numpy(np.ascontiguousarray(vectors_MD, np.float32))
-    vectors = normalise(vectors) if unit else vectors / vectors.norm(dim=1).mean()
-    filled = weight_VD[torch.from_numpy(rows.astype(np.int64))] * FEATURE_SCALE
-    filled[:, : vectors.shape[1]] = vectors.to(weight_VD.device)
-    weight_VD[torch.from_numpy(rows.astype(np.int64))] = filled

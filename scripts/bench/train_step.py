@@ -32,7 +32,7 @@ from worlds import id_world
 from towers.model import TwoTower
 from training.config import TrainingConfig
 from training.facts import Stopwatch
-from training.fit import assemble, fit, write_results
+from training.fit import Outcome, assemble, fit, write_results
 from training.interactions import Interactions
 
 B = 4096
@@ -178,7 +178,7 @@ def whole(config: TrainingConfig, ours: OurStep, results: Results) -> None:
 
     parts = replace(parts, validate=timed)
     fit(config, data, parts)
-    write_results(config, parts, torch.device("cpu"), watch)
+    write_results(config, data, parts, torch.device("cpu"), watch, Outcome(parts.progress, parts.targets))
     seconds = time.process_time() - since
     bare += cpu_rounds({"step": ours}, 6, warm=1)["step"]
     rate = ours.examples / statistics.median(bare)

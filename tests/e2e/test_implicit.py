@@ -1,4 +1,4 @@
-"""Sets of items without order: files, training from spectral vectors, refit, bundle, index, and lists for people never seen in training."""
+"""Sets of items without order: files, towers joined with a spectral part, refit, bundle, index, lists for people never seen in training."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from towers.runtime import TorchRuntime, load_model
 from training.interactions import Interactions
 
 GROUPS, ITEMS, USERS = 4, 60, 150
-SMALL = ("model.dim=16", "trainer.threads=1", "evaluate.draws=20")
+SMALL = ("model.dim=16", "model.spectral.dim=12", "trainer.threads=1", "evaluate.draws=20")
 
 
 @pytest.fixture(scope="module")

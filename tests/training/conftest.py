@@ -1,6 +1,7 @@
 """A toy world as prepared data: groups of items that follow one another, so that both taste and order can be learned."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -67,3 +68,10 @@ def build_toy(users: int = 60, items: int = 40, order: str = "time", seed: int =
 @pytest.fixture(scope="session")
 def make_toy() -> MakeToy:
     return build_toy
+
+
+@pytest.fixture(scope="session")
+def toy_set() -> Interactions:
+    """The toy world without order, where every event is a choice."""
+    data = build_toy(order="set", events=(6, 15))
+    return replace(data, weight=np.ones_like(data.weight))

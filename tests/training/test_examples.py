@@ -6,7 +6,7 @@ import pytest
 from towers.columns import TRAIN, VALID
 from towers.errors import DataError
 from training.events import TrainingEvents
-from training.examples import Division, EventSampler, SequenceSampler, UserSampler, random_others, user_parts
+from training.examples import EventSampler, SequenceSampler, UserSampler, random_others, user_parts
 
 
 def rows(events, places=None):
@@ -135,14 +135,13 @@ def test_user_parts_are_a_history_and_what_follows_it(shuffled):
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.7, 1.0])
-def test_all_events_of_a_set_can_be_predicted_from_a_part_of_them(kept):
+def test_the_history_is_a_share_of_a_set_and_the_rest_is_asked_for(kept):
     starts, stops = np.array([0, 1, 10]), np.array([1, 10, 60])
-    history, target = user_parts(starts, stops, 20, 40, True, np.random.default_rng(0), Division(kept, predict_all=True))
+    history, target = user_parts(starts, stops, 60, 60, True, np.random.default_rng(0), kept)
     for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         held, asked = history[row][history[row] >= 0], target[row][target[row] >= 0]
-        assert len(set(held)) == len(held) == min(20, int((stop - start) * kept))
-        assert len(set(asked)) == len(asked) == min(40, stop - start)
-        assert set(held) <= set(asked) <= set(range(start, stop))
+        assert len(held) == int((stop - start) * kept)
+        assert sorted([*held, *asked]) == list(range(start, stop))
 
 
 @pytest.mark.parametrize("shuffled", [True, False])

@@ -1,0 +1,82 @@
+"""Train apart, join afterwards: a model's spectral part is computed from the training rows once the learned towers stand, and weighed
+against them on validation.
+
+Trained together, the towers would learn nothing: the spectral part has seen the items that training hides from the history.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from towers.errors import ConfigError
+from towers.model import TwoTower
+from towers.model_config import SpectralConfig
+from training.config import TrainingConfig
+from training.interactions import Interactions
+from training.spectral import spectral_tables
+from training.tracking import say
+from training.validation import Validator
+
+WEIGHTS = (0.15, 0.3, 0.6, 1.2, 2.4, 4.8)
+"""Both parts' scores lie about between 0 and 1 (a cosine; a smoothed row of zeros and ones), so one grid does for any data."""
+MOST_QUERIES = 5_000
+"""Weights are compared on the same queries, so fewer do than to tell how good one is."""
+
+
+class Weighed(NamedTuple):
+    """The weight that validation chose, the metric it looked at by weight tried, and all metrics at the chosen one."""
+
+    weight: float
+    tried: dict[str, float]
+    metrics: dict[str, float]
+
+
+def learned_alone(config: TrainingConfig) -> TrainingConfig:
+    """The same settings without the spectral part: what training is told."""
+    return replace(config, model=replace(config.model, spectral=SpectralConfig()))
+
+
+def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int) -> TwoTower:
+    """A model of the learned towers and the spectral part of the training rows.
+
+    Args:
+        spectral: with the weight to be used.
+
+    Raises:
+        ConfigError: some events speak against their items, and the sum over a history cannot tell them from the others.
+    """
+    if not (data.weight > 0).all():
+        raise ConfigError(
+            f"model.spectral.dim: {int((data.weight <= 0).sum())} events have no weight (skips or the like), and a spectral part counts"
+            " every event of a history alike. Set it to 0, or prepare without those events"
+        )
+    device = next(learned.parameters()).device
+    model = TwoTower(replace(learned.config, spectral=spectral), data.preprocessor.inputs, data.preprocessor.event_rows)
+    tables = {f"tables.{name}.weight": torch.from_numpy(rows_VD) for name, rows_VD in spectral_tables(data, spectral.dim, seed).items()}
+    model.load_state_dict({**learned.state_dict(), **tables})
+    return model.to(device).eval()
+
+
+def choose_weight(learned: TwoTower, data: Interactions, config: TrainingConfig) -> Weighed:
+    """Weigh the spectral part of the training rows against the learned towers by trainer.monitor, and say what came out.
+
+    Args:
+        config: its model.spectral.weight is taken as it is where one is given.
+    """
+    monitor, spectral, settings = config.trainer.monitor, config.model.spectral, config.evaluate
+    most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
+    validate = Validator(data, replace(config, evaluate=replace(settings, max_queries=most)))
+    weights = (spectral.weight,) if spectral.weight else WEIGHTS
+    model = join_spectral(learned, data, replace(spectral, weight=weights[0]), config.seed)
+    tried = {0.0: validate(learned)[monitor]}
+    best: dict[str, float] = {}
+    for weight in weights:
+        model.config.spectral.weight = weight
+        metrics = validate(model)
+        tried[weight] = metrics[monitor]
+        if not best or metrics[monitor] > best[monitor]:
+            chosen, best = weight, metrics
+    shown = ", ".join(f"{weight:g}: {value:.4f}" for weight, value in tried.items())
+    say(f"spectral part: weight {chosen:g}; {monitor} of {most} queries at most, by weight (0 = without it): {shown}")
+    return Weighed(chosen, {f"{weight:g}": value for weight, value in tried.items()}, best)
