@@ -62,9 +62,11 @@ def choose_weight(learned: TwoTower, data: Interactions, config: TrainingConfig)
     """Weigh the spectral part of the training rows against the learned towers by trainer.monitor, and say what came out.
 
     Args:
-        config: its model.spectral.weight is taken as it is where one is given.
+        config: its model.spectral.weight is taken as it is where one is given; without validations it is not measured, either.
     """
     monitor, spectral, settings = config.trainer.monitor, config.model.spectral, config.evaluate
+    if not config.trainer.evaluate_every:
+        return Weighed(spectral.weight, {}, {})
     most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
     validate = Validator(data, replace(config, evaluate=replace(settings, max_queries=most)))
     weights = (spectral.weight,) if spectral.weight else WEIGHTS

@@ -20,6 +20,7 @@ from training.config import TrainerConfig, TrainingConfig, validate
 from training.interactions import Interactions, write_prepared
 from training.onnx_export import export_towers
 from training.spectral import interaction_matrix, spectral_tables
+from training.warm_start import warm_start
 
 WEIGHT, DIM, SPECTRAL = 0.6, 5, 4
 
@@ -117,6 +118,9 @@ def test_a_run_weighs_on_training_rows_joins_on_all_and_may_start_again(tmp_path
     opened = Interactions.open(tmp_path / "prepared")
     model = load_model(tmp_path / "model", opened.preprocessor)
     assert model.config.spectral == SpectralConfig(SPECTRAL, weight)
+    fresh = TwoTower(replace(model.config, spectral=SpectralConfig()), opened.preprocessor.inputs, opened.preprocessor.event_rows)
+    warm_start(fresh, opened.preprocessor, str(tmp_path))  # another training starts from the learned part
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in fresh.state_dict().items())
     weights = (tmp_path / "model" / "weights.safetensors").read_bytes()
     fit.run(config)
     assert (tmp_path / "model" / "weights.safetensors").read_bytes() == weights, "a run that was done ends in the same model"
@@ -136,6 +140,15 @@ def test_training_alone_is_that_of_a_model_without_the_part(tmp_path, toy_set):
     for name, tensor in models[1].items():
         assert torch.equal(models[0][name], tensor), name
     assert set(models[0]) - set(models[1]) == {f"tables.{SPECTRAL_ITEM}.weight", f"tables.{SPECTRAL_HISTORY}.weight"}
+
+
+def test_a_given_weight_needs_no_validation(tmp_path, toy_set):
+    write_prepared(tmp_path / "prepared", toy_set)
+    config = settings(tmp_path, evaluate_every=0)
+    config.model.spectral.weight = 0.9
+    fit.run(config)
+    assert load_model(tmp_path / "model", toy_set.preprocessor).config.spectral.weight == 0.9
+    assert json.loads((tmp_path / "train.json").read_text())["spectral"] == {"weight": 0.9, "tried": {}}
 
 
 def test_what_a_spectral_part_cannot_do_is_refused(tmp_path, toy_set, towers_apart):
