@@ -70,12 +70,12 @@ def test_a_run_writes_its_results(make_run):
     assert "full_softmax" in done.stdout and "a target costs about" in done.stdout
     assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 2
     result = json.loads((run_dir / "train.json").read_text())
-    assert set(result) == {"run", "valid", "best_epoch", "epochs", "targets", "refit"}
+    assert set(result) == {"run", "valid", "best_epoch", "epochs", "targets", "refit", "spectral"}
     assert set(result["run"]) == {
         "experiment", "seed", "config_hash", "git_commit", "wall_s", "cpu_s", "peak_rss_mib",
         "steps", "examples_per_s", "loss", "sampler", "device", "processes",
     }  # fmt: skip
-    assert result["refit"] is None and result["targets"] > 0 and result["epochs"] == 2
+    assert result["refit"] is result["spectral"] is None and result["targets"] > 0 and result["epochs"] == 2
     assert result["run"]["sampler"] == "event" and result["run"]["device"] == "cpu"
     assert result["run"]["examples_per_s"] > 0 and 0 <= result["valid"]["valid/ndcg@20"] <= 1
     assert (run_dir / "model" / "model_config.json").is_file() and weights(run_dir)
