@@ -127,7 +127,9 @@ def test_padding_and_rows_not_met(tables):
 def plan(**rows):
     """A tower that reads a history of 10 from `history_item`, and item ids from `item_id`."""
     user = (CoreInput("h.rows", "h", "float32", (10, 8), "history_item"), CoreInput("h.mask", "h", "float32", (10,), is_mask=True))
-    return TowerPlan(user, (CoreInput("i.rows", "i", "float32", (8,), "item_id"),), (), (), rows, dict.fromkeys(rows, 8), "history_item", False, False)
+    return TowerPlan(
+        user, (CoreInput("i.rows", "i", "float32", (8,), "item_id"),), (), (), rows, dict.fromkeys(rows, 8), "history_item", False, False
+    )
 
 
 def test_auto_trains_row_by_row_where_a_step_reads_a_part():
