@@ -3,7 +3,7 @@
 Legend: I catalogue rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from serving.attributes import Attributes, OrderedValues, ValueLists
 from serving.index.rowset import Rows, RowSet, both, either, neither
 from serving.messages import Clause
 from towers.errors import RequestError
-from towers.values import as_lists, as_numbers, as_strings, as_times
+from towers.values import as_numbers, as_strings, as_times
 
 
 class ItemFilter:
@@ -47,10 +47,6 @@ class ItemFilter:
             return both(sets) if sets else None
         return both([*sets, self._visible])
 
-    def accepts(self, clauses: Sequence[Clause], item: Mapping[str, Any]) -> bool:
-        """Whether one item, not of the catalogue, fulfils every clause: raw values by attribute."""
-        return all(self._accepts(f"filter[{place}]", clause, item.get(clause.field)) for place, clause in enumerate(clauses))
-
     def _sets(self, at: str, clause: Clause) -> Iterator[RowSet]:
         attribute = self._checked(at, clause)
         if isinstance(attribute, OrderedValues):
@@ -60,16 +56,6 @@ class ItemFilter:
             if values is not None:
                 found = either(attribute.sets(as_strings(f"{at}.{name}", values)), self._size)
                 yield found if name == "any_of" else neither(found)
-
-    def _accepts(self, at: str, clause: Clause, value: Any) -> bool:
-        attribute = self._checked(at, clause)
-        if isinstance(attribute, OrderedValues):
-            low, high = _bounds(at, clause, attribute.is_time)
-            number = _microseconds(at, value) if attribute.is_time else float(as_numbers(at, [value])[0])
-            return number is not None and low <= number < high  # NaN compares false
-        own = set(as_lists(at, [value])[0])
-        wanted = clause.any_of is None or not own.isdisjoint(as_strings(at, clause.any_of))
-        return wanted and (clause.none_of is None or own.isdisjoint(as_strings(at, clause.none_of)))
 
     def _checked(self, at: str, clause: Clause) -> ValueLists | OrderedValues:
         attribute = self._attributes.get(clause.field)
@@ -100,9 +86,7 @@ def _bounds(at: str, clause: Clause, is_time: bool) -> tuple[float, float]:
 
 
 def _microseconds(where: str, value: Any) -> float | None:
-    """Of Unix seconds, RFC 3339 text or a datetime; None for a missing value."""
-    if value is None:
-        return None
+    """Of Unix seconds, RFC 3339 text or a datetime; None for seconds out of all bounds."""
     if isinstance(value, int | float):
         return round(value * 1_000_000) if abs(value) < 1e12 else None
     return int(as_times(where, [value if isinstance(value, datetime | str) else str(value)])[0])
