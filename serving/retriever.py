@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serving.asked import Asked, Known
+from serving.asked import Asked, Known, look_up
 from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
-from serving.decoding import check_k, check_length, check_limits, from_python, microseconds
+from serving.decoding import check_k, check_length, check_limits, from_python
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.filters import ItemFilter
 from serving.impressions import Listed, Outbox, Shown, Versions
@@ -41,7 +41,6 @@ from serving.profiles import Profiles
 from serving.runtimes import open_runtime
 from serving.selector import Candidates, Policy, select
 from serving.signals import FALLBACK, read_signals
-from serving.user_state import StoredUser
 from towers.bundle import Bundle
 from towers.encoder import Encoder
 from towers.errors import BundleError, RequestError
@@ -201,7 +200,7 @@ class Retriever:
         """
         started = time.perf_counter()
         check_limits(request, self.limits)
-        known, stored = self._stored(request, known)
+        known, stored = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
         excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
         started = self.metrics.lap("state", started)
@@ -286,15 +285,3 @@ class Retriever:
         if self.outbox is not None:
             made_by = Versions(self.model_version, self.bundle.version, self.item_changes)
             self.outbox.add(Shown(kind, row, recommendation_id, asked.known, asked.mode, made_by, listed, request))
-
-    def _stored(self, request: Asker, known: Known | None) -> tuple[Known, StoredUser | None]:
-        """Who asks and when, and what is stored of them."""
-        if known is None:
-            now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
-            key, arrived = None if request.user_id is None else self.profiles.keys.key(request.user_id), None
-        else:
-            key, now, arrived = known
-        if key is None:
-            return Known(None, now, 0), None
-        stored, last = self.profiles.get(key, self.encoder.preprocessor.schema.order, now, arrived)
-        return Known(key, now, last), stored
