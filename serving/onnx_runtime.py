@@ -10,6 +10,7 @@ from towers.batch import HISTORY_INPUTS, HISTORY_ITEM, FeatureBatch, UserEncodin
 from towers.bundle import Bundle
 from towers.errors import BundleError
 from towers.lookups import HISTORY_MASK, CoreInput, gather, plan_towers
+from towers.parts import other_parts, user_parts
 from towers.preprocess import Preprocessor
 
 
@@ -34,20 +35,28 @@ class OnnxRuntime:
         self._tables = {name: _table(bundle, name, rows, plan.widths[name]) for name, rows in plan.tables.items()}
         self._user = _Graph(bundle, "onnx/user.onnx", plan.user)
         self._item = _Graph(bundle, "onnx/item.onnx", plan.item)
-        self._weighs_history = config.history.name == "mean" and config.user_head.name == "linear"
+        self._config, self._parts = config, other_parts(plan)
 
-    def user(self, batch: FeatureBatch) -> UserEncoding:
-        """User vectors, and the weight of each history event where they tell its exact share (mean encoder, linear head)."""
+    def user(self, batch: FeatureBatch, parts: bool = False) -> UserEncoding:
+        """User vectors; where they are sums (mean encoder, linear head) the weight of each history event too, and with `parts` what they
+        are the sums of: None of a bundle that was exported before its graph told."""
         length = batch[HISTORY_ITEM].shape[1]
         padding = _padding(batch[HISTORY_ITEM]) if self._user.free_history else 0
-        found = self._user.run({n: array[:, padding:] if n in HISTORY_INPUTS else array for n, array in batch.items()}, self._tables)
-        weights_BL = np.zeros((len(found["vectors"]), length), np.float32)
-        weights_BL[:, padding:] = found["weights"]
-        return UserEncoding(found["vectors"], weights_BL if self._weighs_history else None)
+        read = gather(
+            {n: array[:, padding:] if n in HISTORY_INPUTS else array for n, array in batch.items()}, self._user.inputs, self._tables
+        )
+        others = self._user.others if parts else []
+        vectors_BHD, shares_BL, *each = self._user.run(read, others)
+        weights_BL = np.zeros((len(vectors_BHD), length), np.float32)
+        weights_BL[:, padding:] = shares_BL
+        if not self._config.sums_user:
+            return UserEncoding(vectors_BHD)
+        found = user_parts(self._config, self._parts, shares_BL, read, each) if others else None
+        return UserEncoding(vectors_BHD, weights_BL, found)
 
     def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Item vectors, float32 [B, D]."""
-        return self._item.run(batch, self._tables)["vectors"]
+        return self._item.run(gather(batch, self._item.inputs, self._tables))[0]
 
 
 class _Graph:
@@ -71,12 +80,15 @@ class _Graph:
                 f"bundle {bundle.folder}: {name} reads {sorted(unplanned)}, which its model_config.json does not; export it again"
             )
         # the exporter drops inputs that do not reach the output
-        self._inputs = [entry for entry in planned if entry.name in wanted]
-        self._outputs = [entry.name for entry in self._session.get_outputs()]
+        self.inputs = [entry for entry in planned if entry.name in wanted]
+        outputs = [entry.name for entry in self._session.get_outputs()]
+        self._outputs = [name for name in outputs if name in ("vectors", "weights")]
+        self.others = [name for name in outputs if name not in self._outputs]
 
-    def run(self, batch: FeatureBatch, tables: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        found = self._session.run(self._outputs, gather(batch, self._inputs, tables))
-        return dict(zip(self._outputs, found, strict=True))
+    def run(self, gathered: dict[str, NDArray[np.generic]], others: Sequence[str] = ()) -> list[NDArray[np.float32]]:
+        """Vectors, of a user tower weights, and what else is asked for of `others`."""
+        found: list[NDArray[np.float32]] = self._session.run([*self._outputs, *others], gathered)
+        return found
 
 
 def _padding(item_BL: NDArray[np.generic]) -> int:

@@ -22,6 +22,7 @@ HISTORY_ITEM = "history.item"
 HISTORY_EVENT = "history.event"
 HISTORY_AGE = "history.age"
 HISTORY_GAP = "history.gap"
+NO_HISTORY = "no_history"
 HISTORY_INPUTS = (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE, HISTORY_GAP)
 
 
@@ -45,6 +46,21 @@ class TrainBatch:
 
 
 @dataclass(frozen=True)
+class UserParts:
+    """What the user vectors of a linear tower are the sums of.
+
+    Attributes:
+        history_BLD: float32, the part of each history position; zeros where there is no event. Padding before the oldest may be left out.
+        others_BPD: float32, the other parts.
+        names: of these P: of an input (`context.device`), and NO_HISTORY of what stands for an empty history.
+    """
+
+    history_BLD: NDArray[np.float32]
+    others_BPD: NDArray[np.float32]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class UserEncoding:
     """User vectors and, for towers that are a weighted sum of their history, the weights.
 
@@ -53,10 +69,12 @@ class UserEncoding:
             cosine similarity, a spectral part aside).
         history_weights_BL: float32 or None: the share of each history position in the vector, for exact attribution. In a spectral part
             all events count alike.
+        parts: where they were asked for and the tower is a weighted sum; else None.
     """
 
     vectors_BHD: NDArray[np.float32]
     history_weights_BL: NDArray[np.float32] | None = None
+    parts: UserParts | None = None
 
 
 def take(batch: FeatureBatch, rows: NDArray[np.integer] | slice) -> dict[str, NDArray[np.generic]]:

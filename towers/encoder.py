@@ -18,8 +18,8 @@ from towers.preprocess import Preprocessor
 class Runtime(Protocol):
     """Runs the towers on prepared inputs."""
 
-    def user(self, batch: FeatureBatch) -> UserEncoding:
-        """User vectors of a batch."""
+    def user(self, batch: FeatureBatch, parts: bool = False) -> UserEncoding:
+        """User vectors of a batch, and with `parts` what they are the sums of, where they are."""
         ...
 
     def item(self, batch: FeatureBatch) -> NDArray[np.float32]:

@@ -26,10 +26,12 @@ PUSH_PACE = 10.0
 
 
 class History(NamedTuple):
-    """A history as a vector, and each position's share of it (all zeros where the encoder is no weighted sum)."""
+    """A history as a vector, each position's share of it (all zeros where the encoder is no weighted sum), and what of it is no position's:
+    the vector that stands for an empty history, and zeros elsewhere (None where the encoder is no weighted sum)."""
 
     vector_BD: Tensor
     weights_BL: Tensor
+    absent_BD: Tensor | None = None
 
 
 Pool = Callable[[Tensor], Tensor]
@@ -111,7 +113,8 @@ class MeanEncoder(HistoryEncoder):
         if factors is not None:
             weights_BL = weights_BL * _of_events(factors, gathered)
         has_history_B1 = mask_BL.amax(-1, keepdim=True)
-        return History(pool(weights_BL) + (1.0 - has_history_B1) * self.no_history_D, weights_BL)
+        absent_BD = (1.0 - has_history_B1) * self.no_history_D
+        return History(pool(weights_BL) + absent_BD, weights_BL, absent_BD)
 
     def _log_weights(self, learned_E: Tensor) -> Tensor:
         return learned_E if self.negative_events is None else learned_E * (1.0 - self.negative_events)

@@ -123,6 +123,10 @@ class FeatureSum(nn.Module):
             total = part if total is None else total + part
         return total
 
+    def parts(self, gathered: Mapping[str, Tensor], tables: nn.ModuleDict) -> dict[str, Tensor]:
+        """What `forward` sums, by feature."""
+        return {spec.name: self.part(spec, gathered, tables) for spec in self.specs}
+
     def part(self, spec: InputSpec, gathered: Mapping[str, Tensor], tables: nn.ModuleDict) -> Tensor:
         """The contribution of one feature, [..., D]."""
         if not spec.rows:

@@ -9,6 +9,7 @@ M values of a multi-valued input, V table rows.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,10 +40,13 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
 
 
 class UserOutput(NamedTuple):
-    """User vectors, and each history position's share (all zeros where the history encoder is no weighted sum)."""
+    """User vectors, each history position's share (all zeros where the history encoder is no weighted sum), and where they are asked for
+    the other parts of the sum that a vector is before it is divided by its length, [B, D] each: of an empty history, then of each of
+    `plan.user_specs`."""
 
     vectors_BHD: Tensor
     history_weights_BL: Tensor
+    others: tuple[Tensor, ...] = ()
 
 
 class TwoTower(nn.Module):
@@ -119,17 +123,20 @@ class TwoTower(nn.Module):
         """Vectors of items, [C, D]."""
         return self.item_core(self.lookup_item(batch))
 
-    def user_core(self, gathered: Mapping[str, Tensor]) -> UserOutput:
-        """From gathered rows (see `plan.user`) to vectors and history weights."""
+    def user_core(self, gathered: Mapping[str, Tensor], parts: bool = False) -> UserOutput:
+        """From gathered rows (see `plan.user`) to vectors and history weights, and with `parts` what else they are the sum of."""
         # padding's rows are zero
-        return self._join(self.history(gathered), gathered, gathered[SPECTRAL_HISTORY_ROWS].sum(1) if self.spectral_tables else None)
+        spectral_BK = gathered[SPECTRAL_HISTORY_ROWS].sum(1) if self.spectral_tables else None
+        return self._join(self.history(gathered), gathered, spectral_BK, parts)
 
-    def _join(self, history: History, gathered: Mapping[str, Tensor], spectral_BK: Tensor | None) -> UserOutput:
-        features = self.user_features(gathered, self.small_tables)
+    def _join(self, history: History, gathered: Mapping[str, Tensor], spectral_BK: Tensor | None, parts: bool = False) -> UserOutput:
+        each = list(self.user_features.parts(gathered, self.small_tables).values()) if parts else []
+        features = reduce(torch.add, each) if each else self.user_features(gathered, self.small_tables)
         vector_BD = self._finish(history.vector_BD, features, self.user_head)
         if spectral_BK is not None:
             vector_BD = torch.cat([vector_BD, self.config.spectral.weight * spectral_BK], dim=-1)
-        return UserOutput(vector_BD.unsqueeze(1), history.weights_BL)
+        others = (history.absent_BD, *each) if parts and history.absent_BD is not None else ()
+        return UserOutput(vector_BD.unsqueeze(1), history.weights_BL, others)
 
     def item_core(self, gathered: Mapping[str, Tensor]) -> Tensor:
         """From gathered rows (see `plan.item`) to vectors, [C, D]."""
@@ -199,7 +206,8 @@ class TwoTower(nn.Module):
 class ExportCore(nn.Module):
     """One core with positional inputs, in the order of `plan.user` or `plan.item`, as `torch.onnx.export` wants them.
 
-    The user side returns (vectors_BHD, history_weights_BL), the item side (vectors_CD,).
+    The user side returns (vectors_BHD, history_weights_BL) and, where the vectors are sums, their other parts (see `UserOutput`); the item
+    side (vectors_CD,).
     """
 
     def __init__(self, model: TwoTower, side: Literal["user", "item"]) -> None:
@@ -209,7 +217,10 @@ class ExportCore(nn.Module):
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         gathered = {entry.name: array for entry, array in zip(self.inputs, arrays, strict=True)}
-        return tuple(self.model.user_core(gathered)) if self.side == "user" else (self.model.item_core(gathered),)
+        if self.side == "item":
+            return (self.model.item_core(gathered),)
+        vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=self.model.config.sums_user)
+        return vectors_BHD, weights_BL, *others
 
 
 def normalise(vectors: Tensor) -> Tensor:

@@ -105,6 +105,11 @@ class ModelConfig:
         """`cosine` where all vectors have length 1, else `dot`: a spectral part's rows differ in length."""
         return "dot" if self.spectral.dim else self.similarity
 
+    @property
+    def sums_user(self) -> bool:
+        """Whether a user vector is a weighted sum of history rows and features, up to its length: then reasons are exact."""
+        return self.history.name == "mean" and self.user_head.name == "linear"
+
     def validate(self) -> None:
         """Cross-field checks; each message names the knob.
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from towers.batch import FeatureBatch, UserEncoding
 from towers.errors import BundleError, ConfigError, DataError
+from towers.lookups import HISTORY_ROWS, SPECTRAL_HISTORY_ROWS
 from towers.model import TwoTower
 from towers.model_config import InputSpec, model_config_from_json, model_config_to_json
+from towers.parts import other_parts, user_parts
 
 CONFIG_FILE = "model_config.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -50,13 +52,21 @@ class TorchRuntime:
     def __init__(self, model: TwoTower, device: str | torch.device = "cpu") -> None:
         self.model = model.to(device)
         self.device = torch.device(device)
-        self._weighs_history = model.config.history.name == "mean" and model.config.user_head.name == "linear"
+        self._sums = model.config.sums_user
 
-    def user(self, batch: FeatureBatch) -> UserEncoding:
-        """User vectors; history weights too where they tell each event's exact share (mean encoder, linear head)."""
+    def user(self, batch: FeatureBatch, parts: bool = False) -> UserEncoding:
+        """User vectors; where they are sums (mean encoder, linear head) history weights too, and with `parts` what they are the sums of."""
         with _evaluating(self.model), torch.inference_mode():
-            vectors_BHD, weights_BL = self.model.user(to_tensors(batch, self.device))
-        return UserEncoding(_numpy(vectors_BHD), _numpy(weights_BL) if self._weighs_history else None)
+            tensors = to_tensors(batch, self.device)
+            if not (parts and self._sums):
+                vectors_BHD, weights_BL, _ = self.model.user(tensors)
+                return UserEncoding(_numpy(vectors_BHD), _numpy(weights_BL) if self._sums else None)
+            gathered = self.model.lookup_user(tensors)
+            vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=True)
+        rows = {name: _numpy(gathered[name]) for name in (HISTORY_ROWS, SPECTRAL_HISTORY_ROWS) if name in gathered}
+        each = [_numpy(other) for other in others]
+        found = user_parts(self.model.config, other_parts(self.model.plan), _numpy(weights_BL), rows, each)
+        return UserEncoding(_numpy(vectors_BHD), _numpy(weights_BL), found)
 
     def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Item vectors, float32 [C, D]."""

@@ -19,6 +19,7 @@ from towers.batch import HISTORY_INPUTS
 from towers.errors import GateError
 from towers.lookups import gather
 from towers.model import ExportCore, TwoTower
+from towers.parts import user_outputs
 
 TOLERANCE = 1e-5
 OPSET = 20
@@ -58,7 +59,7 @@ def _export(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> None:
     batch, history = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("history", min=1, max=65536)
     # A weighted sum takes as many events as there are, so that serving reads no padding; a transformer is built for one length.
     free = {entry.name for entry in core.inputs if core.model.history.pools and entry.source in HISTORY_INPUTS}
-    outputs = ["vectors", "weights"] if core.side == "user" else ["vectors"]
+    outputs = user_outputs(core.model.config, core.model.plan) if core.side == "user" else ["vectors"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         # the exporter and onnxscript warn about their own internals, which nobody here can act on

@@ -93,3 +93,24 @@ def test_a_gpu_gives_the_vectors_of_onnx(request: pytest.FixtureRequest, world_n
     gpu, cpu = (open_runtime(bundle, world.preprocessor, device=device) for device in ("cuda", "cpu"))
     ours, theirs = (Encoder(world.preprocessor, runtime, 6).users(ROWS[:size]).vectors_BHD for runtime in (gpu, cpu))
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_a_linear_towers_vectors_are_the_sums_of_their_parts(world: Any, name: str) -> None:
+    runtime = open_runtime(Bundle.open(world.bundle), world.preprocessor, name)
+    batch = Encoder(world.preprocessor, runtime, 6).user_batch(ROWS)
+    plain, found = runtime.user(batch), runtime.user(batch, parts=True)
+    assert plain.parts is None and found.parts is not None
+    np.testing.assert_allclose(found.vectors_BHD, plain.vectors_BHD, atol=1e-6)
+    assert list(found.parts.names) == ["no_history", "context.hour", "context.budget", "user.likes"]
+    whole_BD = found.parts.history_BLD.sum(1) + found.parts.others_BPD.sum(1)
+    np.testing.assert_allclose(whole_BD, found.vectors_BHD[:, 0], atol=2e-6)
+    empty_B = np.array([not row.history_items for row in ROWS])
+    assert np.array_equal(np.abs(found.parts.others_BPD[:, 0]).max(1) > 0, empty_B)
+    assert np.abs(found.parts.history_BLD[~empty_B, -1]).min(1).max() > 0
+
+
+def test_other_towers_tell_no_parts(transformer_world: Any) -> None:
+    for name in ("onnx", "torch"):
+        runtime = open_runtime(Bundle.open(transformer_world.bundle), transformer_world.preprocessor, name)
+        assert runtime.user(Encoder(transformer_world.preprocessor, runtime, 6).user_batch(ROWS[:3]), parts=True).parts is None

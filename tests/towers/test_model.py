@@ -87,7 +87,7 @@ def tensors(batch):
 @pytest.mark.parametrize("name", ["mean", "transformer"])
 def test_shapes_and_lengths(name, head, similarity):
     model = build(name, head, similarity=similarity)
-    vectors, weights = model.user(tensors(users()))
+    vectors, weights, _ = model.user(tensors(users()))
     item = model.item(tensors(items()))
     assert vectors.shape == (4, 1, DIM) and weights.shape == (4, LENGTH) and item.shape == (7, DIM)
     for v in (vectors, item):
@@ -99,7 +99,7 @@ def test_shapes_and_lengths(name, head, similarity):
 def test_a_linear_mean_score_is_a_sum_over_events_and_features(share):
     model = build(share=share, similarity="dot", use_user_id=True)
     batch, item = tensors(users()), model.item(tensors(items()))
-    vectors, weights = model.user(batch)
+    vectors, weights, _ = model.user(batch)
     gathered = model.lookup_user(batch)
     parts = [model.user_features.part(spec, gathered, model.small_tables) @ item.T for spec in model.user_features.specs]
     table = model.tables["item_id" if share else "history_item"].weight

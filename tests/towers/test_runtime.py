@@ -13,7 +13,7 @@ from towers.encoder import Encoder, UserRow
 from towers.errors import BundleError
 from towers.fitting import PreprocessorFit
 from towers.model import TwoTower
-from towers.model_config import HeadConfig, HistoryConfig, InputSpec, ModelConfig
+from towers.model_config import HeadConfig, HistoryConfig, InputSpec, ModelConfig, SpectralConfig
 from towers.runtime import TorchRuntime, load_model, save_model, to_tensors
 from towers.schema import Feature, make_schema
 
@@ -74,6 +74,24 @@ def test_history_weights_are_given_only_where_they_are_exact_shares():
     assert TorchRuntime(build("mean")).user(history()).history_weights_BL.sum(1) == pytest.approx(np.ones(3))
     assert TorchRuntime(build("mean", "mlp")).user(history()).history_weights_BL is None
     assert TorchRuntime(build("transformer")).user(history()).history_weights_BL is None
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("spectral", [0, 5])
+def test_a_linear_towers_vectors_are_the_sums_of_their_parts(similarity, spectral):
+    torch.manual_seed(0)
+    config = ModelConfig(dim=8, similarity=similarity, history=HistoryConfig(length=4), spectral=SpectralConfig(spectral, 0.3))
+    model = TwoTower(config, Fake().inputs, Fake().event_rows)
+    for name in model.spectral_tables:
+        model.tables[name].weight.data[1:].normal_()
+    batch = history()
+    batch["history.item"][0], batch["history.item"][1, :2] = 0, 0
+    found = TorchRuntime(model).user(batch, parts=True)
+    assert found.vectors_BHD.shape[2] == 8 + spectral and found.parts.names == ("no_history",)
+    whole_BD = found.parts.history_BLD.sum(1) + found.parts.others_BPD.sum(1)
+    np.testing.assert_allclose(whole_BD, found.vectors_BHD[:, 0], atol=1e-6)
+    assert not found.parts.history_BLD[0].any() and found.parts.others_BPD[0, 0, :8].all() and not found.parts.others_BPD[1:].any()
+    assert TorchRuntime(build("mean", "mlp")).user(history(), parts=True).parts is None
 
 
 def test_read_only_arrays_are_taken(tmp_path):

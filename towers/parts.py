@@ -1,0 +1,53 @@
+"""What a user vector is the sum of, from what a tower's core gives: the same for torch and ONNX.
+
+A linear user tower sums weighted history rows, the rows of features and, for an empty history, a learned vector; under cosine similarity
+the sum is then divided by its length. Given that length, the vector is the sum of its parts, and so is its dot product with any item.
+
+Legend: B rows, L history length, P parts besides the history's, D numbers of a vector.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.batch import NO_HISTORY, UserParts
+from towers.lookups import HISTORY_ROWS, SPECTRAL_HISTORY_ROWS, TowerPlan
+from towers.model_config import ModelConfig
+
+Floats = NDArray[np.float32]
+
+
+def other_parts(plan: TowerPlan) -> tuple[str, ...]:
+    """Names of the parts that are no history event's, in the order of `UserOutput.others`."""
+    return (NO_HISTORY, *(spec.name for spec in plan.user_specs))
+
+
+def user_outputs(config: ModelConfig, plan: TowerPlan) -> list[str]:
+    """Names of the user graph's outputs. Whoever wants vectors alone asks for the first two; the others are computed anyway."""
+    return ["vectors", "weights", *(f"part.{name}" for name in other_parts(plan) if config.sums_user)]
+
+
+def user_parts(
+    config: ModelConfig, names: tuple[str, ...], weights_BL: Floats, gathered: Mapping[str, NDArray[Any]], others: Sequence[Floats]
+) -> UserParts:
+    """Parts of user vectors, divided by the vectors' lengths where these are 1.
+
+    Args:
+        names: of `other_parts`.
+        weights_BL: of the history's rows.
+        gathered: what the core read: history rows, and spectral ones.
+        others: float32 [B, D] each, in the order of the names.
+    """
+    history_BLD, others_BPD = gathered[HISTORY_ROWS] * weights_BL[:, :, None], np.stack(others, axis=1)
+    if config.similarity == "cosine":
+        whole_BD = history_BLD.sum(1) + others_BPD.sum(1)
+        scale_B11 = 1 / np.sqrt(np.square(whole_BD).sum(1) + 1e-12)[:, None, None]
+        history_BLD *= scale_B11
+        others_BPD *= scale_B11
+    if config.spectral.dim:
+        spectral_BLK = config.spectral.weight * gathered[SPECTRAL_HISTORY_ROWS]
+        history_BLD = np.concatenate([history_BLD, spectral_BLK], axis=2, dtype=np.float32)
+        others_BPD = np.pad(others_BPD, ((0, 0), (0, 0), (0, config.spectral.dim)))
+    return UserParts(history_BLD, others_BPD, names)
