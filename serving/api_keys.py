@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from towers.errors import ConfigError, RequestError
 
-ApiScope = Literal["recommend", "events", "items", "metrics"]
+ApiScope = Literal["recommend", "events", "items", "subjects", "metrics"]
 SCOPES: tuple[str, ...] = get_args(ApiScope)
 FIELD = "authorization"
 

@@ -32,6 +32,8 @@ ROUTE_NAMES = (
     "put_item",
     "delete_item",
     "similar",
+    "put_consent",
+    "get_consent",
     "live",
     "ready",
     "metrics",

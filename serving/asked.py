@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from serving.decoding import microseconds
 from serving.messages import Asker
 from serving.profiles import Profiles
+from serving.signals import NOTHING_KNOWN, Signals
 from serving.user_state import StoredUser
+from towers.consent import BITS, EVERYTHING, MEASURE, PERSONALIZE
+
+USED, NO_PROFILE, NOT_WANTED, NO_CONSENT = "used", "none", "not_wanted", "no_consent"
 
 
 class Known(NamedTuple):
@@ -20,11 +24,18 @@ class Known(NamedTuple):
         user_key: None where nobody was named.
         now: microseconds UTC.
         arrived: number of the last live event that was stored for the user; later ones came after the list. None = all there are.
+        consent: bits of the purposes that the user allowed; see `towers.consent.BITS`.
     """
 
     user_key: bytes | None
     now: int
     arrived: int | None
+    consent: int = EVERYTHING
+
+    @property
+    def logged_key(self) -> bytes | None:
+        """The key that a log may hold."""
+        return self.user_key if self.consent & BITS[MEASURE] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class Asked:
 
     Attributes:
         mode, reason, unknown_items: see `Signals`.
+        profile: see `messages.Recommendations`.
         known: who asked and when.
         excluded: rows left out, ascending.
         vectors_BHD: a vector for each context asked for; None under a fallback.
@@ -41,13 +53,14 @@ class Asked:
     mode: str
     reason: str
     unknown_items: int
+    profile: str
     known: Known
     excluded: NDArray[np.int64]
     vectors_BHD: NDArray[np.float32] | None
 
 
-def look_up(request: Asker, profiles: Profiles, order: str, known: Known | None) -> tuple[Known, StoredUser | None]:
-    """Who asks and when, and what is stored of them.
+def look_up(request: Asker, profiles: Profiles, order: str, known: Known | None) -> tuple[Known, StoredUser | None, str]:
+    """Who asks and when, what is stored of them, and what became of it (`messages.Recommendations.profile`).
 
     Args:
         order: the schema's.
@@ -58,10 +71,17 @@ def look_up(request: Asker, profiles: Profiles, order: str, known: Known | None)
     """
     if known is None:
         now = time.time_ns() // 1000 if request.now is None else microseconds("now", request.now)
-        key, arrived = None if request.user_id is None else profiles.keys.key(request.user_id), None
+        named = request.user_id is not None and request.personalize
+        key, arrived = profiles.keys.key(request.user_id) if named and request.user_id is not None else None, None
+        consent = EVERYTHING if key is None else profiles.standing.mask(key)
     else:
-        key, now, arrived = known
-    if key is None:
-        return Known(None, now, 0), None
+        key, now, arrived, consent = known
+    if key is None or not consent & BITS[PERSONALIZE]:
+        return Known(key, now, 0, consent), None, NOT_WANTED if not request.personalize else NO_CONSENT if key is not None else NO_PROFILE
     stored, last = profiles.get(key, order, now, arrived)
-    return Known(key, now, last), stored
+    return Known(key, now, last, consent), stored, NO_PROFILE if stored is None else USED
+
+
+def reason_of(signals: Signals, profile: str) -> str:
+    """Why the fallback: where a profile may not be read, that is the reason for there being nothing to go by."""
+    return profile if signals.reason in NOTHING_KNOWN and profile in (NOT_WANTED, NO_CONSENT) else signals.reason

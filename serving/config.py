@@ -6,6 +6,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from towers.consent import PURPOSES
 from towers.errors import ConfigError
 
 LARGEST_K = 1000
@@ -51,6 +52,8 @@ class ServeConfig:
         state_dir: folder of what the service itself writes down; null = run_dir/state.
         event_days: live events older than this are deleted; null = none is for its age.
         user_events: newest events of a user that are kept and used.
+        consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv), followed while it serves. null =
+            everything that they have not refused here.
         impressions: newest rows kept of what was shown, a list each; 0 = none is written.
         max_k: largest k answered.
         max_history: most history events accepted in a request.
@@ -71,6 +74,7 @@ class ServeConfig:
     state_dir: str | None = None
     event_days: float | None = 365.0
     user_events: int = 1000
+    consent: str | None = None
     impressions: int = 1_000_000
     max_k: int = 1000
     max_history: int = 10_000
@@ -88,6 +92,8 @@ class RecommendConfig:
         now: the moment the lists are for, Unix seconds; null = when the job begins. Of histories, only events before it are used.
         users_per_shard: users in one Parquet file.
         block_users: users encoded and searched at once.
+        purpose: personalize | train | marketing | measure: what the lists are for. Users who do not allow it, or do not allow to be
+            personalized for, get none.
     """
 
     k: int = 100
@@ -95,6 +101,7 @@ class RecommendConfig:
     now: float | None = None
     users_per_shard: int = 100_000
     block_users: int = 256
+    purpose: str = "personalize"
 
 
 @dataclass
@@ -128,6 +135,8 @@ def validate(config: ServingConfig) -> None:
         raise ConfigError(f"index.name: got {config.index.name!r}, expected one of auto, exact, ivf")
     if not 0 <= config.index.recall_floor <= 1:
         raise ConfigError(f"index.recall_floor: got {config.index.recall_floor}, expected a share in [0, 1]")
+    if config.recommend.purpose not in PURPOSES:
+        raise ConfigError(f"recommend.purpose: got {config.recommend.purpose!r}, expected one of {', '.join(PURPOSES)}")
     for key, got, known in (
         ("runtime", config.serving.runtime, ("auto", "onnx", "torch")),
         ("device", config.serving.device, ("cpu", "cuda")),

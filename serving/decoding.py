@@ -12,12 +12,13 @@ import msgspec
 
 from serving.messages import Asker, EventsRequest, ItemRequest, Limits, Moment, RecommendRequest
 from serving.page_messages import BatchRequest, RerankRequest
+from serving.people_messages import ConsentRequest
 from towers.columns import MAX_ID_BYTES
 from towers.errors import RequestError
 
 _END_OF_TIME_S = 7_258_118_400  # 2200-01-01: later numbers are milli- or microseconds by mistake
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, BatchRequest, RerankRequest, EventsRequest, ItemRequest)
+    kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, BatchRequest, RerankRequest, EventsRequest, ItemRequest, ConsentRequest)
 }
 _T = TypeVar("_T", bound=msgspec.Struct)
 

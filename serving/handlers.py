@@ -14,6 +14,7 @@ from serving.engine import Engine
 from serving.messages import EventsRequest, ItemRequest, RecommendRequest
 from serving.metrics import Metrics
 from serving.page_messages import BatchRequest, RerankRequest
+from serving.people_calls import PeopleCalls
 from serving.shelves import answer_rerank, answer_rows
 from towers.errors import RequestError
 
@@ -55,7 +56,7 @@ class Handlers:
 
     def routes(self) -> list[Route]:
         """Everything that can be asked, most asked first."""
-        item = "/v1/items/{id:path}"
+        item, people = "/v1/items/{id:path}", PeopleCalls(self._engine)
         return [
             Route("/v1/recommend", "POST", "recommend", self.recommend, "recommend", True),
             Route("/v1/recommend:batch", "POST", "recommend_batch", self.recommend_batch, "recommend", True),
@@ -64,6 +65,8 @@ class Handlers:
             Route(item, "PUT", "put_item", self.put_item, "items", True),
             Route(item, "DELETE", "delete_item", self.delete_item, "items"),
             Route(f"{item}/similar", "GET", "similar", self.similar, "recommend"),
+            Route("/v1/users/{id:path}/consent", "PUT", "put_consent", people.put_consent, "subjects", True),
+            Route("/v1/users/{id:path}/consent", "GET", "get_consent", people.get_consent, "subjects"),
             Route("/health/live", "GET", "live", self.live),
             Route("/health/ready", "GET", "ready", self.ready),
             Route("/metrics", "GET", "metrics", self.metrics, "metrics"),

@@ -114,18 +114,19 @@ class Outbox:
         with self._database.transaction() as connection:
             connection.executemany(
                 "INSERT INTO impressions (recommendation_id, timestamp, user_key, row) VALUES (?, ?, ?, ?)",
-                [(shown.recommendation_id, shown.known.now, shown.known.user_key, self._json(shown)) for shown in rows],
+                [(shown.recommendation_id, shown.known.now, shown.known.logged_key, self._json(shown)) for shown in rows],
             )
             connection.execute("DELETE FROM impressions WHERE place <= (SELECT max(place) FROM impressions) - ?", (self._newest,))
 
     def _json(self, shown: Shown) -> str:
-        key, listed = shown.known.user_key, shown.listed
+        key, listed = shown.known.logged_key, shown.listed
         fields = {
             "recommendation_id": shown.recommendation_id,
             "kind": shown.kind,
             "row": shown.row,
             "timestamp": shown.known.now,
             "user_key": None if key is None else key.hex(),
+            "consent_mask": None if shown.known.user_key is None else shown.known.consent,
             "arrived": shown.known.arrived,
             "mode": shown.mode,
             "model_version": shown.versions.model_version,

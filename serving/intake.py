@@ -13,6 +13,7 @@ from serving.messages import Event, EventsAdded, EventsRequest, Limits
 from serving.profiles import Profiles
 from serving.signals import check_context, check_types
 from towers.columns import DEFAULT_EVENT_TYPE, FIRST_ROW, ITEM_ID
+from towers.consent import BITS, MEASURE, PERSONALIZE, TRAIN
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
 
@@ -20,6 +21,8 @@ CLOCK_SKEW_S = 300
 """An event may lie this far ahead of the server's clock; the clocks of callers differ."""
 
 _JSON = msgspec.json.Encoder()
+_USES = BITS[PERSONALIZE] | BITS[TRAIN] | BITS[MEASURE]
+"""What an event can be of use for: a person who allows none of it leaves none."""
 
 
 def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preprocessor, limits: Limits) -> EventsAdded:
@@ -32,7 +35,8 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
         raise RequestError("events", f"got {len(request.events)}, expected at most {limits.max_events} at once")
     now = time.time_ns() // 1000
     events = stored_events(request.events, profiles.keys.key, preprocessor, now)
-    added = profiles.events.append(events, now) if events else 0
+    kept = [event for event in events if profiles.standing.mask(event.user_key) & _USES]
+    added = profiles.events.append(kept, now) if kept else 0
     unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
     return EventsAdded(added, len(events) - added, int(unknown))
 

@@ -82,6 +82,7 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         filter: clauses that every item must fulfil.
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
             before it are used.
+        personalize: false reads nothing that is stored of the person and notes no key of theirs; what the request itself says is used.
     """
 
     user_id: Id | None = None
@@ -92,6 +93,7 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     exclude_seen: bool = True
     filter: Clauses = []
     now: Moment | None = None
+    personalize: bool = True
 
 
 class RecommendRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,7 +123,7 @@ class Fallback(Struct, frozen=True):
     Attributes:
         strategy: `most_popular`.
         reason: `no_history` (nothing was sent or stored), `unknown_user`, `no_user_histories` (the service was started without any),
-            `unknown_history_items` or `unknown_preferences` (the model knows none of them).
+            `unknown_history_items` or `unknown_preferences` (the model knows none of them), `not_wanted` or `no_consent` (see `profile`).
     """
 
     strategy: str
@@ -137,6 +139,8 @@ class Recommendations(Struct, frozen=True):
         items: best first, no duplicates.
         returned: how many; fewer than `k` where no more are left after exclusions.
         unknown_history_items: history events whose item the model was not trained on; they carry no signal.
+        profile: what is stored of the person was `used`, there is `none`, it was `not_wanted` (`personalize: false`), or the person has not
+            allowed to be personalized for (`no_consent`) and it was not read.
     """
 
     recommendation_id: str
@@ -148,6 +152,7 @@ class Recommendations(Struct, frozen=True):
     returned: int
     k: int
     unknown_history_items: int
+    profile: str
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True):
@@ -185,7 +190,7 @@ class EventsAdded(Struct, frozen=True):
 
     Attributes:
         added: new events.
-        ignored: repeated ones, and those too old to be kept.
+        ignored: repeated ones, those too old to be kept, and those of people who allow no use of them.
         unknown_items: events whose item the model was not trained on; they are kept, and carry no signal until it is.
     """
 

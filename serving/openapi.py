@@ -19,13 +19,14 @@ from serving.messages import (
     SimilarItems,
 )
 from serving.page_messages import BatchRecommendations, BatchRequest, Reranked, RerankRequest
+from serving.people_messages import ConsentRequest, ConsentState
 from towers import __version__
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.schema import Feature
 
 _TYPES = (
     RecommendRequest, Recommendations, BatchRequest, BatchRecommendations, RerankRequest, Reranked, EventsRequest, EventsAdded,
-    ItemRequest, ItemChanged, SimilarItems, Problem,
+    ItemRequest, ItemChanged, SimilarItems, ConsentRequest, ConsentState, Problem,
 )  # fmt: skip
 _REQUEST_ID = {
     "name": REQUEST_ID, "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
@@ -36,6 +37,8 @@ _TIMEOUT = {
     "description": "milliseconds that the caller waits: work is not begun after them",
 }  # fmt: skip
 _ITEM_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "item id, percent-encoded"}
+
+_USER_ID = {**_ITEM_ID, "description": "the caller's id of a person, percent-encoded"}
 
 EXAMPLES = 50
 """Most values named of a feature that takes one of a vocabulary."""
@@ -91,11 +94,19 @@ def _paths(limits: Limits) -> dict[str, Any]:
         "delete": {**delete, "parameters": [*delete["parameters"], _ITEM_ID]},
     }
     paths["/v1/items/{id}/similar"] = {"get": _similar(limits)}
+    paths["/v1/users/{id}/consent"] = _consent()
     paths["/health/live"] = {"get": _operation("The process answers.", {"200": _free("alive")})}
     paths["/health/ready"] = {"get": _operation("Which model and index answer.", {"200": _free("ready")})}
     text = {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
     paths["/metrics"] = {"get": _operation("Counters and latencies.", {"200": text, **_REFUSED}, keyed=True)}
     return paths
+
+
+def _consent() -> dict[str, Any]:
+    put = _post("What a person allows; it counts from the next request on.", "ConsentRequest", "ConsentState")
+    put["responses"]["200"] = _json("what the person allows now", "ConsentState")
+    get = _operation("What a person allows.", {"200": put["responses"]["200"], **_REFUSED}, keyed=True)
+    return {method: {**call, "parameters": [*call["parameters"], _USER_ID]} for method, call in (("put", put), ("get", get))}
 
 
 def _declare(mapping: dict[str, Any], features: Sequence[Feature], preprocessor: Preprocessor) -> None:

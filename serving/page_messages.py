@@ -66,6 +66,7 @@ class BatchRecommendations(Struct, frozen=True):
     fallback: Fallback | None
     rows: list[FilledShelf]
     unknown_history_items: int
+    profile: str
 
 
 class Reranked(Struct, frozen=True):
@@ -85,3 +86,4 @@ class Reranked(Struct, frozen=True):
     k: int
     unknown_history_items: int
     unknown_items: list[str]
+    profile: str

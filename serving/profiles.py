@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from serving.events import EventStore, LiveHistory, MemoryEvents
+from serving.standing import Standing
 from serving.user_state import StoredUser, UserHistories
 from towers.columns import DEFAULT_EVENT_TYPE
 from towers.errors import ConfigError
@@ -20,13 +21,20 @@ class Profiles:
         histories: what export wrote; None = nothing.
         events: what happened since; None = events of this process alone.
         newest: most events of a profile.
+        standing: what users allow; None = everything.
     """
 
     def __init__(
-        self, keys: UserKeys, histories: UserHistories | None = None, events: EventStore | None = None, newest: int = 1000
+        self,
+        keys: UserKeys,
+        histories: UserHistories | None = None,
+        events: EventStore | None = None,
+        newest: int = 1000,
+        standing: Standing | None = None,
     ) -> None:
         self.keys = keys
         self.events = events or MemoryEvents()
+        self.standing = standing or Standing()
         self.stores_users = histories is not None or events is not None
         self._histories = histories
         self._newest = newest

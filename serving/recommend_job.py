@@ -16,18 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from serving.config import ServingConfig
+from serving.config import ServingConfig, state_dir
+from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.fallback import most_popular
 from serving.index.exact import ExactIndex
 from serving.index.interface import SearchResult
 from serving.messages import RecommendRequest
 from serving.profiles import Profiles
 from serving.retriever import Retriever
-from serving.run import events, histories, limits, users
+from serving.run import consent_table, events, histories, limits, users
 from serving.selector import Candidates, Policy, select
 from serving.signals import FALLBACK, Signals, read_signals
+from serving.standing import Standing
 from towers.bundle import Bundle, current, sha256
 from towers.columns import USER_KEY
+from towers.consent import BITS, PERSONALIZE
 from towers.errors import DataError
 from towers.job import write_json
 from towers.shards import write_shards
@@ -53,17 +56,21 @@ def run(config: ServingConfig) -> str:
         raise DataError(f"{run_dir / 'export' / 'histories.parquet'}: no histories of users. Run `towers export`, or set serving.history")
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
     retriever = Retriever.load(bundle, None, limits(settings), settings.runtime, settings.device)
-    retriever.profiles = Profiles(keys, known, events(settings, run_dir, keys), settings.user_events)
+    state = state_dir(config)
+    standing = Standing(consent_table(settings, keys), ConsentStore(state / CONSENT_FILE))
+    retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events, standing)
+    needed = BITS[PERSONALIZE] | BITS[config.recommend.purpose]
+    wanted = [key for key in known.keys(0, len(known)) if standing.mask(key) & needed == needed]
     content = {
         "bundle": bundle.version, "histories": sha256(stored), "k": config.recommend.k, "exclude_seen": config.recommend.exclude_seen,
-        "now": config.recommend.now,
+        "now": config.recommend.now, "purpose": config.recommend.purpose, "user_keys": hashlib.sha256(b"".join(wanted)).hexdigest(),
     }  # fmt: skip
     now = _moment(folder / STARTED, content)
     request = RecommendRequest(k=config.recommend.k, exclude_seen=config.recommend.exclude_seen, now=now / 1e6)
 
     def make(start: int, stop: int) -> pa.Table:
         size = config.recommend.block_users
-        blocks = [known.keys(at, min(at + size, stop)) for at in range(start, stop, size)]
+        blocks = [wanted[at : min(at + size, stop)] for at in range(start, stop, size)]
         tables = []
         for block in blocks:
             tables.append(lists(retriever, block, request, now))
@@ -71,14 +78,15 @@ def run(config: ServingConfig) -> str:
         return pa.concat_tables(tables)
 
     fingerprint = hashlib.sha256(json.dumps({**content, "now": now}, sort_keys=True).encode()).hexdigest()
-    with tqdm(total=len(known), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
-        for _ in write_shards(folder, len(known), config.recommend.users_per_shard, fingerprint, make):
+    with tqdm(total=len(wanted), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
+        for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make):
             pass
     write_json(folder / STARTED, {"content": content, "now": now, "finished": True})
     document = {
         **content,
         "now": now / 1e6,
-        "users": len(known),
+        "users": len(wanted),
+        "users_not_allowed": len(known) - len(wanted),
         "modes": dict(sorted(_modes(folder).items())),
         "wall_s": round(time.perf_counter() - began, 2),
     }

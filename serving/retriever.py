@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serving.asked import Asked, Known, look_up
+from serving.asked import Asked, Known, look_up, reason_of
 from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
 from serving.decoding import check_k, check_length, check_limits, from_python
@@ -144,6 +144,7 @@ class Retriever:
         filter: Sequence[Mapping[str, Any]] = (),
         candidate_items: Sequence[str] | None = None,
         now: Moment | None = None,
+        personalize: bool = True,
     ) -> Recommendations:
         """The k items for one person and moment; arguments as in `messages.RecommendRequest`.
 
@@ -163,6 +164,7 @@ class Retriever:
                     "filter": filter,
                     "candidate_items": candidate_items,
                     "now": now,
+                    "personalize": personalize,
                 },
                 RecommendRequest,
             )
@@ -200,7 +202,7 @@ class Retriever:
         """
         started = time.perf_counter()
         check_limits(request, self.limits)
-        known, stored = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
+        known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
         excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
         started = self.metrics.lap("state", started)
@@ -208,8 +210,9 @@ class Retriever:
         batch = self.encoder.user_batch(rows)  # under a fallback too: a value that does not fit is told in any case
         vectors_BHD = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch).vectors_BHD
         self.metrics.lap("encode", started)
-        self.metrics.recommended(signals.mode, signals.reason)
-        return Asked(signals.mode, signals.reason, signals.unknown_items, known, excluded, vectors_BHD)
+        reason = reason_of(signals, profile)
+        self.metrics.recommended(signals.mode, reason)
+        return Asked(signals.mode, reason, signals.unknown_items, profile, known, excluded, vectors_BHD)
 
     def candidates(
         self, asked: Asked, count: int, allowed: RowSet | None, place: int = 0, excluded: NDArray[np.int64] | None = None
@@ -236,6 +239,7 @@ class Retriever:
             "mode": asked.mode,
             "fallback": Fallback(MOST_POPULAR, asked.reason) if asked.mode == FALLBACK else None,
             "unknown_history_items": asked.unknown_items,
+            "profile": asked.profile,
         }
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> EventsAdded:

@@ -14,6 +14,7 @@ from pathlib import Path
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
 from serving.config import ServeConfig, ServingConfig, state_dir
+from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import Outbox
@@ -24,6 +25,7 @@ from serving.metrics import Metrics
 from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
 from serving.sqlite_events import SqliteEvents
+from serving.standing import ConsentTable, Standing
 from serving.user_state import UserHistories
 from serving.workers import Workers
 from towers.bundle import Bundle, current
@@ -54,6 +56,8 @@ def run(config: ServingConfig) -> str:
         folder_of_state = state_dir(config)
         events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
         ItemChanges(folder_of_state / ITEMS_FILE).close()
+        ConsentStore(folder_of_state / CONSENT_FILE).close()
+        table = consent_table(settings, keys)
         options = AppOptions(
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
@@ -66,7 +70,8 @@ def run(config: ServingConfig) -> str:
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)
-            retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events)
+            standing = Standing(table, ConsentStore(folder_of_state / CONSENT_FILE))
+            retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, standing)
             with live(config, retriever) as engine:
                 serve(build_app(engine, options), listener, ready)
 
@@ -94,6 +99,11 @@ def users(settings: ServeConfig, run_dir: Path) -> tuple[UserKeys, UserHistories
     return open_histories(exported, settings.key_file)
 
 
+def consent_table(settings: ServeConfig, keys: UserKeys) -> ConsentTable | None:
+    """The table of users' decisions where one is named; raises DataError."""
+    return ConsentTable(Path(settings.consent).expanduser(), keys) if settings.consent else None
+
+
 def events(settings: ServeConfig, folder: Path, keys: UserKeys) -> SqliteEvents:
     """The store of live events: a connection belongs to the process that opened it.
 
@@ -114,6 +124,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
 
     def chores() -> None:
         nonlocal purged_s
+        retriever.profiles.standing.refresh()
         if outbox is not None:
             outbox.flush()
         if time.monotonic() - purged_s >= PURGE_EVERY_S:

@@ -16,6 +16,8 @@ from towers.preprocess import Preprocessor
 from towers.schema import Feature
 
 PERSONALIZED, COLD, FALLBACK = "personalized", "cold", "fallback"
+NOTHING_KNOWN = ("no_history", "unknown_user", "no_user_histories")
+"""Reasons of a fallback that lie in what is stored, not in what was sent."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ class UserKeys:
         return np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES)
 
 
+def mark(user_key: bytes) -> bytes:
+    """16 bytes that recognise a key and do not hold it: what stands for a user of whom nothing else may stay."""
+    return hashlib.blake2b(user_key, digest_size=KEY_BYTES, person=b"towers-mark").digest()
+
+
 def _make_secret(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from towers.consent import PURPOSES
 from towers.errors import ConfigError
 from towers.model_config import ModelConfig
 from training.bounds import check_bounds
@@ -217,6 +218,7 @@ def validate(config: TrainingConfig) -> None:
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
     _choice("evaluate.unit", config.evaluate.unit, ("auto", "user", "event"))
     _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))
+    _choice("export.users_for", config.export.users_for, PURPOSES)
     for name in config.evaluate.baselines:
         _choice("evaluate.baselines", name, BASELINES)
     if config.split.name == "global_temporal" and config.data.order != "time":

@@ -57,6 +57,7 @@ def data_facts(stages: Stages) -> dict[str, Any]:
         "trained_items": int(np.count_nonzero(division.train_items)),
         "rows_read": log.rows,
         "duplicates": stages.duplicates,
+        "rows_not_allowed": log.not_allowed,
         "rows_below_least_events": kept.rows_filtered,
         "users_left_out": kept.users_read - kept.users,
         "event_types": stages.events,
@@ -142,6 +143,7 @@ def _left_out_words(stages: Stages, facts: dict[str, Any], config: TrainingConfi
     rows = [
         ("read", data["rows_read"]),
         ("rejected", facts["rejected"]["rows"]),
+        *[("of users who did not grant `train`", count) for count in (data["rows_not_allowed"],) if count],
         ("duplicates", data["duplicates"]),
         (least, data["rows_below_least_events"]),
         ("kept", data["rows"]),

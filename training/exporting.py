@@ -15,6 +15,7 @@ from tqdm import tqdm
 from towers import bundle
 from towers.batch import take
 from towers.columns import ITEM_ID, NO_TIME, USER_ID, USER_KEY
+from towers.consent import PERSONALIZE
 from towers.errors import ConfigError, DataError
 from towers.job import write_json
 from towers.model import TwoTower
@@ -28,6 +29,7 @@ from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
 from training.opening import digest_of, open_prepared
+from training.permission import Permission
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
 
@@ -53,10 +55,14 @@ def run(config: TrainingConfig) -> Path:
     weights = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
     fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)
+    permission = Permission.open(config)
+    personal_U = permission.allows(data.user_keys, PERSONALIZE)
+    vectors_for = np.flatnonzero(personal_U & permission.allows(data.user_keys, config.export.users_for))
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
     if config.export.users:
-        _export_users(run_dir, data, runtime, model.config.history.length, fingerprint, config)
-    write_histories(run_dir / "export" / "histories.parquet", data, run_dir / "prepared" / "users.parquet", config.export.history_events)
+        _export_users(run_dir, data, runtime, vectors_for, f"{fingerprint}-{permission.digest}-{config.export.users_for}", config)
+    histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
+    write_histories(histories, data, users, config.export.history_events, personal_U)
     _write_queries(run_dir / "export" / "queries.npy", data, runtime, config)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
@@ -67,7 +73,8 @@ def run(config: TrainingConfig) -> Path:
     document = {
         "run": run_facts(config, watch),
         "items": data.n_items,
-        "users": data.n_users if config.export.users else 0,
+        "users": len(vectors_for) if config.export.users else 0,
+        "users_not_allowed": data.n_users - int(np.count_nonzero(personal_U)),
         "dim": int(vectors_ID.shape[1]),
         "bundle": str(folder_made),
         "onnx_max_difference": difference,
@@ -84,21 +91,24 @@ def _export_items(run_dir: Path, data: Interactions, vectors_ID: NDArray[np.floa
     _drain("items", data.n_items, run_dir / "export" / "items", rows_per_shard, fingerprint, make)
 
 
-def _export_users(run_dir: Path, data: Interactions, runtime: TorchRuntime, length: int, fingerprint: str, config: TrainingConfig) -> None:
-    """Vectors of all users as of the end of the log, without context (nobody knows the next request's)."""
+def _export_users(
+    run_dir: Path, data: Interactions, runtime: TorchRuntime, users_V: NDArray[np.int64], fingerprint: str, config: TrainingConfig
+) -> None:
+    """Vectors of some users as of the end of the log, without context (nobody knows the next request's)."""
     raw = _raw_ids(run_dir, data) if config.export.raw_user_ids else None
     now = int(data.timestamp.max()) if len(data) else NO_TIME
 
     def make(start: int, stop: int) -> pa.Table:
-        blocks = [slice(at, min(at + USER_BLOCK, stop)) for at in range(start, stop, USER_BLOCK)]
-        vectors = np.concatenate([_user_vectors(data, runtime, np.arange(b.start, b.stop), now, length) for b in blocks])
-        columns: dict[str, pa.Array] = {USER_KEY: _key_column(data.user_keys[start:stop])}
+        length = runtime.model.config.history.length
+        blocks = [users_V[at : min(at + USER_BLOCK, stop)] for at in range(start, stop, USER_BLOCK)]
+        vectors = np.concatenate([_user_vectors(data, runtime, users_B, now, length) for users_B in blocks])
+        columns: dict[str, pa.Array] = {USER_KEY: _key_column(data.user_keys[users_V[start:stop]])}
         if raw is not None:
-            columns[USER_ID] = raw.slice(start, stop - start)
+            columns[USER_ID] = raw.take(pa.array(users_V[start:stop]))
         return pa.table({**columns, "embedding": embedding_column(vectors)})
 
     content = f"{fingerprint}-raw" if raw is not None else fingerprint
-    _drain("users", data.n_users, run_dir / "export" / "users", config.export.rows_per_shard, content, make)
+    _drain("users", len(users_V), run_dir / "export" / "users", config.export.rows_per_shard, content, make)
 
 
 def _user_vectors(data: Interactions, runtime: TorchRuntime, users_B: NDArray[np.int64], now: int, length: int) -> NDArray[np.float32]:

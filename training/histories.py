@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, USER_KEY
 from training.interactions import Interactions
@@ -12,7 +13,7 @@ from training.interactions import Interactions
 BLOCK_USERS = 50_000
 
 
-def write_histories(path: Path, data: Interactions, users: Path, events: int) -> None:
+def write_histories(path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_]) -> None:
     """Write user_key, item_ids, event_types, timestamps and the users' declared features, sorted by key.
 
     Args:
@@ -20,13 +21,15 @@ def write_histories(path: Path, data: Interactions, users: Path, events: int) ->
         data: all prepared interactions, held-out ones included: serving continues where the log ends.
         users: prepared/users.parquet, raw declared features in user row order, and the fingerprint of the keys' secret.
         events: newest events kept of each user.
+        allowed_U: users who may be personalized for; of others nothing is written.
     """
     features = pq.read_table(users).drop_columns([USER_KEY]) if users.is_file() else pa.table({})
     temporary = path.with_suffix(".tmp")
     writer: pq.ParquetWriter | None = None
     try:
         for start in range(0, data.n_users, BLOCK_USERS):
-            table = _block(data, start, min(start + BLOCK_USERS, data.n_users), events, features)
+            stop = min(start + BLOCK_USERS, data.n_users)
+            table = _block(data, start, stop, events, features).filter(pa.array(allowed_U[start:stop]))
             # the users' features come with their file's metadata
             writer = writer or pq.ParquetWriter(temporary, table.schema.with_metadata(features.schema.metadata), compression="zstd")
             writer.write_table(table.replace_schema_metadata(features.schema.metadata))

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from towers import columns as c
+from towers.consent import TRAIN
 from towers.errors import DataError
 from towers.identity import UserKeys
 from training.ahead import ahead
 from training.key_cache import KeyCache
+from training.permission import Permission
 from training.raw_codes import MISSING, Codes, ContextColumn, distinct, hash_ids
 from training.rejects import RejectLog
 from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, SourceTables
@@ -39,6 +41,7 @@ class Ingested:
         rows: read, rejected ones included.
         dropped: undeclared columns -> rows that had a value in them.
         raw_users: user key -> raw id, where identity.keep_raw_ids asks for it.
+        not_allowed: rows of users who do not allow training.
     """
 
     spill: Spill
@@ -49,6 +52,7 @@ class Ingested:
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     raw_users: dict[bytes, str] = field(default_factory=dict)
+    not_allowed: int = 0
 
 
 class Ingest:
@@ -61,10 +65,13 @@ class Ingest:
         rejected: path of the Parquet file of rejected rows.
         need_split: the `split` column decides the split.
         keep_raw_ids: remember raw user ids, and write them among rejected rows.
+        permission: whose rows may be used; others are counted and go nowhere.
     """
 
-    def __init__(self, source: SourceTables, keys: UserKeys, work: Path, rejected: Path, need_split: bool, keep_raw_ids: bool) -> None:
-        self._source, self._keys, self._keep = source, keys, keep_raw_ids
+    def __init__(
+        self, source: SourceTables, keys: UserKeys, work: Path, rejected: Path, need_split: bool, keep_raw_ids: bool, permission: Permission
+    ) -> None:
+        self._source, self._keys, self._keep, self._permission = source, keys, keep_raw_ids, permission
         self._remembered = KeyCache(keys)
         self._rules = RowRules.now(source.schema, need_split)
         self._work, self._rejected = work, rejected
@@ -79,7 +86,7 @@ class Ingest:
         for chunk in ahead(map(decoded, self._source.interactions())):
             result = self._result or self._start(chunk)
             check_columns(chunk, self._rules)
-            checked = check_rows(chunk, result.rows, self._rules)
+            checked = self._permitted(result, check_rows(chunk, result.rows, self._rules))
             if checked.rejected is not None:
                 result.rejects.add(checked.rejected)
             result.rows += len(chunk)
@@ -134,6 +141,25 @@ class Ingest:
         for column in result.context:
             records[column.feature.input_name] = column.collect(rows.column(column.feature.source_column))
         return records
+
+    def _permitted(self, result: Ingested, checked: CheckedChunk) -> CheckedChunk:
+        """Without the rows, good or bad, of users who do not allow training."""
+        if self._permission.consent is None:
+            return checked
+        good_n = self._allowed(checked.rows.column(c.USER_ID))
+        result.not_allowed += int(np.count_nonzero(~good_n))
+        rejected = checked.rejected
+        if rejected is not None:
+            bad_n = self._allowed(rejected.column(c.USER_ID))
+            result.not_allowed += int(np.count_nonzero(~bad_n))
+            rejected = rejected.filter(pa.array(bad_n)) if bad_n.any() else None
+        return CheckedChunk(checked.rows.filter(pa.array(good_n)), checked.ingest_n[good_n], checked.timestamp_n[good_n], rejected)
+
+    def _allowed(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+        """bool [n]; a row without a user is nobody's, and stays."""
+        place_n, unique = distinct(ids)
+        known = self._permission.allows(self._remembered.keys(unique), TRAIN)
+        return np.append(known, True)[place_n]
 
     def _user_keys(self, result: Ingested, ids: pa.ChunkedArray) -> NDArray[np.uint64]:
         place_n, unique = distinct(ids)

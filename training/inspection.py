@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from towers.batch import take
 from towers.columns import CATEGORIES, ITEM_ID, NO_TIME, TITLE, TRAIN
+from towers.consent import MEASURE
 from towers.encoder import Encoder, UserRow
 from towers.errors import DataError
 from towers.model import TwoTower
@@ -21,6 +22,7 @@ from training.config import TrainingConfig
 from training.drawing import Picture, bars, scatter_log
 from training.gauges import gauges_of
 from training.interactions import Interactions
+from training.permission import Permission
 from training.pseudo_users import pseudo_histories
 from training.queries import make_queries, recommendable
 from training.rank_queries import encode_items, encode_users
@@ -108,10 +110,11 @@ class Inspector:
         return encoder.users(rows).vectors_BHD
 
     def _real_histories(self) -> list[list[int]]:
-        """The newest training events of some users, whom the settings opted in."""
+        """The newest training events of some users, whom the settings opted in and who allow to be looked at."""
         data, rng = self._data, np.random.default_rng(self._config.seed)
+        allowed = np.flatnonzero(Permission.open(self._config).allows(data.user_keys, MEASURE))
         found = []
-        for user in np.sort(rng.permutation(data.n_users)[: self._config.inspect.real_users]):
+        for user in np.sort(rng.permutation(allowed)[: self._config.inspect.real_users]):
             rows = np.arange(data.offsets[user], data.offsets[user + 1])
             rows = rows[(data.split[rows] == TRAIN) & (data.weight[rows] > 0)][-LIST_EVENTS:]
             found += [data.item[rows].tolist()] if len(rows) else []

@@ -11,6 +11,8 @@ class ExportConfig:
         name: of the model, in the bundle's manifest.
         rows_per_shard: of the Parquet shards.
         users: export user vectors too.
+        users_for: what these are for: personalize | train | marketing | measure. With data.consent, users who do not allow it, or do not
+            allow to be personalized for, have none.
         raw_user_ids: write raw user ids beside the keys (needs identity.keep_raw_ids at prepare).
         onnx: write ONNX towers, checked equal to torch.
         history_events: newest events of each user kept for serving.
@@ -19,6 +21,7 @@ class ExportConfig:
     name: str = "towers"
     rows_per_shard: int = 100_000
     users: bool = True
+    users_for: str = "personalize"
     raw_user_ids: bool = False
     onnx: bool = True
     history_events: int = 1000

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.columns import USER_ID, USER_KEY
+from towers.consent import MEASURE
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.schema import Schema
 from training.features_table import feature_values
+from training.permission import Permission
 
 KeyColumn = pa.binary(KEY_BYTES)
 
@@ -65,11 +67,12 @@ def write_users(folder: Path, people: People, keys: UserKeys, keys_U: NDArray[np
         pq.write_table(pa.table({USER_KEY: key_column, USER_ID: ids}), folder / "raw_user_ids.parquet")
 
 
-def write_audit(path: Path, audit: pa.Table, keys: UserKeys) -> None:
-    """The audit table by user key, replaced atomically; prepared data have no path to it."""
+def write_audit(path: Path, audit: pa.Table, keys: UserKeys, permission: Permission) -> None:
+    """The audit table by user key, of users who allow measuring; replaced atomically. Prepared data have no path to it."""
     ids = [text for text in _ids(audit, "audit") if text]
     audit = audit.filter(pc.fill_null(pc.not_equal(audit.column(USER_ID).cast(pa.string()), ""), False))
     keyed = audit.drop_columns([USER_ID]).add_column(0, USER_KEY, pa.array([keys.key(text) for text in ids], KeyColumn))
+    keyed = keyed.filter(pa.array(permission.allows(keys.keys(ids), MEASURE)))
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(keyed, temporary)
     os.replace(temporary, path)

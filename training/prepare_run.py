@@ -27,6 +27,7 @@ from training.facts import Stopwatch, run_facts
 from training.ingest import Ingest, Ingested
 from training.npy_stream import NpyReader
 from training.people import build_people, write_audit, write_users
+from training.permission import Permission
 from training.sources import open_source
 from training.sources.base import SourceTables
 
@@ -44,21 +45,23 @@ def run(config: TrainingConfig) -> str:
     """
     watch = Stopwatch()
     run_dir = Path(config.run_dir)
+    keys = UserKeys.open(config.identity.key_file, create=True)
+    permission = Permission.open(config, keys)
     with new_folder(run_dir / PREPARED) as folder:
-        stages = prepare(open_source(config.data), config, folder)
+        stages = prepare(open_source(config.data), config, folder, keys, permission)
         facts = data_facts(stages)
-        facts["data"]["digest"] = digest(folder)
+        facts["data"] |= {"digest": digest(folder), **permission.facts()}
         document = {"run": run_facts(config, watch), **facts}
         write_json(folder / "prepare.json", document)
         (folder / "data_card.md").write_text(data_card(stages, config))
     audit = stages.source.audit
     if audit is not None:
-        write_audit(run_dir / "audit.parquet", audit, UserKeys.open(config.identity.key_file))
+        write_audit(run_dir / "audit.parquet", audit, keys, permission)
     write_json(run_dir / "prepare.json", document)
     return str(run_dir / PREPARED)
 
 
-def prepare(source: SourceTables, config: TrainingConfig, folder: Path) -> Stages:
+def prepare(source: SourceTables, config: TrainingConfig, folder: Path, keys: UserKeys, permission: Permission) -> Stages:
     """Write a source's prepared columns into an empty folder, all but prepare.json and the data card.
 
     Raises:
@@ -66,8 +69,7 @@ def prepare(source: SourceTables, config: TrainingConfig, folder: Path) -> Stage
     """
     work = folder / "work"
     work.mkdir()
-    keys = UserKeys.open(config.identity.key_file, create=True)
-    log = ingest(source, config, keys, folder, work)
+    log = ingest(source, config, keys, folder, work, permission)
     items, duplicates = sort_and_list(source, config, log)
     weights = event_weights(source.schema, log.events.texts)
     kept = assemble(log, items.row_of_code, weights, config, folder, work)
@@ -84,10 +86,10 @@ def prepare(source: SourceTables, config: TrainingConfig, folder: Path) -> Stage
     return Stages(source, config.split.name, log, duplicates, items, kept, division, people, events, times)
 
 
-def ingest(source: SourceTables, config: TrainingConfig, keys: UserKeys, folder: Path, work: Path) -> Ingested:
+def ingest(source: SourceTables, config: TrainingConfig, keys: UserKeys, folder: Path, work: Path, permission: Permission) -> Ingested:
     """First pass: check every row, spill the good ones."""
     by_split = config.split.name == "given"
-    reader = Ingest(source, keys, work, folder / "rejected.parquet", by_split, config.identity.keep_raw_ids)
+    reader = Ingest(source, keys, work, folder / "rejected.parquet", by_split, config.identity.keep_raw_ids, permission)
     try:
         _show("reading", reader.chunks())
         return reader.finish(config.data.max_rejected_share)
@@ -120,6 +122,7 @@ def assemble(
         raise DataError(
             f"interactions: {kept.users} users left of {kept.users_read} read, expected at least 2: a recommender learns what users have"
             " in common. Check data.columns.user_id, or lower data.min_user_events and data.min_item_events"
+            + (f". {log.not_allowed:,} rows are of users who did not grant train in data.consent" if log.not_allowed else "")
         )
     return kept
 

@@ -135,7 +135,20 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-names = ["user_id", "history", "context", "preferences", "k", "exclude", "exclude_seen", "filter", "candidate_items", "now", "unknown"]
+names = [
+    "user_id",
+    "history",
+    "context",
+    "preferences",
+    "k",
+    "exclude",
+    "exclude_seen",
+    "filter",
+    "candidate_items",
+    "now",
+    "personalize",
+    "unknown",
+]
 
 
 @settings(max_examples=150, deadline=None)
@@ -204,7 +217,8 @@ def test_the_start_page_and_the_document(client: httpx.Client, retriever: Retrie
     served = client.get("/openapi.json").json()
     assert served == document(retriever.limits, retriever.encoder.preprocessor)
     posts = {"/v1/recommend", "/v1/recommend:batch", "/v1/rerank", "/v1/events"}
-    assert set(served["paths"]) == {*posts, "/v1/items/{id}", "/v1/items/{id}/similar", "/health/live", "/health/ready", "/metrics"}
+    others = {"/v1/items/{id}", "/v1/items/{id}/similar", "/v1/users/{id}/consent"}
+    assert set(served["paths"]) == {*posts, *others, "/health/live", "/health/ready", "/metrics"}
     assert all(f'"#/components/schemas/{name}"' in json.dumps(served) for name in served["components"]["schemas"])
     asked = served["components"]["schemas"]["RecommendRequest"]["properties"]
     assert asked["k"]["maximum"] == retriever.limits.max_k and set(asked) == set(names) - {"unknown"}

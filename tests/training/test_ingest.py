@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from towers.consent import Consent
 from towers.errors import DataError
 from towers.identity import UserKeys
 from towers.schema import Feature, Schema, make_schema
 from training.ingest import Ingest, Ingested
+from training.permission import Permission
 from training.sources.base import SourceTables
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -31,14 +33,20 @@ def log(rows: int = 20, **columns: Any) -> pa.Table:
 
 
 def ingest(
-    folder: Path, *chunks: pa.Table, schema: Schema = PLAIN, share: float = 1.0, by_split: bool = False, raw: bool = False
+    folder: Path,
+    *chunks: pa.Table,
+    schema: Schema = PLAIN,
+    share: float = 1.0,
+    by_split: bool = False,
+    raw: bool = False,
+    consent: Consent | None = None,
 ) -> Ingested:
     def interactions() -> Iterator[pa.Table]:
         return iter(chunks)
 
     (folder / "work").mkdir()
     source = SourceTables("mine", schema, interactions, pa.table({}), pa.table({}))
-    reader = Ingest(source, KEYS, folder / "work", folder / "rejected.parquet", by_split, raw)
+    reader = Ingest(source, KEYS, folder / "work", folder / "rejected.parquet", by_split, raw, Permission(consent))
     try:
         for _ in reader.chunks():
             pass

@@ -119,7 +119,7 @@ def test_users_items_and_raw_ids_are_aligned_with_their_rows(config: TrainingCon
     without = sorted(set(raw.column("user_id").to_pylist()))[0]
     assert [city is None for city in cities] == [user == without for user in raw.column("user_id").to_pylist()]
     assert np.array_equal(data.preprocessor.encode("user", {"city": cities}, 30)["user.city"], data.user_features["user.city"])
-    write_histories(folder / "histories.parquet", data, folder / "users.parquet", 5)
+    write_histories(folder / "histories.parquet", data, folder / "users.parquet", 5, np.ones(data.n_users, bool))
     assert pq.read_schema(folder / "histories.parquet").metadata[SECRET_FINGERPRINT] == keys.fingerprint()
     facts = data.facts
     assert facts["users"] == {"without_interactions": 1, "not_in_users_table": 1, "repeated": 0}

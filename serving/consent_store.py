@@ -1,0 +1,56 @@
+"""Decisions that users make while the service runs, on disk and shared by processes.
+
+They stand under a mark of the user's key, not under the key: a refusal outlives the wish to be forgotten, and nothing else of the user
+does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from serving.database import Database
+
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS decisions (mark BLOB NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL,
+        timestamp INTEGER NOT NULL, generation INTEGER NOT NULL, PRIMARY KEY (mark, purpose)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS decisions_by_generation ON decisions (generation)",
+)
+_PUT = """INSERT INTO decisions SELECT ?, ?, ?, ?, coalesce(max(generation), 0) + 1 FROM decisions WHERE true
+    ON CONFLICT (mark, purpose)
+    DO UPDATE SET granted = excluded.granted, timestamp = excluded.timestamp, generation = excluded.generation"""
+
+CONSENT_FILE = "consent.db"
+"""Its name in the service's state_dir."""
+
+Decisions = dict[str, tuple[bool, int]]
+"""By purpose: whether it is granted, and when that was decided, microseconds UTC."""
+
+
+class ConsentStore:
+    """The last decision of each user about each purpose, in one SQLite file; kept when a method returns.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, _SCHEMA)
+
+    def put(self, mark: bytes, granted: Mapping[str, bool], now: int) -> None:
+        """Note a user's decisions; `now` in microseconds UTC."""
+        with self._database.transaction() as connection:
+            connection.executemany(_PUT, [(mark, purpose, int(given), now) for purpose, given in granted.items()])
+
+    def since(self, generation: int) -> tuple[dict[bytes, Decisions], int]:
+        """Decisions after a generation, by mark, and the generation of the last one."""
+        rows = self._database.read(
+            "SELECT mark, purpose, granted, timestamp, generation FROM decisions WHERE generation > ?", (generation,)
+        )
+        found: dict[bytes, Decisions] = {}
+        for mark, purpose, granted, timestamp, number in rows:
+            found.setdefault(bytes(mark), {})[str(purpose)] = (bool(granted), int(timestamp))  # type: ignore[call-overload]
+            generation = max(generation, int(number))  # type: ignore[call-overload]
+        return found, generation
+
+    def close(self) -> None:
+        """Release the file."""
+        self._database.close()

@@ -1,0 +1,43 @@
+"""What is asked and answered about a person's own rows. See serving.messages."""
+
+from msgspec import Struct
+
+from towers.consent import PURPOSES
+from towers.errors import RequestError
+
+
+class ConsentRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A person's decisions; purposes that are not named stay as they are.
+
+    Attributes:
+        personalize: what is stored shapes the lists that the person gets.
+        train: models learn from it.
+        marketing: it is used for messages that the person did not ask for.
+        measure: it is looked at to judge the service; the person's key stands in the log of lists.
+    """
+
+    personalize: bool | None = None
+    train: bool | None = None
+    marketing: bool | None = None
+    measure: bool | None = None
+
+    def named(self) -> dict[str, bool]:
+        """What was decided, by purpose.
+
+        Raises:
+            RequestError: nothing.
+        """
+        given = {purpose: getattr(self, purpose) for purpose in PURPOSES}
+        found = {purpose: value for purpose, value in given.items() if value is not None}
+        if not found:
+            raise RequestError("body", f"no decision; expected true or false for at least one of {', '.join(PURPOSES)}")
+        return found
+
+
+class ConsentState(Struct, frozen=True):
+    """What a person allows now."""
+
+    personalize: bool
+    train: bool
+    marketing: bool
+    measure: bool

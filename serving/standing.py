@@ -1,0 +1,96 @@
+"""What users have decided about themselves, as every request asks it: a copy in memory that is brought up to date ten times a second."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from serving.consent_store import ConsentStore, Decisions
+from towers.consent import BITS, EVERYTHING, PURPOSES, Consent
+from towers.errors import DataError
+from towers.identity import UserKeys, mark
+
+log = logging.getLogger("towers.serving")
+
+
+class ConsentTable:
+    """The caller's own table of decisions, read again when it is replaced and when a row in it comes into force.
+
+    Args:
+        path: see `Consent.open`.
+        keys: makes user keys.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+
+    def __init__(self, path: Path, keys: UserKeys) -> None:
+        self._path, self._keys = path, keys
+        self._read = self._seal()
+        self.consent = Consent.open(path, keys, time.time_ns() // 1000)
+
+    def refresh(self) -> None:
+        """Follow the file; one that cannot be used is told of in the log, and what was read before counts on."""
+        now, seal = time.time_ns() // 1000, self._seal()
+        if seal == self._read and (self.consent.due is None or now < self.consent.due):
+            return
+        self._read = seal
+        try:
+            self.consent = Consent.open(self._path, self._keys, now)
+        except DataError as error:
+            log.error("consent table refused", extra={"reason": str(error)})
+
+    def _seal(self) -> tuple[int, int]:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return 0, 0
+        return stat.st_mtime_ns, stat.st_size
+
+
+class Standing:
+    """What may be done with whose rows.
+
+    Args:
+        table: decisions that others keep; with one, what nobody granted is denied. None = everything is allowed until a user refuses.
+        store: decisions told to this service; None = they end with the process.
+    """
+
+    def __init__(self, table: ConsentTable | None = None, store: ConsentStore | None = None) -> None:
+        self._table, self._store = table, store
+        self._decided: dict[bytes, Decisions] = {}
+        self._generation = 0
+        self.refresh()
+
+    def mask(self, user_key: bytes) -> int:
+        """Bits of the purposes that a user allows (`towers.consent.BITS`); of a table's row and a decision told here the later counts."""
+        if self._table is None and not self._decided:
+            return EVERYTHING
+        consent = None if self._table is None else self._table.consent
+        allowed = EVERYTHING if consent is None else consent.mask(user_key)
+        for purpose, (granted, moment) in self._decided.get(mark(user_key), {}).items():
+            if consent is None or moment >= consent.times(user_key)[PURPOSES.index(purpose)]:
+                allowed = allowed | BITS[purpose] if granted else allowed & ~BITS[purpose]
+        return allowed
+
+    def decide(self, user_key: bytes, granted: Mapping[str, bool]) -> int:
+        """Take a user's decisions, which count from the next request on; the mask that follows."""
+        now, of = time.time_ns() // 1000, mark(user_key)
+        if self._store is not None:
+            self._store.put(of, granted, now)
+        self._decided[of] = {**self._decided.get(of, {}), **{purpose: (given, now) for purpose, given in granted.items()}}
+        return self.mask(user_key)
+
+    def refresh(self) -> None:
+        """Take over what other processes were told, and what the table says now."""
+        if self._table is not None:
+            self._table.refresh()
+        if self._store is not None:
+            changed, self._generation = self._store.since(self._generation)
+            for of, decisions in changed.items():
+                self._decided[of] = {**self._decided.get(of, {}), **decisions}
+
+    def close(self) -> None:
+        """Release the files."""
+        if self._store is not None:
+            self._store.close()

@@ -1,0 +1,208 @@
+"""What a user has not allowed is not read, not listed and not noted, from the next request on, in every process."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.asked import Known
+from serving.consent_store import ConsentStore
+from serving.impressions import Outbox
+from serving.messages import RecommendRequest
+from serving.profiles import Profiles, open_histories
+from serving.retriever import Retriever
+from serving.sqlite_events import SqliteEvents
+from serving.standing import ConsentTable, Standing
+from towers.bundle import Bundle
+from towers.consent import BITS, EVERYTHING, PURPOSES
+from towers.errors import DataError
+from towers.identity import UserKeys
+
+USER = "user-4"
+NOW_S = 1_728_000_000.0
+
+
+class Spy:
+    """Counts what is asked of a store of users."""
+
+    def __init__(self, store: Any) -> None:
+        self._store, self.asked = store, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked += 1
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+def keys(world: Any) -> UserKeys:
+    return UserKeys.open(str(world.key_file))
+
+
+@pytest.fixture
+def opened(world: Any, tmp_path: Path) -> Iterator[Any]:
+    """`opened(standing)`: a retriever over spied stores, which logs what it shows."""
+    boxes = []
+
+    def open_(standing: Standing) -> Retriever:
+        keys, histories = open_histories(world.histories, str(world.key_file))
+        events = SqliteEvents(tmp_path / "events.db", keys.fingerprint())
+        profiles = Profiles(keys, Spy(histories), Spy(events), standing=standing)  # type: ignore[arg-type]
+        retriever = Retriever.load(Bundle.open(world.bundle), profiles)
+        retriever.outbox = Outbox(tmp_path / "impressions.db", "settings", 100)
+        boxes.append(retriever.outbox)
+        return retriever
+
+    yield open_
+    for box in boxes:
+        box.close()
+
+
+def reads(retriever: Retriever) -> int:
+    profiles: Any = retriever.profiles
+    return int(profiles._histories.asked + profiles.events.asked)
+
+
+def last_row(retriever: Retriever) -> dict[str, Any]:
+    assert retriever.outbox is not None
+    retriever.outbox.flush()
+    return retriever.outbox.rows()[-1]
+
+
+def write_table(path: Path, keys: UserKeys, granted: dict[str, bool], user: str = USER) -> Path:
+    rows = [{"user_key": keys.key(user), "purpose": p, "granted": g, "timestamp": 1_700_000_000} for p, g in granted.items()]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_without_personalize_no_user_row_is_read_and_no_key_noted(opened: Any) -> None:
+    retriever = opened(Standing())
+    assert (retriever.recommend(user_id=USER).profile, reads(retriever) > 0) == ("used", True)
+    before = reads(retriever)
+    reply = retriever.recommend(user_id=USER, personalize=False, k=5)
+    assert (reply.mode, reply.profile, reply.fallback and reply.fallback.reason) == ("fallback", "not_wanted", "not_wanted")
+    row = last_row(retriever)
+    assert reads(retriever) == before and row["user_key"] is None and row["consent_mask"] is None and len(row["item_id"]) == 5
+    assert reply.items == retriever.recommend(k=5).items, "what anybody gets"
+
+
+def test_what_the_request_itself_says_is_used(opened: Any) -> None:
+    retriever = opened(Standing())
+    told: dict[str, Any] = {"history": ["item-03", "item-10"], "context": {"hour": 5}, "preferences": ["drama"], "now": NOW_S}
+    ours, theirs = retriever.recommend(user_id=USER, personalize=False, **told), retriever.recommend(**told)
+    assert reads(retriever) == 0 and ours.items == theirs.items and (ours.mode, ours.profile) == ("personalized", "not_wanted")
+    assert retriever.recommend(user_id=USER, personalize=False, preferences=["drama"]).mode == "cold"
+
+
+@pytest.mark.parametrize("asked", [{"user_id": USER, "k": 7, "now": NOW_S}, {"user_id": "stranger", "history": ["item-01"], "now": NOW_S}])
+def test_a_refusal_counts_from_the_next_request(opened: Any, keys: UserKeys, asked: dict[str, Any]) -> None:
+    retriever = opened(Standing())
+    first = retriever.recommend(**asked)
+    retriever.profiles.standing.decide(keys.key(asked["user_id"]), {"personalize": False})
+    before = reads(retriever)
+    refused = retriever.recommend(**asked)
+    assert refused.profile == "no_consent" and reads(retriever) == before
+    assert refused.items == retriever.recommend(**{**asked, "user_id": None}).items
+    row = last_row(retriever)
+    assert refused.fallback is None or refused.fallback.reason == "no_consent"
+    retriever.profiles.standing.decide(keys.key(asked["user_id"]), {"personalize": True})
+    assert retriever.recommend(**asked).items == first.items
+    assert row["user_key"] is None, "of a list for nobody"
+
+
+def test_without_measure_lists_are_noted_for_nobody(opened: Any, keys: UserKeys) -> None:
+    retriever = opened(Standing())
+    key = keys.key(USER)
+    assert retriever.profiles.standing.decide(key, {"measure": False}) == EVERYTHING & ~BITS["measure"]
+    assert retriever.recommend(user_id=USER).profile == "used"
+    row = last_row(retriever)
+    assert row["user_key"] is None and row["consent_mask"] == EVERYTHING & ~BITS["measure"]
+    retriever.profiles.standing.decide(key, {"measure": True, "personalize": False})
+    retriever.recommend(user_id=USER)
+    row = last_row(retriever)
+    assert row["user_key"] == key.hex() and row["consent_mask"] == EVERYTHING & ~BITS["personalize"]
+
+
+def test_events_of_people_who_allow_no_use_of_them_are_not_kept(opened: Any, keys: UserKeys) -> None:
+    retriever = opened(Standing())
+    event = {"user_id": "new", "item_id": "item-01", "event_id": "1"}
+    retriever.profiles.standing.decide(keys.key("new"), dict.fromkeys(PURPOSES, False) | {"marketing": True})
+    assert retriever.add_events([event, {**event, "user_id": "other"}]).added == 1
+    retriever.profiles.standing.decide(keys.key("new"), {"measure": True})
+    assert retriever.add_events([event]).added == 1
+
+
+def test_with_a_table_what_nobody_granted_is_denied_and_the_later_decision_counts(opened: Any, keys: UserKeys, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.parquet", keys, {"personalize": True, "measure": False})
+    standing = Standing(ConsentTable(path, keys))
+    assert standing.mask(keys.key(USER)) == BITS["personalize"] and standing.mask(keys.key("user-5")) == 0
+    retriever = opened(standing)
+    assert retriever.recommend(user_id=USER).profile == "used" and retriever.recommend(user_id="user-5").profile == "no_consent"
+    assert standing.decide(keys.key(USER), {"personalize": False}) == 0
+    later = {"user_key": [keys.key(USER)], "purpose": ["personalize"], "granted": [True], "timestamp": [time.time()]}
+    pq.write_table(pa.table(later), path)
+    standing.refresh()
+    assert standing.mask(keys.key(USER)) == BITS["personalize"], "the table's row is the later one"
+
+
+def test_a_table_is_followed_and_a_bad_one_is_not(keys: UserKeys, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.parquet", keys, {"train": True})
+    standing = Standing(ConsentTable(path, keys))
+    path.write_bytes(b"half a file")
+    standing.refresh()
+    assert standing.mask(keys.key(USER)) == BITS["train"], "what was read before counts on"
+    path.unlink()
+    standing.refresh()
+    assert standing.mask(keys.key(USER)) == BITS["train"]
+    soon = {"user_key": [keys.key(USER)], "purpose": ["measure"], "granted": [True], "timestamp": [time.time() + 0.2]}
+    pq.write_table(pa.table(soon), path)
+    standing.refresh()
+    assert standing.mask(keys.key(USER)) == 0
+    time.sleep(0.25)
+    standing.refresh()
+    assert standing.mask(keys.key(USER)) == BITS["measure"], "a row of the future comes into force"
+    with pytest.raises(DataError, match="cannot be read"):
+        ConsentTable(tmp_path / "absent.parquet", keys)
+
+
+def test_processes_learn_from_each_other_and_from_those_before(keys: UserKeys, tmp_path: Path) -> None:
+    one, two = (Standing(store=ConsentStore(tmp_path / "consent.db")) for _ in range(2))
+    one.decide(keys.key(USER), {"train": False, "measure": False})
+    two.refresh()
+    two.decide(keys.key(USER), {"train": True})
+    one.refresh()
+    again = Standing(store=ConsentStore(tmp_path / "consent.db"))
+    assert {standing.mask(keys.key(USER)) for standing in (one, two, again)} == {EVERYTHING & ~BITS["measure"]}
+    assert again.mask(keys.key("other")) == EVERYTHING
+    for standing in (one, two, again):
+        standing.close()
+    assert keys.key(USER) not in b"".join(path.read_bytes() for path in tmp_path.glob("consent.db*")), "known by a mark alone"
+
+
+def test_a_list_for_one_who_refused_is_computed_again_without_their_rows(opened: Any, keys: UserKeys) -> None:
+    retriever = opened(Standing())
+    retriever.profiles.standing.decide(keys.key(USER), {"personalize": False})
+    reply = retriever.recommend(user_id=USER, k=6, now=NOW_S)
+    row = last_row(retriever)
+    retriever.profiles.standing.decide(keys.key(USER), {"personalize": True})
+    known = Known(keys.key(USER), row["timestamp"], row["arrived"], row["consent_mask"])
+    assert retriever.answer(RecommendRequest(k=6), known).items == reply.items
+
+
+def test_over_http(client: httpx.Client, world: Any) -> None:
+    """Decisions by the caller's id, however odd; what is no decision is refused by name."""
+    path = "/v1/users/a%2Fb%20%C3%BCn%C3%AF/consent"
+    assert client.get(path).json() == dict.fromkeys(PURPOSES, True)
+    assert client.put(path, json={"personalize": False, "marketing": False}).json()["personalize"] is False
+    reply = client.post("/v1/recommend", json={"user_id": "a/b \u00fcn\u00ef"}).json()
+    assert (reply["profile"], reply["fallback"]["reason"]) == ("no_consent", "no_consent")
+    assert client.post("/v1/rerank", json={"user_id": "a/b \u00fcn\u00ef", "items": ["item-01"]}).json()["profile"] == "no_consent"
+    assert client.put(path, json={"personalize": True}).json() == {**dict.fromkeys(PURPOSES, True), "marketing": False}
+    for body, field in (({"profiling": True}, "profiling"), ({}, "body"), ({"train": "yes"}, "train")):
+        refused = client.put(path, json=body)
+        assert (refused.status_code, refused.json()["field"]) == (422, field)
+    assert client.get(f"/v1/users/{'x' * 300}/consent").status_code == 422

@@ -1,0 +1,136 @@
+"""What users have not granted reaches no prepared column, no export and no picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from towers.errors import DataError
+from towers.identity import UserKeys
+from towers.model import TwoTower
+from towers.model_config import ModelConfig
+from towers.runtime import save_model
+from training import exporting, prepare_run
+from training.config import TrainingConfig
+from training.data_config import DataConfig, schema_of
+from training.inspection import Inspector
+from training.interactions import Interactions
+from training.sources.base import SourceTables
+
+TIME = pa.timestamp("us", "UTC")
+USERS, EVENTS = 20, 12
+PURPOSES_OF = {"personalize": 2, "train": 3, "measure": 5}
+"""Every n-th user refuses the purpose."""
+
+
+def allowed(purpose: str) -> set[str]:
+    return {f"u{i:02d}" for i in range(USERS) if i % PURPOSES_OF[purpose]}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
+    """A log of 20 users, one row in it that no rule lets pass, and a table of what they allow."""
+    rng = np.random.default_rng(0)
+    log = pa.table(
+        {
+            "user_id": [f"u{i:02d}" for i in range(USERS) for _ in range(EVENTS)] + ["u00", "u03"],
+            "item_id": [f"i{i}" for i in rng.integers(0, 9, USERS * EVENTS)] + ["i0", "x" * 300],
+            "timestamp": pa.array([1_700_000_000_000_000 + i * 1_000_000 for i in range(USERS * EVENTS + 2)], TIME),
+        }
+    )
+    users = pa.table({"user_id": [f"u{i:02d}" for i in range(USERS)], "age": ["20"] * USERS})
+    made = TrainingConfig(run_dir=str(tmp_path / "run"))
+    source = SourceTables(
+        "synthetic", schema_of(DataConfig()), lambda: iter([log]), pa.table({"item_id": [f"i{i}" for i in range(9)]}), users, users
+    )
+    monkeypatch.setattr(prepare_run, "open_source", lambda data: source)
+    made.identity.key_file, made.identity.keep_raw_ids, made.split.name = str(tmp_path / "key"), True, "leave_one_out"
+    rows = [{"user_id": user, "purpose": p, "granted": True, "timestamp": 5} for p in PURPOSES_OF for user in sorted(allowed(p))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "consent.parquet")
+    made.data.consent = str(tmp_path / "consent.parquet")
+    return made
+
+
+def keys_of(config: TrainingConfig, users: set[str]) -> set[bytes]:
+    keys = UserKeys.open(config.identity.key_file)
+    return {keys.key(user) for user in users}
+
+
+def test_prepare_takes_rows_of_those_who_grant_training(config: TrainingConfig) -> None:
+    data = Interactions.open(Path(prepare_run.run(config)))
+    train = allowed("train")
+    assert {key.tobytes() for key in data.user_keys} == keys_of(config, train) and len(data) == EVENTS * len(train)
+    folder = Path(config.run_dir)
+    raw = pq.read_table(folder / "prepared" / "raw_user_ids.parquet")["user_id"].to_pylist()
+    rejected = pq.read_table(folder / "prepared" / "rejected.parquet")["user_id"].to_pylist()
+    assert set(raw) == train and rejected == [], "the bad row was of one who refused, and so went nowhere"
+    assert set(pq.read_table(folder / "audit.parquet")["user_key"].to_pylist()) == keys_of(config, allowed("measure"))
+    refused = USERS - len(train)
+    assert data.facts["data"]["rows_not_allowed"] == refused * EVENTS + 2
+    assert data.facts["data"]["consent"] == {"users": USERS - 1, "future_rows": 0}
+    assert f"| of users who did not grant `train` | {refused * EVENTS + 2} |" in (folder / "prepared" / "data_card.md").read_text()
+
+
+def test_without_a_table_everything_is_allowed(config: TrainingConfig) -> None:
+    config.data.consent = None
+    data = Interactions.open(Path(prepare_run.run(config)))
+    assert data.n_users == USERS and "consent" not in data.facts["data"] and data.facts["data"]["rows_not_allowed"] == 0
+
+
+def test_where_nobody_grants_training_the_error_says_so(config: TrainingConfig, tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("user_id,purpose,granted,timestamp\nu01,train,true,5\n")
+    config.data.consent = str(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="are of users who did not grant train in data.consent"):
+        prepare_run.run(config)
+
+
+def exported(config: TrainingConfig) -> dict[str, set[bytes]]:
+    """User keys in the histories and among the vectors."""
+    exporting.run(config)
+    folder = Path(config.run_dir) / "export"
+    shards = [pq.read_table(path) for path in sorted((folder / "users").glob("part-*.parquet"))]
+    vectors = {key for shard in shards for key in shard["user_key"].to_pylist()}
+    return {"histories": set(pq.read_table(folder / "histories.parquet")["user_key"].to_pylist()), "vectors": vectors}
+
+
+def trained(config: TrainingConfig) -> tuple[TwoTower, Interactions]:
+    data = Interactions.open(Path(prepare_run.run(config)))
+    torch.manual_seed(0)
+    model = TwoTower(ModelConfig(dim=4), data.preprocessor.inputs, data.preprocessor.event_rows).eval()
+    (Path(config.run_dir) / "model").mkdir()
+    save_model(model, Path(config.run_dir) / "model")
+    return model, data
+
+
+def test_export_writes_those_who_may_be_personalized_for(config: TrainingConfig) -> None:
+    trained(config)
+    config.export.onnx, config.export.rows_per_shard = False, 3
+    both = keys_of(config, allowed("train") & allowed("personalize"))
+    assert exported(config) == {"histories": both, "vectors": both}
+    config.export.users_for = "measure"
+    for_measuring = keys_of(config, allowed("train") & allowed("personalize") & allowed("measure"))
+    assert exported(config) == {"histories": both, "vectors": for_measuring}
+    config.export.users_for = "marketing"
+    assert exported(config) == {"histories": both, "vectors": set()}, "which nobody granted"
+
+
+def test_a_withdrawal_counts_at_the_next_export(config: TrainingConfig, tmp_path: Path) -> None:
+    trained(config)
+    config.export.onnx = False
+    before = exported(config)["histories"]
+    table = pq.read_table(tmp_path / "consent.parquet")
+    withdrawn = pa.table({"user_id": ["u01"], "purpose": ["personalize"], "granted": [False], "timestamp": [6]})
+    pq.write_table(pa.concat_tables([withdrawn.cast(table.schema), table]), tmp_path / "consent.parquet")
+    gone = keys_of(config, {"u01"})
+    assert gone < before and exported(config) == {"histories": before - gone, "vectors": before - gone}
+
+
+def test_real_people_beside_a_model_are_those_who_allow_it(config: TrainingConfig) -> None:
+    model, data = trained(config)
+    config.inspect.real_users = 1000
+    shown = Inspector(model, data, config)._real_histories()
+    assert len(shown) == len(allowed("train") & allowed("measure"))
