@@ -1,7 +1,6 @@
 """What users have not granted reaches no prepared column, no export and no picture."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
