@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from serving.api_keys import ApiKeys
+from serving.logs import REQUEST_ID as ANSWERING
 from serving.messages import Problem
 from serving.metrics import Metrics
 from towers.errors import RequestError
@@ -113,6 +114,7 @@ class Endpoint:
             deadline = Deadline(_deadline(headers.timeout, started))
             body = await _body(receive, headers.length, self.front.max_body_bytes) if self.takes_body else b""
             deadline.check()
+            ANSWERING.set(headers.request_id.decode())
             found = self.handler(Call(scope.get("path_params", {}), scope["query_string"].decode("latin-1"), body, deadline))
             if isinstance(found, Reply):
                 content, media_type, extra = found.content, found.media_type, found.headers

@@ -54,7 +54,9 @@ class ServeConfig:
         user_events: newest events of a user that are kept and used.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv), followed while it serves. null =
             everything that they have not refused here.
-        impressions: newest rows kept of what was shown, a list each; 0 = none is written.
+        impression_days: rows of what was shown, a list each, are deleted when they are older; null = none is for its age, 0 = none is
+            written.
+        candidate_share: share of these rows that also tell all candidates that the list was chosen from.
         max_k: largest k answered.
         max_history: most history events accepted in a request.
         max_events: most events added at once.
@@ -75,7 +77,8 @@ class ServeConfig:
     event_days: float | None = 365.0
     user_events: int = 1000
     consent: str | None = None
-    impressions: int = 1_000_000
+    impression_days: float | None = 90.0
+    candidate_share: float = 0.05
     max_k: int = 1000
     max_history: int = 10_000
     max_events: int = 1000
@@ -165,8 +168,13 @@ def validate(config: ServingConfig) -> None:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.serving.max_k > LARGEST_K:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
-    if config.serving.impressions < 0:
-        raise ConfigError(f"serving.impressions: got {config.serving.impressions}, expected 0 (none) or more")
+    if config.serving.impression_days is not None and not config.serving.impression_days >= 0:
+        raise ConfigError(
+            f"serving.impression_days: got {config.serving.impression_days}, expected above 0, 0 to keep no impressions, or null to delete"
+            " none for its age"
+        )
+    if not 0 <= config.serving.candidate_share <= 1:
+        raise ConfigError(f"serving.candidate_share: got {config.serving.candidate_share}, expected a share in [0, 1]")
     if config.serving.event_days is not None and not config.serving.event_days > 0:
         raise ConfigError(f"serving.event_days: got {config.serving.event_days}, expected above 0, or null to delete none for its age")
     if config.recommend.k > LARGEST_K:

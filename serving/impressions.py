@@ -1,28 +1,35 @@
-"""What was shown to whom: a row for each list, written to SQLite from a thread, with all it takes to compute the list again."""
+"""What was shown to whom: a row for each list, with all it takes to compute the list again.
+
+Rows go from memory to an outbox in SQLite, written from a thread; serving.rolling moves them on to Parquet.
+"""
 
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 from numpy.typing import NDArray
 
-from serving.asked import Known
+from serving.asked import Asked
 from serving.database import Database
-from serving.messages import Item
-from serving.selector import Policy, Selection
+from serving.live_catalog import AnyCatalog
+from serving.messages import Asker, Item
+from serving.selector import Candidates, Policy, Selection
 
 _SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS impressions (place INTEGER PRIMARY KEY, recommendation_id TEXT NOT NULL, timestamp INTEGER NOT NULL,
-        user_key BLOB, row TEXT NOT NULL)""",
-    "CREATE INDEX IF NOT EXISTS impressions_by_list ON impressions (recommendation_id)",
+    # AUTOINCREMENT: a number is never given twice, though rows leave; files are named by them
+    """CREATE TABLE IF NOT EXISTS waiting (place INTEGER PRIMARY KEY AUTOINCREMENT, timestamp INTEGER NOT NULL, user_key BLOB,
+        row TEXT NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    "INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))",
 )
 _JSON = msgspec.json.Encoder()
 _MOST_WAITING = 100_000
+_PAGE_ROWS = 1000
 
 
 class Versions(NamedTuple):
@@ -37,7 +44,7 @@ class Listed(NamedTuple):
     """A list and how it was chosen."""
 
     policy: Policy
-    candidate_count: int
+    candidates: Candidates
     chosen: Selection
     items: Sequence[Item]
 
@@ -49,16 +56,41 @@ class Shown(NamedTuple):
         kind: `recommend`, `recommend_batch` or `rerank`.
         row: of a batch; 0 elsewhere.
         request: as it was sent, but for the user's id: history, context, preferences, filter, exclusions.
+        timestamp: microseconds UTC.
+        catalog: names the candidates.
     """
 
     kind: str
     row: int
     recommendation_id: str
-    known: Known
-    mode: str
+    request: Asker
+    asked: Asked
     versions: Versions
     listed: Listed
-    request: msgspec.Struct
+    timestamp: int
+    request_id: str | None
+    catalog: AnyCatalog
+
+
+class Oldest(NamedTuple):
+    """The first row of the outbox: its time (microseconds UTC), and how many there are at most."""
+
+    timestamp: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The first rows of the outbox, in the order in which they came: number, time (microseconds UTC) and JSON of each.
+
+    Attributes:
+        full: there are more, or just as many as were asked for.
+    """
+
+    places: list[int]
+    timestamps: list[int]
+    rows: list[str]
+    full: bool
 
 
 class Outbox:
@@ -67,18 +99,21 @@ class Outbox:
     Args:
         path: the SQLite file; shared by processes.
         config_hash: of the settings that lists depend on.
-        newest: rows kept; older ones are deleted.
+        candidate_share: share of the lists whose candidates are kept too, chosen by their recommendation_id.
 
     Attributes:
+        name: of this file among all others.
         lost: rows that could not be written, since the start.
 
     Raises:
         DataError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, config_hash: str, newest: int) -> None:
+    def __init__(self, path: Path, config_hash: str, candidate_share: float = 0.0) -> None:
         self._database = Database(path, _SCHEMA)
-        self._config_hash, self._newest = config_hash, newest
+        ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
+        self.name = str(name)
+        self._config_hash, self._candidate_share = config_hash, candidate_share
         self._waiting: deque[Shown] = deque()
         self._writing = threading.Lock()
         self.lost = 0
@@ -101,47 +136,84 @@ class Outbox:
                 self._waiting.extendleft(reversed(rows[dropped:]))
                 raise
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All that is written, oldest first."""
-        return [msgspec.json.decode(str(row)) for (row,) in self._database.read("SELECT row FROM impressions ORDER BY place")]
+    def oldest(self) -> Oldest | None:
+        """The first row that is written; None where there is none."""
+        found = self._database.read("SELECT timestamp, (SELECT max(place) FROM waiting) - place + 1 FROM waiting ORDER BY place LIMIT 1")
+        return Oldest(*found[0]) if found else None  # type: ignore[arg-type]
+
+    def waiting(self, most_rows: int, most_bytes: int) -> Waiting:
+        """The first rows that are written, until they are so many or so large."""
+        places, timestamps, rows, size = [0], [0], [""], 0
+        while len(rows) <= most_rows and size < most_bytes:
+            page = min(_PAGE_ROWS, most_rows + 1 - len(rows))
+            found: list[Any] = self._database.read(
+                "SELECT place, timestamp, row FROM waiting WHERE place > ? ORDER BY place LIMIT ?", (places[-1], page)
+            )
+            for place, timestamp, row in found:
+                places.append(place)
+                timestamps.append(timestamp)
+                rows.append(row)
+                size += len(row)
+            if len(found) < page:
+                return Waiting(places[1:], timestamps[1:], rows[1:], False)
+        return Waiting(places[1:], timestamps[1:], rows[1:], True)
+
+    def remove(self, places: Sequence[int]) -> None:
+        """Rows that are kept elsewhere now."""
+        with self._database.transaction() as connection:
+            connection.executemany("DELETE FROM waiting WHERE place = ?", [(place,) for place in places])
 
     def close(self) -> None:
-        """Write what waits, and release the file."""
+        """Write what waits in memory, and release the file."""
         self.flush()
         self._database.close()
 
     def _write(self, rows: list[Shown]) -> None:
         with self._database.transaction() as connection:
             connection.executemany(
-                "INSERT INTO impressions (recommendation_id, timestamp, user_key, row) VALUES (?, ?, ?, ?)",
-                [(shown.recommendation_id, shown.known.now, shown.known.logged_key, self._json(shown)) for shown in rows],
+                "INSERT INTO waiting (timestamp, user_key, row) VALUES (?, ?, ?)",
+                [(shown.timestamp, shown.asked.known.logged_key, self._json(shown)) for shown in rows],
             )
-            connection.execute("DELETE FROM impressions WHERE place <= (SELECT max(place) FROM impressions) - ?", (self._newest,))
 
     def _json(self, shown: Shown) -> str:
-        key, listed = shown.known.logged_key, shown.listed
+        known, listed, request = shown.asked.known, shown.listed, shown.request
         fields = {
             "recommendation_id": shown.recommendation_id,
-            "kind": shown.kind,
             "row": shown.row,
-            "timestamp": shown.known.now,
-            "user_key": None if key is None else key.hex(),
-            "consent_mask": None if shown.known.user_key is None else shown.known.consent,
-            "arrived": shown.known.arrived,
-            "mode": shown.mode,
-            "model_version": shown.versions.model_version,
-            "index_version": shown.versions.index_version,
-            "item_changes": shown.versions.item_changes,
+            "kind": shown.kind,
+            "timestamp": shown.timestamp,
+            "request_id": shown.request_id,
+            "user_key": None if known.logged_key is None else known.logged_key.hex(),
+            "profile": shown.asked.profile,
+            "consent_mask": None if known.user_key is None else known.consent,
+            "surface": request.surface,
+            "channel": request.channel,
+            "mode": shown.asked.mode,
+            **shown.versions._asdict(),
             "config_hash": self._config_hash,
-            "policy": asdict(listed.policy),
             "k": listed.policy.k,
-            "candidate_count": listed.candidate_count,
             "item_id": [item.item_id for item in listed.items],
             "score": _plain(listed.chosen.scores_k),
             "propensity": _plain(listed.chosen.propensities_k),
-            "request": _without_id(shown.request),
+            "candidate_count": len(listed.candidates.rows_C),
+            "policy": _JSON.encode(asdict(listed.policy)).decode(),
+            "now": known.now,
+            "arrived": known.arrived,
+            "request": _JSON.encode(_without_id(request)).decode(),
         }
+        if chance(shown.recommendation_id) < self._candidate_share:
+            fields["candidate_item_id"] = shown.catalog.ids(listed.candidates.rows_C)
+            fields["candidate_score"] = _plain(listed.candidates.scores_C)
         return _JSON.encode(fields).decode()
+
+
+def chance(recommendation_id: str) -> float:
+    """A number in [0, 1) that is a list's own: the same wherever it is asked for, evenly spread over lists.
+
+    >>> chance("80000000" + "0" * 24)
+    0.5
+    """
+    return int(recommendation_id[:8], 16) / 2**32
 
 
 def _plain(values: NDArray[Any]) -> list[float]:
@@ -149,7 +221,7 @@ def _plain(values: NDArray[Any]) -> list[float]:
     return numbers
 
 
-def _without_id(request: msgspec.Struct) -> dict[str, Any]:
+def _without_id(request: Asker) -> dict[str, Any]:
     """What was asked; defaults, which the reader of the row knows, are left out."""
     told: dict[str, Any] = msgspec.to_builtins(request)
     del told["user_id"]

@@ -83,6 +83,7 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
             before it are used.
         personalize: false reads nothing that is stored of the person and notes no key of theirs; what the request itself says is used.
+        surface, channel: where and by which way the list will be shown, in the caller's words; noted with it, and of no other effect.
     """
 
     user_id: Id | None = None
@@ -94,6 +95,8 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     filter: Clauses = []
     now: Moment | None = None
     personalize: bool = True
+    surface: Id | None = None
+    channel: Id | None = None
 
 
 class RecommendRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=True):

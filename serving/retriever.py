@@ -25,6 +25,7 @@ from serving.index.rowset import RowSet
 from serving.index.stored import open_index
 from serving.intake import add_events
 from serving.live_catalog import AnyCatalog, AnyFilter, Stock
+from serving.logs import REQUEST_ID
 from serving.messages import (  # fmt: skip
     Asker,
     EventsAdded,
@@ -186,7 +187,7 @@ class Retriever:
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k)
         if known is None:
-            self.log("recommend", request, asked, reply.recommendation_id, Listed(policy, len(found.rows_C), chosen, items))
+            self.log("recommend", request, asked, reply.recommendation_id, Listed(policy, found, chosen, items))
         self.metrics.lap("reply", started)
         return reply
 
@@ -287,5 +288,5 @@ class Retriever:
     def log(self, kind: str, request: Asker, asked: Asked, recommendation_id: str, listed: Listed, row: int = 0) -> None:
         """Note what was shown, where impressions are kept."""
         if self.outbox is not None:
-            made_by = Versions(self.model_version, self.bundle.version, self.item_changes)
-            self.outbox.add(Shown(kind, row, recommendation_id, asked.known, asked.mode, made_by, listed, request))
+            made_by, at = Versions(self.model_version, self.bundle.version, self.item_changes), time.time_ns() // 1000
+            self.outbox.add(Shown(kind, row, recommendation_id, request, asked, made_by, listed, at, REQUEST_ID.get(), self.catalog))

@@ -24,6 +24,7 @@ from serving.messages import Limits
 from serving.metrics import Metrics
 from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
+from serving.rolling import Rolling
 from serving.sqlite_events import SqliteEvents
 from serving.standing import ConsentTable, Standing
 from serving.user_state import UserHistories
@@ -115,10 +116,13 @@ def events(settings: ServeConfig, folder: Path, keys: UserKeys) -> SqliteEvents:
 
 @contextmanager
 def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
-    """An engine that keeps a process up to date: changed items, new bundles, impressions written, old events deleted."""
+    """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted."""
     settings, folder = config.serving, state_dir(config)
     changes = ItemChanges(folder / ITEMS_FILE)
-    outbox = Outbox(folder / "impressions.db", config_hash(settings), settings.impressions) if settings.impressions else None
+    keep = settings.impression_days != 0
+    outbox = Outbox(folder / "impressions.db", config_hash(settings), settings.candidate_share) if keep else None
+    own = events(settings, folder, retriever.profiles.keys)
+    rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days)
     retriever.outbox = outbox
     purged_s = -PURGE_EVERY_S
 
@@ -127,6 +131,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
         retriever.profiles.standing.refresh()
         if outbox is not None:
             outbox.flush()
+        rolling.tick()
         if time.monotonic() - purged_s >= PURGE_EVERY_S:
             purged_s = time.monotonic()
             retriever.profiles.events.purge(time.time_ns() // 1000)
@@ -140,8 +145,14 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
             yield engine
     finally:
         changes.close()
-        if outbox is not None:
-            outbox.close()
+        try:
+            if outbox is not None:
+                outbox.flush()
+            rolling.roll(time.time_ns() // 1000, everything=True)
+        finally:
+            own.close()
+            if outbox is not None:
+                outbox.close()
 
 
 def config_hash(settings: ServeConfig) -> str:

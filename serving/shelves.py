@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from serving.asked import Known
 from serving.decoding import check_k, check_length
 from serving.impressions import Listed
 from serving.index.rowset import RowSet, both
@@ -14,18 +15,21 @@ from serving.signals import check_context
 from towers.errors import RequestError
 
 
-def answer_rows(retriever: Retriever, request: BatchRequest, still_wanted: Callable[[], None]) -> BatchRecommendations:
+def answer_rows(
+    retriever: Retriever, request: BatchRequest, still_wanted: Callable[[], None] = lambda: None, known: Known | None = None
+) -> BatchRecommendations:
     """Fill the rows from first to last, each without what stands in those before.
 
     Args:
         still_wanted: called before each row; raises once nobody waits.
+        known: of lists that are computed again; see `Retriever.ask`.
 
     Raises:
         RequestError: names the row and field.
     """
     whole = retriever.item_filter.allowed(request.filter)
     allowed = [_checked(retriever, place, row, whole) for place, row in enumerate(request.rows)]
-    asked = retriever.ask(request, [row.context for row in request.rows])
+    asked = retriever.ask(request, [row.context for row in request.rows], known)
     taken, shelves, told = asked.excluded, [], retriever.told(asked)
     for place, row in enumerate(request.rows):
         still_wanted()
@@ -35,12 +39,16 @@ def answer_rows(retriever: Retriever, request: BatchRequest, still_wanted: Calla
         taken = np.concatenate([taken, chosen.rows_k])
         items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
         shelves.append(FilledShelf(row.name, items, len(items), row.k))
-        retriever.log("recommend_batch", request, asked, told["recommendation_id"], Listed(policy, len(found.rows_C), chosen, items), place)
+        if known is None:
+            retriever.log("recommend_batch", request, asked, told["recommendation_id"], Listed(policy, found, chosen, items), place)
     return BatchRecommendations(**told, rows=shelves)
 
 
-def answer_rerank(retriever: Retriever, request: RerankRequest) -> Reranked:
+def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | None = None) -> Reranked:
     """Score the candidates and order them; those that may not be shown, are excluded or are unknown are left out.
+
+    Args:
+        known: of a list that is computed again; see `Retriever.ask`.
 
     Raises:
         RequestError: names the field.
@@ -49,14 +57,15 @@ def answer_rerank(retriever: Retriever, request: RerankRequest) -> Reranked:
     if request.k is not None:
         check_k(request.k, retriever.limits)
     policy = Policy(len(request.items) if request.k is None else request.k)
-    asked = retriever.ask(request)
+    asked = retriever.ask(request, known=known)
     allowed = retriever.item_filter.allowed(request.filter, retriever.catalog.rows(request.items))
     found = retriever.candidates(asked, policy.candidates, allowed)
     chosen = select(found, policy)
     items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
     unknown = sorted({item for item in request.items if retriever.catalog.row(item) is None})
     told = retriever.told(asked)
-    retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, len(found.rows_C), chosen, items))
+    if known is None:
+        retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, found, chosen, items))
     return Reranked(**told, items=items, returned=len(items), k=policy.k, unknown_items=unknown)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.database import Database
 from serving.events import NOTHING, LiveHistory, Retention, StoredEvent
@@ -14,14 +15,38 @@ _SCHEMA = (
         event_id TEXT NOT NULL, recommendation_id TEXT, facts TEXT,
         PRIMARY KEY (user_key, timestamp, item_id, event_type), UNIQUE (user_key, event_id)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS events_by_time ON events (timestamp)",
+    "CREATE INDEX IF NOT EXISTS events_by_arrival ON events (arrival)",
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    "INSERT OR IGNORE INTO facts VALUES ('arrivals', 0)",
+    "INSERT OR IGNORE INTO facts VALUES ('arrivals', 0), ('exported', 0), ('name', lower(hex(randomblob(8))))",
+    "INSERT OR IGNORE INTO facts VALUES ('exported_hour', CAST(strftime('%s') AS INTEGER) / 3600)",
 )
 _INSERT = "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _TRIM = """DELETE FROM events WHERE user_key = ?1 AND (timestamp, arrival) <
     (SELECT timestamp, arrival FROM events WHERE user_key = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?2)"""
 _READ = "SELECT item_id, event_type, timestamp, arrival FROM events WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"
+_ARRIVED = """SELECT user_key, item_id, timestamp, event_id, event_type, recommendation_id, facts, arrival FROM events
+    WHERE arrival > ? ORDER BY arrival LIMIT ?"""
 _KEPT = "SELECT count(*) FROM events WHERE user_key = ? AND arrival > ?"
+
+
+class ArrivedEvent(NamedTuple):
+    """An event and the number under which the store took it."""
+
+    user_key: bytes
+    item_id: str
+    timestamp: int
+    event_id: str
+    event_type: str
+    recommendation_id: str | None
+    facts: str | None
+    arrival: int
+
+
+class Exported(NamedTuple):
+    """How far events were copied elsewhere: the number of the last, and the hour (since 1970) of the last time."""
+
+    last: int
+    hour: int
 
 
 class SqliteEvents:
@@ -32,17 +57,21 @@ class SqliteEvents:
         secret: fingerprint of the secret that user keys are made with.
         retention: what is kept of a user.
 
+    Attributes:
+        name: of this file among all others.
+
     Raises:
         ConfigError: the file's users were keyed with another secret.
         DataError: the file cannot be used.
     """
 
     def __init__(self, path: Path, secret: bytes, retention: Retention | None = None) -> None:
-        self._retention = retention or Retention()
+        self._retention, self.secret = retention or Retention(), secret
         self._database = Database(path, _SCHEMA)
         with self._database.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO facts VALUES ('secret', ?)", (secret,))
-        ((found,),) = self._database.read("SELECT value FROM facts WHERE name = 'secret'")
+        self.name = str(self._fact("name"))
+        found = self._fact("secret")
         if found != secret:
             self.close()
             raise ConfigError(
@@ -82,6 +111,23 @@ class SqliteEvents:
             self._database.checkpoint()
         return gone
 
+    def arrived(self, after: int, most: int) -> list[ArrivedEvent]:
+        """Events of all users that came after the one of a number, at most so many, in the order in which they came."""
+        return [ArrivedEvent(*row) for row in self._database.read(_ARRIVED, (after, most))]  # type: ignore[arg-type]
+
+    def exported(self) -> Exported:
+        """What `note_exported` was told last; nothing at first."""
+        return Exported(int(str(self._fact("exported"))), int(str(self._fact("exported_hour"))))
+
+    def note_exported(self, done: Exported) -> None:
+        """Remember it."""
+        with self._database.transaction() as connection:
+            connection.executemany("UPDATE facts SET value = ? WHERE name = ?", [(done.last, "exported"), (done.hour, "exported_hour")])
+
     def close(self) -> None:
         """Release the file."""
         self._database.close()
+
+    def _fact(self, name: str) -> object:
+        ((found,),) = self._database.read("SELECT value FROM facts WHERE name = ?", (name,))
+        return found

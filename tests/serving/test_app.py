@@ -147,6 +147,8 @@ names = [
     "candidate_items",
     "now",
     "personalize",
+    "surface",
+    "channel",
     "unknown",
 ]
 

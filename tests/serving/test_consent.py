@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.asked import Known
 from serving.consent_store import ConsentStore
 from serving.impressions import Outbox
-from serving.messages import RecommendRequest
 from serving.profiles import Profiles, open_histories
+from serving.recompute import recompute
 from serving.retriever import Retriever
+from serving.rolling import impression_table
 from serving.sqlite_events import SqliteEvents
 from serving.standing import ConsentTable, Standing
 from towers.bundle import Bundle
@@ -53,7 +53,7 @@ def opened(world: Any, tmp_path: Path) -> Iterator[Any]:
         events = SqliteEvents(tmp_path / "events.db", keys.fingerprint())
         profiles = Profiles(keys, Spy(histories), Spy(events), standing=standing)  # type: ignore[arg-type]
         retriever = Retriever.load(Bundle.open(world.bundle), profiles)
-        retriever.outbox = Outbox(tmp_path / "impressions.db", "settings", 100)
+        retriever.outbox = Outbox(tmp_path / "impressions.db", "settings")
         boxes.append(retriever.outbox)
         return retriever
 
@@ -70,7 +70,8 @@ def reads(retriever: Retriever) -> int:
 def last_row(retriever: Retriever) -> dict[str, Any]:
     assert retriever.outbox is not None
     retriever.outbox.flush()
-    return retriever.outbox.rows()[-1]
+    rows: list[dict[str, Any]] = impression_table(retriever.outbox.waiting(1000, 1 << 30).rows).to_pylist()
+    return rows[-1]
 
 
 def write_table(path: Path, keys: UserKeys, granted: dict[str, bool], user: str = USER) -> Path:
@@ -121,10 +122,11 @@ def test_without_measure_lists_are_noted_for_nobody(opened: Any, keys: UserKeys)
     assert retriever.recommend(user_id=USER).profile == "used"
     row = last_row(retriever)
     assert row["user_key"] is None and row["consent_mask"] == EVERYTHING & ~BITS["measure"]
+    assert [why.partition(":")[0] for why in recompute(retriever, row).moved] == ["user_key"], "whose rows were read is not known"
     retriever.profiles.standing.decide(key, {"measure": True, "personalize": False})
     retriever.recommend(user_id=USER)
     row = last_row(retriever)
-    assert row["user_key"] == key.hex() and row["consent_mask"] == EVERYTHING & ~BITS["personalize"]
+    assert row["user_key"] == key and row["consent_mask"] == EVERYTHING & ~BITS["personalize"]
 
 
 def test_events_of_people_who_allow_no_use_of_them_are_not_kept(opened: Any, keys: UserKeys) -> None:
@@ -189,8 +191,7 @@ def test_a_list_for_one_who_refused_is_computed_again_without_their_rows(opened:
     reply = retriever.recommend(user_id=USER, k=6, now=NOW_S)
     row = last_row(retriever)
     retriever.profiles.standing.decide(keys.key(USER), {"personalize": True})
-    known = Known(keys.key(USER), row["timestamp"], row["arrived"], row["consent_mask"])
-    assert retriever.answer(RecommendRequest(k=6), known).items == reply.items
+    assert recompute(retriever, row).items == reply.items
 
 
 def test_over_http(client: httpx.Client, world: Any) -> None:

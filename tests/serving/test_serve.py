@@ -1,5 +1,6 @@
 """`towers serve` as people run it: a process of its own, where torch and training cannot be imported."""
 
+import itertools
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from serving.retriever import Retriever
 from serving.run import histories, listen, url
 from towers.encoder import Encoder, UserRow
 from towers.errors import ConfigError
+from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
+from towers.partitions import Reading
 from towers.runtime import TorchRuntime
 
 BLOCKED = """
@@ -153,17 +156,20 @@ def test_histories_are_the_runs_unless_others_are_named(tmp_path: Path) -> None:
     assert histories(ServeConfig(history="elsewhere.parquet"), tmp_path) == Path("elsewhere.parquet")
 
 
-def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any) -> None:
+def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any, tmp_path: Path) -> None:
     run_dir = world.bundle.parent.parent
-    with served(world, run_dir, "serving.workers=2") as (server, announced):
+    with served(world, run_dir, "serving.workers=2", f"serving.state_dir={tmp_path}") as (server, announced):
         children = {child.pid for child in psutil.Process(server.pid).children()}
         assert len(children) == 2
         body = {"user_id": "user-9", "k": 3}
         event = {"user_id": "one of two", "item_id": "item-03", "event_type": "play", "event_id": "e1"}
 
+        number = itertools.count()
+
         def ask(path: str, document: dict[str, Any]) -> dict[str, Any]:
             """On a connection of its own, so that either worker may take it."""
-            reply = httpx.post(announced["url"] + path, json=document, timeout=10, trust_env=False)
+            headers = {"x-request-id": f"request-{next(number)}"}
+            reply = httpx.post(announced["url"] + path, json=document, headers=headers, timeout=10, trust_env=False)
             assert reply.status_code == 200, reply.text
             found: dict[str, Any] = reply.json()
             return found
@@ -176,6 +182,7 @@ def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any) 
             for _ in range(6)
         }
         assert counted == {str(total)}, "whichever worker is asked counts for all"
+        time.sleep(0.3)  # a killed process loses the lists of its last tenth of a second
         victim = children.pop()
         os.kill(victim, signal.SIGKILL)
         deadline = time.monotonic() + 20
@@ -187,6 +194,10 @@ def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any) 
         _, err = server.communicate(timeout=20)
         assert server.returncode == 0, err
     assert not any(psutil.pid_exists(pid) for pid in alive)
+    lists = [row for table in Reading(tmp_path / IMPRESSIONS, IMPRESSION_SCHEMA) for row in table.to_pylist()]
+    assert {row["request_id"] for row in lists} == {f"request-{n}" for n in range(1, 61)} and len(lists) == 60
+    (told,) = [row for table in Reading(tmp_path / EVENTS, EVENT_SCHEMA) for row in table.to_pylist()]
+    assert (told["item_id"], told["event_id"]) == ("item-03", "e1") and told["user_key"] in {row["user_key"] for row in lists}
 
 
 def test_workers_end_with_their_parent(world: Any) -> None:
