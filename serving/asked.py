@@ -1,6 +1,7 @@
 """Who asks, as the search and the log of impressions need to know."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from serving.messages import Asker
 from serving.profiles import Profiles
 from serving.signals import NOTHING_KNOWN, Signals
 from serving.user_state import StoredUser
+from towers.batch import UserParts
 from towers.consent import BITS, EVERYTHING, MEASURE, PERSONALIZE
+from towers.encoder import UserRow
 
 USED, NO_PROFILE, NOT_WANTED, NO_CONSENT = "used", "none", "not_wanted", "no_consent"
 
@@ -46,8 +49,11 @@ class Asked:
         mode, reason, unknown_items: see `Signals`.
         profile: see `messages.Recommendations`.
         known: who asked and when.
-        excluded: rows left out, ascending.
+        excluded: rows left out.
         vectors_BHD: a vector for each context asked for; None under a fallback.
+        rows: what the vectors are of.
+        parts: what they are the sums of, where reasons are wanted and the tower tells.
+        away: for each vector, the directions that were taken out of it; see serving.steering.
     """
 
     mode: str
@@ -57,6 +63,9 @@ class Asked:
     known: Known
     excluded: NDArray[np.int64]
     vectors_BHD: NDArray[np.float32] | None
+    rows: Sequence[UserRow] = ()
+    parts: UserParts | None = None
+    away: Sequence[NDArray[np.float32]] = ()
 
 
 def look_up(request: Asker, profiles: Profiles, order: str, known: Known | None) -> tuple[Known, StoredUser | None, str]:

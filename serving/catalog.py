@@ -56,6 +56,11 @@ class Catalog:
         """Item ids of rows, in the order given."""
         return [self._ids[row] for row in rows.tolist()]
 
+    def titles(self, item_ids: Sequence[str]) -> list[str | None]:
+        """Title of each id, None where there is none."""
+        titles: list[str | None] = self._titles.take(pa.array(map(self._rows.get, item_ids), pa.int64())).to_pylist()
+        return titles
+
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
         """What a reply says about each row, in the order given."""
         chosen = pa.array(rows, pa.int64())

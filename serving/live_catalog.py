@@ -17,7 +17,7 @@ from serving.attributes import Attributes
 from serving.catalog import Catalog
 from serving.filters import ItemFilter
 from serving.index.interface import VectorIndex
-from serving.index.live_index import LiveIndex, LiveRows, offset_of
+from serving.index.live_index import LiveIndex, LiveRows, offset_of, vectors_of
 from serving.index.rowset import Rows, RowSet, both, neither
 from serving.messages import Clause, Item
 from towers.columns import ITEM_ID
@@ -60,6 +60,12 @@ class LiveCatalog:
     def ids(self, rows: NDArray[np.integer]) -> list[str]:
         """Item ids of rows, in the order given."""
         return [item.item_id for item in self.items(rows, np.zeros(len(rows)))]
+
+    def titles(self, item_ids: Sequence[str]) -> list[str | None]:
+        """Title of each id, None where there is none or the item is gone."""
+        rows = [self.row(item_id) for item_id in item_ids]
+        both = zip(rows, self._base.titles(item_ids), self._came.titles(item_ids), strict=True)
+        return [None if row is None else there if row >= self._offset else here for row, here, there in both]
 
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
         """What a reply says about each row, in the order given."""
@@ -132,6 +138,10 @@ class Stock:
     attributes: Attributes
     catalog: Catalog
     index: VectorIndex
+
+    def vectors(self, rows: NDArray[np.integer], came_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors of catalogue rows, in the order given, where items with these vectors came."""
+        return vectors_of(rows, self.vectors_ID, came_ND)
 
     def with_changes(
         self, gone: Iterable[str], came: pa.Table, came_ND: NDArray[np.float32], schema: Schema

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from serving.reasons import Explanation
 from towers.columns import MAX_ID_BYTES
 
 Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
@@ -80,6 +81,9 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         exclude: item ids never returned.
         exclude_seen: leave out every item of the stored and the live history.
         filter: clauses that every item must fulfil.
+        less_like: ids of items that this list should have less of: what is near to them gives way, and they themselves are left out.
+            It holds for this request; unknown ones are passed over.
+        explain: tell why each item is in the list.
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
             before it are used.
         personalize: false reads nothing that is stored of the person and notes no key of theirs; what the request itself says is used.
@@ -93,6 +97,8 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     exclude: list[Id] = []
     exclude_seen: bool = True
     filter: Clauses = []
+    less_like: Annotated[list[Id], Meta(max_length=20)] = []
+    explain: bool = False
     now: Moment | None = None
     personalize: bool = True
     surface: Id | None = None
@@ -111,13 +117,19 @@ class RecommendRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=T
     candidate_items: list[Id] | None = None
 
 
-class Item(Struct, frozen=True):
-    """One recommended item. `score` is the model's similarity; under a fallback the share of training interactions."""
+class Item(Struct, frozen=True, omit_defaults=True):
+    """One recommended item.
+
+    Attributes:
+        score: the model's similarity; under a fallback the share of training interactions.
+        explanation: where the request asked for it.
+    """
 
     item_id: str
     title: str | None
     score: float
     categories: list[str]
+    explanation: Explanation | None = None
 
 
 class Fallback(Struct, frozen=True):

@@ -16,11 +16,11 @@ from serving.asked import Asked, Known, look_up, reason_of
 from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
 from serving.decoding import check_k, check_length, check_limits, from_python
+from serving.explain import Explainer
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.filters import ItemFilter
 from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.index.interface import VectorIndex
-from serving.index.live_index import offset_of
 from serving.index.rowset import RowSet
 from serving.index.stored import open_index
 from serving.intake import add_events
@@ -31,6 +31,7 @@ from serving.messages import (  # fmt: skip
     EventsAdded,
     EventsRequest,
     Fallback,
+    Item,
     Limits,
     Moment,
     Recommendations,
@@ -40,11 +41,13 @@ from serving.messages import (  # fmt: skip
 from serving.metrics import Metrics
 from serving.profiles import Profiles
 from serving.runtimes import open_runtime
-from serving.selector import Candidates, Policy, select
+from serving.selector import Candidates, Policy, Selection, select
 from serving.signals import FALLBACK, read_signals
+from serving.steering import steer
 from towers.bundle import Bundle
 from towers.encoder import Encoder
 from towers.errors import BundleError, RequestError
+from towers.phrases import PHRASES
 
 
 class Retriever:
@@ -83,6 +86,7 @@ class Retriever:
         self.stock = Stock(table, vectors_ID, open_attributes(bundle, table), catalog, index)
         self.catalog: AnyCatalog = catalog
         self.index = index
+        self.explainer = Explainer(encoder, bundle.manifest.get(PHRASES, {}))
         self.item_filter: AnyFilter = ItemFilter(self.stock.attributes, catalog.hidden, len(table))
         self._came_ND = vectors_ID[:0]
         self.limits = limits or Limits()
@@ -143,6 +147,8 @@ class Retriever:
         exclude: Sequence[str] = (),
         exclude_seen: bool = True,
         filter: Sequence[Mapping[str, Any]] = (),
+        less_like: Sequence[str] = (),
+        explain: bool = False,
         candidate_items: Sequence[str] | None = None,
         now: Moment | None = None,
         personalize: bool = True,
@@ -152,24 +158,12 @@ class Retriever:
         Raises:
             RequestError: names the argument at fault.
         """
-        return self.answer(
-            from_python(
-                {
-                    "user_id": user_id,
-                    "history": history,
-                    "context": context or {},
-                    "preferences": preferences,
-                    "k": k,
-                    "exclude": exclude,
-                    "exclude_seen": exclude_seen,
-                    "filter": filter,
-                    "candidate_items": candidate_items,
-                    "now": now,
-                    "personalize": personalize,
-                },
-                RecommendRequest,
-            )
-        )
+        asked = {
+            "user_id": user_id, "history": history, "context": context or {}, "preferences": preferences, "k": k, "exclude": exclude,
+            "exclude_seen": exclude_seen, "filter": filter, "less_like": less_like, "explain": explain,
+            "candidate_items": candidate_items, "now": now, "personalize": personalize,
+        }  # fmt: skip
+        return self.answer(from_python(asked, RecommendRequest))
 
     def answer(self, request: RecommendRequest, known: Known | None = None) -> Recommendations:
         """The same for a decoded request; see `ask` for `known`."""
@@ -184,7 +178,7 @@ class Retriever:
         found = self.candidates(asked, policy.candidates, self.item_filter.allowed(request.filter, among))
         started = self.metrics.lap("search", started)
         chosen = select(found, policy)
-        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
+        items = self.items(chosen, asked, request.explain)
         reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k)
         if known is None:
             self.log("recommend", request, asked, reply.recommendation_id, Listed(policy, found, chosen, items))
@@ -205,15 +199,19 @@ class Retriever:
         check_limits(request, self.limits)
         known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
-        excluded = self.catalog.rows([*request.exclude, *(signals.seen if request.exclude_seen else ())])
+        excluded = self.catalog.rows([*request.exclude, *request.less_like, *(signals.seen if request.exclude_seen else ())])
         started = self.metrics.lap("state", started)
         rows = [replace(signals.row, context={**request.context, **context}) if context else signals.row for context in contexts]
         batch = self.encoder.user_batch(rows)  # under a fallback too: a value that does not fit is told in any case
-        vectors_BHD = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch).vectors_BHD
-        self.metrics.lap("encode", started)
+        found = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch, request.explain)
+        vectors_BHD, parts = (None, None) if found is None else (found.vectors_BHD, found.parts)
         reason = reason_of(signals, profile)
+        asked = Asked(signals.mode, reason, signals.unknown_items, profile, known, excluded, vectors_BHD, rows, parts)
+        if request.less_like:
+            asked = steer(asked, self.stock.vectors(self.catalog.rows(request.less_like), self._came_ND), self.index)
+        self.metrics.lap("encode", started)
         self.metrics.recommended(signals.mode, reason)
-        return Asked(signals.mode, reason, signals.unknown_items, profile, known, excluded, vectors_BHD)
+        return asked
 
     def candidates(
         self, asked: Asked, count: int, allowed: RowSet | None, place: int = 0, excluded: NDArray[np.int64] | None = None
@@ -265,7 +263,7 @@ class Retriever:
         row = self.catalog.row(item_id)
         if row is None:
             raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
-        found = self.index.search(self._vector(row), k, self.item_filter.allowed(), np.array([row]))
+        found = self.index.search(self.stock.vectors(np.array([row]), self._came_ND), k, self.item_filter.allowed(), np.array([row]))
         chosen = select(Candidates(found.rows, found.scores), Policy(k))
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
@@ -281,9 +279,12 @@ class Retriever:
         """Take over what belongs to the service and not to a bundle."""
         self.profiles, self.limits, self.metrics, self.outbox = other.profiles, other.limits, other.metrics, other.outbox
 
-    def _vector(self, row: int) -> NDArray[np.float32]:
-        vectors_ID = self.stock.vectors_ID
-        return vectors_ID[row : row + 1] if row < len(vectors_ID) else self._came_ND[row - offset_of(len(vectors_ID)) :][:1]
+    def items(self, chosen: Selection, asked: Asked, explain: bool, place: int = 0) -> list[Item]:
+        """What the reply says of each item, and where somebody wants to know, why."""
+        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
+        if not explain:
+            return items
+        return self.explainer.explained(asked, items, self.stock.vectors(chosen.rows_k, self._came_ND), self.catalog, place)
 
     def log(self, kind: str, request: Asker, asked: Asked, recommendation_id: str, listed: Listed, row: int = 0) -> None:
         """Note what was shown, where impressions are kept."""

@@ -37,7 +37,7 @@ def answer_rows(
         found = retriever.candidates(asked, policy.candidates, allowed[place], place, taken)
         chosen = select(found, policy)
         taken = np.concatenate([taken, chosen.rows_k])
-        items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
+        items = retriever.items(chosen, asked, request.explain, place)
         shelves.append(FilledShelf(row.name, items, len(items), row.k))
         if known is None:
             retriever.log("recommend_batch", request, asked, told["recommendation_id"], Listed(policy, found, chosen, items), place)
@@ -61,7 +61,7 @@ def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | N
     allowed = retriever.item_filter.allowed(request.filter, retriever.catalog.rows(request.items))
     found = retriever.candidates(asked, policy.candidates, allowed)
     chosen = select(found, policy)
-    items = retriever.catalog.items(chosen.rows_k, chosen.scores_k)
+    items = retriever.items(chosen, asked, request.explain)
     unknown = sorted({item for item in request.items if retriever.catalog.row(item) is None})
     told = retriever.told(asked)
     if known is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from towers.bundle import sha256, write_vectors
 from towers.columns import ITEM_ID
 from towers.model import TwoTower
+from towers.phrases import PHRASES
 from towers.runtime import WEIGHTS_FILE
 from training.config import TrainingConfig
 from training.facts import git_commit
@@ -54,6 +55,7 @@ def bundle_facts(run_dir: Path, config: TrainingConfig, data: Interactions) -> d
         "git_commit": git_commit(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "schema_hash": data.schema.hash(),
+        PHRASES: dict(config.data.phrases),
         "metrics": headline(run_dir),
     }
 

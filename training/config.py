@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from towers.consent import PURPOSES
 from towers.errors import ConfigError
 from towers.model_config import ModelConfig
+from towers.phrases import check_phrases
 from training.bounds import check_bounds
 from training.data_config import DataConfig, IdentityConfig, SplitConfig, schema_of
 from training.output_config import DemoConfig, ExportConfig, InspectConfig, ReportConfig
@@ -206,6 +207,7 @@ def validate(config: TrainingConfig) -> None:
     """
     config.model.validate()
     schema_of(config.data)
+    check_phrases(config.data.phrases, "data.phrases")
     _choice("split.name", config.split.name, SPLITS)
     _choice("loss.name", config.loss.name, ("auto", "sampled_softmax", "full_softmax"))
     _choice("loss.precision", config.loss.precision, ("auto", "fp32", "bf16"))

@@ -58,6 +58,8 @@ class DataConfig:
         timestamp_unit: s | ms | us | auto, for timestamps that are plain numbers.
         features: declared features; other columns are dropped and counted.
         event_weights: training weight by event type (others weigh 1).
+        phrases: how a reason is said, by event type and feature: what follows "because", `{}` where titles or values go
+            (`view: you watched {}`, `device: you are on {}`). Plain words where there is none.
         min_user_events, min_item_events: users and items with fewer interactions are left out (counted).
         deduplicate: drop rows equal in user, item, timestamp and event type, and repeated event ids.
         max_rejected_share: share of bad rows past which prepare stops.
@@ -78,6 +80,7 @@ class DataConfig:
     timestamp_unit: str = "auto"
     features: list[FeatureConfig] = field(default_factory=list)
     event_weights: dict[str, float] = field(default_factory=dict)
+    phrases: dict[str, str] = field(default_factory=dict)
     min_user_events: int = 1
     min_item_events: int = 1
     deduplicate: bool = True

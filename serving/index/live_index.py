@@ -39,6 +39,16 @@ class LiveRows(RowSet):
         return np.concatenate([self.base.bits(), self.came.bits()])
 
 
+def vectors_of(rows: NDArray[np.integer], base_ID: NDArray[np.float32], came_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors of rows of the whole, in the order given."""
+    first = offset_of(len(base_ID))
+    came = rows >= first
+    found = np.asarray(base_ID[np.where(came, 0, rows)])
+    if came.any():
+        found[came] = came_ND[rows[came] - first]
+    return found
+
+
 def offset_of(size: int) -> int:
     """First row of what came: the base's rows rounded up to whole words, so that bitmaps can be joined. Rows between name nothing."""
     return bitmap_bytes(size) * 8

@@ -166,6 +166,7 @@ def test_both_bundles_open_and_hold_nobody(spine: Any, retriever: Retriever) -> 
     manifest = retriever.bundle.manifest
     assert manifest["parent"] == parent.version
     assert manifest["metrics"]["test/ndcg@20"] == spine.result("metrics.json")["metrics"]["test/ndcg@20"]["value"]
+    assert manifest["phrases"]["view"] == "you watched {}", "what export declared is there after the index was built"
     assert retriever.bundle.has("index.json") and not parent.has("index.json")
     for path in (path for path in (spine.run_dir / "bundles").rglob("*") if path.is_file()):
         content = uncompressed(path) if path.suffix == ".parquet" else path.read_bytes()

@@ -139,7 +139,7 @@ def make_world(folder: Path, history_name: str = "mean") -> World:
     export_towers(model, sample, items, parts / "onnx")
     (parts / "index.json").write_text(json.dumps(exact_index_json(vectors_ID, parts / "item_vectors.arrow")))
     files: dict[str, Path | bytes] = {p.relative_to(parts).as_posix(): p for p in parts.rglob("*") if p.is_file()}
-    bundle = publish(folder / "bundles", "v1", files, {"name": "test"})
+    bundle = publish(folder / "bundles", "v1", files, {"name": "test", "phrases": {"play": "you played {}", "hour": "it is {} o'clock"}})
     key_file = folder / "key"
     keys = UserKeys.open(str(key_file), create=True)
     users = {f"user-{i}": [ITEMS[(i * 5 + j * 3) % len(ITEMS)] for j in range(i + 1)] for i in range(12)}

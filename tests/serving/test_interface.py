@@ -51,7 +51,7 @@ def answer_to(case: Any, client: httpx.Client) -> None:
         scores = [item["score"] for item in items]
         assert scores == sorted(scores, reverse=True) and all(math.isfinite(score) for score in scores)
     asked = case.body if isinstance(case.body, dict) else {}
-    assert not set(together) & {item for item in asked.get("exclude", ()) if isinstance(item, str)}
+    assert not set(together) & {item for name in ("exclude", "less_like") for item in asked.get(name, ()) if isinstance(item, str)}
     for clause in asked.get("filter", ()):
         if clause["field"] == "categories":
             for item in (item for items in lists for item in items):
