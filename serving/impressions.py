@@ -27,6 +27,8 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))",
 )
+OUTBOX_FILE = "impressions.db"
+"""Its name in the service's state_dir."""
 _JSON = msgspec.json.Encoder()
 _MOST_WAITING = 100_000
 _PAGE_ROWS = 1000

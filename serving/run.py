@@ -17,7 +17,7 @@ from serving.config import ServeConfig, ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.engine import Engine
 from serving.events import Retention
-from serving.impressions import Outbox
+from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.logs import log_to_stderr
 from serving.messages import Limits
@@ -120,7 +120,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
     settings, folder = config.serving, state_dir(config)
     changes = ItemChanges(folder / ITEMS_FILE)
     keep = settings.impression_days != 0
-    outbox = Outbox(folder / "impressions.db", config_hash(settings), settings.candidate_share) if keep else None
+    outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share) if keep else None
     own = events(settings, folder, retriever.profiles.keys)
     rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days)
     retriever.outbox = outbox

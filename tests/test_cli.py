@@ -19,7 +19,7 @@ from towers.help_text import meanings
 from towers.verbs import VERBS, conf_dir, config_groups, missing_library
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVING = ("index", "serve", "recommend")
+SERVING = ("index", "serve", "recommend", "feedback")
 TRAINING = tuple(name for name in VERBS if name not in SERVING)
 
 FAKE_JOB = """

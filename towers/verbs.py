@@ -34,6 +34,7 @@ VERBS = {
         Verb("index", "serving.index_run:main", "serve", "Build and tune the FAISS index; publish it as a new bundle version."),
         Verb("serve", "serving.serve:main", "serve", "Answer recommendation requests over HTTP from a bundle."),
         Verb("recommend", "serving.recommend:main", "serve", "Write the best items of every known user to Parquet."),
+        Verb("feedback", "serving.feedback:main", "serve", "Join what people did to the lists that they were shown, as Parquet."),
         Verb("demo", "training.demo:main", "train,serve", "All of the above in a row, then ask the running server for three users."),
     )
 }

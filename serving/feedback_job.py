@@ -1,0 +1,72 @@
+"""The work of `towers feedback`: the logs brought up to now, then every list with what people did with it, a row for each item shown."""
+
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from serving.answers import EVENT_COLUMNS, LISTS_READ, Answers
+from serving.config import ServingConfig, state_dir
+from serving.impressions import OUTBOX_FILE, Outbox
+from serving.rolling import roll_events, roll_impressions
+from serving.run import events, users
+from towers.errors import DataError
+from towers.job import write_json
+from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
+from towers.partitions import Reading, only_one
+
+
+def run(config: ServingConfig) -> str:
+    """Write run_dir/feedback/part-*.parquet anew.
+
+    Returns:
+        path of run_dir/feedback.json.
+
+    Raises:
+        DataError: nothing was ever shown.
+        ConfigError: the users' secret is not where it should be, or not theirs.
+    """
+    began = time.perf_counter()
+    run_dir, state = Path(config.run_dir), state_dir(config)
+    if not (state / OUTBOX_FILE).is_file() and not (state / IMPRESSIONS).is_dir():
+        raise DataError(f"{state}: no list was shown from here. Run `towers serve` with serving.impression_days above 0, and ask it")
+    bring_up_to_now(config, state)
+    told = Reading(state / EVENTS, EVENT_SCHEMA, columns=EVENT_COLUMNS)
+    shown = Reading(state / IMPRESSIONS, IMPRESSION_SCHEMA, columns=LISTS_READ)
+    answers = Answers(told)
+    target, temporary = run_dir / "feedback", run_dir / "feedback.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for number, lists in enumerate(shown):
+        pq.write_table(answers.join(lists), temporary / f"part-{number:05d}.parquet", compression="zstd")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+    counts = answers.counts
+    document = {
+        **asdict(counts),
+        "joined_share": counts.joined / counts.with_id if counts.with_id else None,
+        "click_rate": counts.clicked / counts.slots if counts.slots else None,
+        "skipped_files": {**shown.skipped, **told.skipped},
+        "wall_s": round(time.perf_counter() - began, 2),
+    }
+    print(
+        f"{counts.lists:,} lists, {counts.with_id:,} events that answer one, {counts.joined:,} of them joined;"
+        f" {len(document['skipped_files'])} files skipped"
+    )
+    return str(write_json(run_dir / "feedback.json", document))
+
+
+def bring_up_to_now(config: ServingConfig, state: Path) -> None:
+    """What waits to be written as Parquet is, whether a service is running or not; nothing is deleted for its age."""
+    keys, _ = users(config.serving, Path(config.run_dir))
+    store, outbox, now = events(config.serving, state, keys), Outbox(state / OUTBOX_FILE, ""), time.time_ns() // 1000
+    try:
+        with only_one(state, wait=True):
+            roll_impressions(outbox, state / IMPRESSIONS, now, everything=True)
+            roll_events(store, state / EVENTS, now, everything=True)
+    finally:
+        store.close()
+        outbox.close()
