@@ -51,6 +51,7 @@ class Asked:
         known: who asked and when.
         excluded: rows left out.
         vectors_BHD: a vector for each context asked for; None under a fallback.
+        signals: what is known of them.
         rows: what the vectors are of.
         parts: what they are the sums of, where reasons are wanted and the tower tells.
         away: for each vector, the directions that were taken out of it; see serving.steering.
@@ -63,6 +64,7 @@ class Asked:
     known: Known
     excluded: NDArray[np.int64]
     vectors_BHD: NDArray[np.float32] | None
+    signals: Signals
     rows: Sequence[UserRow] = ()
     parts: UserParts | None = None
     away: Sequence[NDArray[np.float32]] = ()

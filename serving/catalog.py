@@ -22,6 +22,7 @@ class Catalog:
         hidden: rows that are never shown.
         popular_I: rows, most popular first, ties by row.
         share_I: float32 share of all training interactions, by row.
+        interactions: all of them.
     """
 
     def __init__(self, table: pa.Table, counts_I: NDArray[np.int64]) -> None:
@@ -32,7 +33,8 @@ class Catalog:
         hidden_I = table.column(IS_HIDDEN).fill_null(False).to_numpy()
         self.hidden = RowSet.of_rows(len(table), np.flatnonzero(hidden_I))
         self.popular_I = np.argsort(-counts_I, kind="stable").astype(np.int64)
-        self.share_I = (counts_I / max(1, int(counts_I.sum()))).astype(np.float32)
+        self.interactions = int(counts_I.sum())
+        self.share_I = (counts_I / max(1, self.interactions)).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -61,6 +63,10 @@ class Catalog:
         titles: list[str | None] = self._titles.take(pa.array(map(self._rows.get, item_ids), pa.int64())).to_pylist()
         return titles
 
+    def popularity(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+        """log(1 + training interactions) over that of the most chosen item: 0 to 1."""
+        return relative_popularity(self.share_I[rows], self)
+
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
         """What a reply says about each row, in the order given."""
         chosen = pa.array(rows, pa.int64())
@@ -73,3 +79,9 @@ class Catalog:
             Item(item_id, title, score, labels[start:end])
             for item_id, title, score, start, end in zip(ids, titles, scores.tolist(), ends, ends[1:], strict=False)
         ]
+
+
+def relative_popularity(shares: NDArray[np.float32], catalog: Catalog) -> NDArray[np.float64]:
+    """log(1 + interactions) over that of the catalogue's most chosen item, by shares of all its interactions."""
+    greatest = float(catalog.share_I[catalog.popular_I[0]]) if len(catalog) else 0.0
+    return np.log1p(shares.astype(np.float64) * catalog.interactions) / (np.log1p(greatest * catalog.interactions) or 1.0)

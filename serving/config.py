@@ -6,6 +6,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from serving.policy import SelectorSettings
 from towers.consent import PURPOSES
 from towers.errors import ConfigError
 
@@ -57,6 +58,7 @@ class ServeConfig:
         impression_days: rows of what was shown, a list each, are deleted when they are older; null = none is for its age, 0 = none is
             written.
         candidate_share: share of these rows that also tell all candidates that the list was chosen from.
+        selector: how lists are made out of the best candidates.
         max_k: largest k answered.
         max_history: most history events accepted in a request.
         max_events: most events added at once.
@@ -79,6 +81,7 @@ class ServeConfig:
     consent: str | None = None
     impression_days: float | None = 90.0
     candidate_share: float = 0.05
+    selector: SelectorSettings = field(default_factory=SelectorSettings)
     max_k: int = 1000
     max_history: int = 10_000
     max_events: int = 1000
@@ -134,6 +137,7 @@ def validate(config: ServingConfig) -> None:
     Raises:
         ConfigError: names the knob to turn.
     """
+    config.serving.selector.validate()
     if config.index.name not in ("auto", "exact", "ivf"):
         raise ConfigError(f"index.name: got {config.index.name!r}, expected one of auto, exact, ivf")
     if not 0 <= config.index.recall_floor <= 1:

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from serving.asked import Asked
 from serving.database import Database
 from serving.live_catalog import AnyCatalog
 from serving.messages import Asker, Item
-from serving.selector import Candidates, Policy, Selection
+from serving.policy import Policy
+from serving.selector import Selection
 
 _SCHEMA = (
     # AUTOINCREMENT: a number is never given twice, though rows leave; files are named by them
@@ -46,7 +47,6 @@ class Listed(NamedTuple):
     """A list and how it was chosen."""
 
     policy: Policy
-    candidates: Candidates
     chosen: Selection
     items: Sequence[Item]
 
@@ -197,15 +197,15 @@ class Outbox:
             "item_id": [item.item_id for item in listed.items],
             "score": _plain(listed.chosen.scores_k),
             "propensity": _plain(listed.chosen.propensities_k),
-            "candidate_count": len(listed.candidates.rows_C),
-            "policy": _JSON.encode(asdict(listed.policy)).decode(),
+            "candidate_count": len(listed.chosen.considered.rows_C),
+            "policy": _JSON.encode(listed.policy.to_row()).decode(),
             "now": known.now,
             "arrived": known.arrived,
             "request": _JSON.encode(_without_id(request)).decode(),
         }
         if chance(shown.recommendation_id) < self._candidate_share:
-            fields["candidate_item_id"] = shown.catalog.ids(listed.candidates.rows_C)
-            fields["candidate_score"] = _plain(listed.candidates.scores_C)
+            fields["candidate_item_id"] = shown.catalog.ids(listed.chosen.considered.rows_C)
+            fields["candidate_score"] = _plain(listed.chosen.considered.scores_C)
         return _JSON.encode(fields).decode()
 
 

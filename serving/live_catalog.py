@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from serving.attribute_files import build_attributes
 from serving.attributes import Attributes
-from serving.catalog import Catalog
+from serving.catalog import Catalog, relative_popularity
 from serving.filters import ItemFilter
 from serving.index.interface import VectorIndex
 from serving.index.live_index import LiveIndex, LiveRows, offset_of, vectors_of
 from serving.index.rowset import Rows, RowSet, both, neither
 from serving.messages import Clause, Item
+from serving.traits import BundleTraits, LiveTraits
 from towers.columns import ITEM_ID
 from towers.schema import Schema
 
@@ -75,6 +76,10 @@ class LiveCatalog:
         here = iter(self._base.items(rows[~came], scores[~came]))
         there = iter(self._came.items(rows[came] - self._offset, scores[came]))
         return [next(there) if new else next(here) for new in came.tolist()]
+
+    def popularity(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+        """log(1 + training interactions) over that of the bundle's most chosen item."""
+        return relative_popularity(self.share_I[rows], self._base)
 
     @cached_property
     def share_I(self) -> NDArray[np.float32]:
@@ -142,6 +147,15 @@ class Stock:
     def vectors(self, rows: NDArray[np.integer], came_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors of catalogue rows, in the order given, where items with these vectors came."""
         return vectors_of(rows, self.vectors_ID, came_ND)
+
+    @cached_property
+    def traits(self) -> BundleTraits:
+        """What the selector knows of the items."""
+        return BundleTraits(self.attributes, self.vectors_ID)
+
+    def traits_with(self, came: pa.Table, came_ND: NDArray[np.float32], schema: Schema) -> LiveTraits:
+        """The same after items came; see `with_changes`."""
+        return LiveTraits(self.traits, BundleTraits(build_attributes(came, schema), came_ND), offset_of(self.catalog.size))
 
     def with_changes(
         self, gone: Iterable[str], came: pa.Table, came_ND: NDArray[np.float32], schema: Schema

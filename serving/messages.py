@@ -70,6 +70,36 @@ class Clause(Struct, frozen=True, forbid_unknown_fields=True):
 Clauses = Annotated[list[Clause], Meta(max_length=16)]
 
 
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+MOST_CAPS = 8
+"""Attributes that a request may cap."""
+
+
+class Steer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How this list shall differ from what the service usually makes. What is not given stays as usual; each weight stands against
+    relevance, which is 1 for the best candidate and 0 for the last, and has bounds that the service sets.
+
+    Attributes:
+        popularity: below 0 holds popular items back, above 0 favours them.
+        calibration: brings the list's categories to the shares that they have in the history.
+        diversity: keeps items apart that are like each other.
+        freshness: favours new items.
+        temperature: 0 = the best item at each position; above, each position is drawn.
+        near_duplicates: of items whose vectors have at least this cosine, the list holds one. A stricter value of the service stands.
+        caps: by attribute, how many items of the list may share a value. Stricter ones of the service stand.
+        seed: of the draws, to get the same list again; chosen by the service otherwise.
+    """
+
+    popularity: float | None = None
+    calibration: float | None = None
+    diversity: float | None = None
+    freshness: float | None = None
+    temperature: float | None = None
+    near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = None
+    caps: Annotated[dict[Id, Annotated[int, Meta(ge=1)]], Meta(max_length=MOST_CAPS)] = {}
+    seed: Seed | None = None
+
+
 class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who asks, and in which situation.
 
@@ -84,6 +114,7 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         less_like: ids of items that this list should have less of: what is near to them gives way, and they themselves are left out.
             It holds for this request; unknown ones are passed over.
         explain: tell why each item is in the list.
+        policy: how the list shall be chosen from the best candidates.
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events
             before it are used.
         personalize: false reads nothing that is stored of the person and notes no key of theirs; what the request itself says is used.
@@ -99,6 +130,7 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     filter: Clauses = []
     less_like: Annotated[list[Id], Meta(max_length=20)] = []
     explain: bool = False
+    policy: Steer | None = None
     now: Moment | None = None
     personalize: bool = True
     surface: Id | None = None
@@ -152,7 +184,9 @@ class Recommendations(Struct, frozen=True):
         recommendation_id: names this list.
         mode: `personalized` (from a history), `cold` (from declared preferences alone) or `fallback`.
         items: best first, no duplicates.
-        returned: how many; fewer than `k` where no more are left after exclusions.
+        returned: how many.
+        shortage: why they are fewer than `k`, else null: `items` where no more are left after exclusions and filters, `policy` where its
+            caps and near-duplicates leave no more, however deep was searched.
         unknown_history_items: history events whose item the model was not trained on; they carry no signal.
         profile: what is stored of the person was `used`, there is `none`, it was `not_wanted` (`personalize: false`), or the person has not
             allowed to be personalized for (`no_consent`) and it was not read.
@@ -168,6 +202,7 @@ class Recommendations(Struct, frozen=True):
     k: int
     unknown_history_items: int
     profile: str
+    shortage: str | None = None
 
 
 class Event(Struct, frozen=True, forbid_unknown_fields=True):

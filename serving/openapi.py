@@ -1,6 +1,7 @@
 """The OpenAPI document: what the service can be asked, and what this model's context and preferences are called."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from serving.messages import (
 )
 from serving.page_messages import BatchRecommendations, BatchRequest, Reranked, RerankRequest
 from serving.people_messages import ConsentRequest, ConsentState
+from serving.policy import MostSettings, least
 from towers import __version__
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.schema import Feature
@@ -44,8 +46,8 @@ EXAMPLES = 50
 """Most values named of a feature that takes one of a vocabulary."""
 
 
-def document(limits: Limits, preprocessor: Preprocessor) -> dict[str, Any]:
-    """OpenAPI 3.1: paths by hand, schemas from the message types, declared features from the model."""
+def document(limits: Limits, preprocessor: Preprocessor, most: MostSettings | None = None) -> dict[str, Any]:
+    """OpenAPI 3.1: paths by hand, schemas from the message types, declared features from the model, bounds from the service."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
     preferences = [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"]
     for name in ("RecommendRequest", "BatchRequest", "RerankRequest"):
@@ -60,6 +62,8 @@ def document(limits: Limits, preprocessor: Preprocessor) -> dict[str, Any]:
         _declare(schemas[name]["properties"]["context"], preprocessor.schema.owned_by("context"), preprocessor)
     for name in ("RecommendRequest", "Shelf"):
         schemas[name]["properties"]["k"] |= {"minimum": 1, "maximum": limits.max_k}
+    for name, bound in asdict(most or MostSettings()).items():
+        schemas["Steer"]["properties"][name]["anyOf"][0] |= {"minimum": least(name, bound), "maximum": bound}
     schemas["RerankRequest"]["properties"]["k"]["anyOf"][0] |= {"minimum": 1, "maximum": limits.max_k}
     schemas["RerankRequest"]["properties"]["items"]["maxItems"] = limits.max_history
     schemas["RecommendRequest"]["properties"]["candidate_items"]["anyOf"][0]["maxItems"] = limits.max_history

@@ -28,7 +28,11 @@ class Shelf(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BatchRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Several rows for one person and moment; no item is in two of them. Earlier rows choose first."""
+    """Several rows for one person and moment; no item is in two of them. Earlier rows choose first.
+
+    Of a `policy`, caps are of each row, and all else is of the page: near-duplicates are not in two rows either, and what earlier rows
+    hold counts for calibration and diversity.
+    """
 
     rows: Annotated[list[Shelf], Meta(min_length=1, max_length=MOST_ROWS)]
 
@@ -40,6 +44,7 @@ class RerankRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=True
         items: their ids; a repeated one counts once.
         k: how many of the best to return; all of them by default.
         exclude_seen: off by default here: the caller has chosen.
+        policy: here nothing is turned unless it is given; `{}` orders as the service usually does.
     """
 
     items: Annotated[list[Id], Meta(min_length=1)]
@@ -54,6 +59,7 @@ class FilledShelf(Struct, frozen=True):
     items: list[Item]
     returned: int
     k: int
+    shortage: str | None = None
 
 
 class BatchRecommendations(Struct, frozen=True):

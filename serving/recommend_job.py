@@ -9,23 +9,28 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from serving.asked import USED, Asked, Known
+from serving.choosing import Search
 from serving.config import ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
-from serving.fallback import most_popular
 from serving.index.exact import ExactIndex
 from serving.index.interface import SearchResult
+from serving.index.rowset import RowSet
 from serving.messages import RecommendRequest
+from serving.policy import Policy
 from serving.profiles import Profiles
 from serving.retriever import Retriever
-from serving.run import consent_table, events, histories, limits, users
-from serving.selector import Candidates, Policy, select
+from serving.run import consent_table, events, histories, opened, users
+from serving.selector import Candidates
 from serving.signals import FALLBACK, Signals, read_signals
 from serving.standing import Standing
 from towers.bundle import Bundle, current, sha256
@@ -55,7 +60,7 @@ def run(config: ServingConfig) -> str:
     if known is None or stored is None:
         raise DataError(f"{run_dir / 'export' / 'histories.parquet'}: no histories of users. Run `towers export`, or set serving.history")
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
-    retriever = Retriever.load(bundle, None, limits(settings), settings.runtime, settings.device)
+    retriever = opened(bundle, settings)
     state = state_dir(config)
     standing = Standing(consent_table(settings, keys), ConsentStore(state / CONSENT_FILE))
     retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events, standing)
@@ -64,6 +69,7 @@ def run(config: ServingConfig) -> str:
     content = {
         "bundle": bundle.version, "histories": sha256(stored), "k": config.recommend.k, "exclude_seen": config.recommend.exclude_seen,
         "now": config.recommend.now, "purpose": config.recommend.purpose, "user_keys": hashlib.sha256(b"".join(wanted)).hexdigest(),
+        "selector": asdict(settings.selector),
     }  # fmt: skip
     now = _moment(folder / STARTED, content)
     request = RecommendRequest(k=config.recommend.k, exclude_seen=config.recommend.exclude_seen, now=now / 1e6)
@@ -104,9 +110,14 @@ def lists(retriever: Retriever, user_keys: Sequence[bytes], request: RecommendRe
         read_signals(request, retriever.profiles.get(key, order, now)[0], True, encoder.preprocessor, encoder.length, now)
         for key in user_keys
     ]
-    found = _searched(retriever, signals, request)
-    policy = Policy(request.k)
-    chosen = [select(candidates, policy) for candidates in found]
+    policies = [_policy(retriever, request.k, key, now) for key in user_keys]
+    asked = _asked(retriever, signals, user_keys, request, now)
+    allowed = retriever.item_filter.allowed(request.filter)
+    found = _searched(retriever, asked, policies[0].candidates, allowed)
+    chosen = [
+        retriever.chooser.choose(candidates, policy, one, _further(retriever, one, allowed))
+        for candidates, policy, one in zip(found, policies, asked, strict=True)
+    ]
     ids = [retriever.catalog.ids(one.rows_k) for one in chosen]
     return pa.table(
         {
@@ -118,24 +129,51 @@ def lists(retriever: Retriever, user_keys: Sequence[bytes], request: RecommendRe
     )
 
 
-def _searched(retriever: Retriever, signals: Sequence[Signals], request: RecommendRequest) -> list[Candidates]:
-    """Candidates of each user, the encodings of all made at once and, with an exact index, the search too."""
-    allowed, count = retriever.item_filter.allowed(request.filter), Policy(request.k).candidates
-    excluded = [retriever.catalog.rows(one.seen if request.exclude_seen else ()) for one in signals]
-    personal = [place for place, one in enumerate(signals) if one.mode != FALLBACK]
-    found: dict[int, SearchResult] = {}
-    if personal:
-        vectors_BHD = retriever.encoder.users([signals[place].row for place in personal]).vectors_BHD
-        own = [excluded[place] for place in personal]
-        if isinstance(retriever.index, ExactIndex):
-            results = retriever.index.search_many(vectors_BHD, count, allowed, own)
-        else:
-            results = [retriever.index.search(vectors_HD, count, allowed, rows) for vectors_HD, rows in zip(vectors_BHD, own, strict=True)]
-        found = dict(zip(personal, results, strict=True))
+def _policy(retriever: Retriever, k: int, user_key: bytes, now: int) -> Policy:
+    """The deployment's; draws are by user and moment, so that a job that continues another makes the same lists."""
+    policy = retriever.chooser.policy(k, None)
+    return replace(policy, seed=int.from_bytes(hashlib.sha256(user_key + b"%d" % now).digest()[:7])) if policy.seed else policy
+
+
+def _asked(
+    retriever: Retriever, signals: Sequence[Signals], user_keys: Sequence[bytes], request: RecommendRequest, now: int
+) -> list[Asked]:
+    """Each user as one who asks, the encodings of all made at once."""
+    personal = [one.row for one in signals if one.mode != FALLBACK]
+    vectors = iter(retriever.encoder.users(personal).vectors_BHD if personal else ())
+    blocked = retriever.chooser.blocked
     return [
-        Candidates(found[place].rows, found[place].scores) if place in found else most_popular(retriever.catalog, count, allowed, rows)
-        for place, rows in enumerate(excluded)
+        Asked(
+            mode=one.mode,
+            reason=one.reason,
+            unknown_items=one.unknown_items,
+            profile=USED,
+            known=Known(key, now, None),
+            excluded=retriever.catalog.rows([*(one.seen if request.exclude_seen else ()), *blocked]),
+            vectors_BHD=None if one.mode == FALLBACK else next(vectors)[None],
+            signals=one,
+        )
+        for key, one in zip(user_keys, signals, strict=True)
     ]
+
+
+def _searched(retriever: Retriever, asked: Sequence[Asked], count: int, allowed: RowSet | None) -> list[Candidates]:
+    """Candidates of each user; with an exact index the search of all is one."""
+    if not isinstance(retriever.index, ExactIndex):
+        return [retriever.candidates(one, count, allowed) for one in asked]
+    personal = [one for one in asked if one.vectors_BHD is not None]
+    vectors = [one.vectors_BHD for one in personal if one.vectors_BHD is not None]
+    excluded = [one.excluded for one in personal]
+    results = iter(retriever.index.search_many(np.concatenate(vectors), count, allowed, excluded) if vectors else ())
+    return [retriever.candidates(one, count, allowed) if one.vectors_BHD is None else _found(next(results)) for one in asked]
+
+
+def _found(result: SearchResult) -> Candidates:
+    return Candidates(result.rows, result.scores)
+
+
+def _further(retriever: Retriever, asked: Asked, allowed: RowSet | None) -> Search:
+    return lambda count, excluded: retriever.candidates(asked, count, allowed, excluded=excluded)
 
 
 def _moment(path: Path, content: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ import msgspec
 from serving.asked import USED, Known
 from serving.messages import Item, RecommendRequest
 from serving.page_messages import BatchRequest, RerankRequest
+from serving.policy import Policy
 from serving.retriever import Retriever
 from serving.shelves import answer_rerank, answer_rows
 from towers.columns import USER_KEY
@@ -43,14 +44,14 @@ def recompute(retriever: Retriever, row: Mapping[str, Any]) -> Recomputed:
     """
     consent = EVERYTHING if row["consent_mask"] is None else row["consent_mask"]
     known = Known(row[USER_KEY], _microseconds(row["now"]), row["arrived"], consent)
-    told, moved = row["request"], _moved(retriever, row)
+    told, moved, policy = row["request"], _moved(retriever, row), Policy.from_row(msgspec.json.decode(row["policy"]))
     if row["kind"] == "recommend_batch":
-        page = answer_rows(retriever, _request(told, BatchRequest), known=known)
+        page = answer_rows(retriever, _request(told, BatchRequest), known=known, policy=policy)
         return Recomputed(page.rows[row[ROW]].items, page.mode, moved)
     if row["kind"] == "rerank":
-        ranked = answer_rerank(retriever, _request(told, RerankRequest), known)
+        ranked = answer_rerank(retriever, _request(told, RerankRequest), known, policy)
         return Recomputed(ranked.items, ranked.mode, moved)
-    reply = retriever.answer(_request(told, RecommendRequest), known)
+    reply = retriever.answer(_request(told, RecommendRequest), known, policy)
     return Recomputed(reply.items, reply.mode, moved)
 
 

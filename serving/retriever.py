@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from serving.asked import Asked, Known, look_up, reason_of
 from serving.attribute_files import open_attributes
 from serving.catalog import Catalog
+from serving.choosing import Chooser
 from serving.decoding import check_k, check_length, check_limits, from_python
 from serving.explain import Explainer
 from serving.fallback import MOST_POPULAR, most_popular
@@ -39,9 +40,10 @@ from serving.messages import (  # fmt: skip
     SimilarItems,
 )  # fmt: skip
 from serving.metrics import Metrics
+from serving.policy import Policy, SelectorSettings
 from serving.profiles import Profiles
 from serving.runtimes import open_runtime
-from serving.selector import Candidates, Policy, Selection, select
+from serving.selector import Candidates, Selection
 from serving.signals import FALLBACK, read_signals
 from serving.steering import steer
 from towers.bundle import Bundle
@@ -89,6 +91,7 @@ class Retriever:
         self.explainer = Explainer(encoder, bundle.manifest.get(PHRASES, {}))
         self.item_filter: AnyFilter = ItemFilter(self.stock.attributes, catalog.hidden, len(table))
         self._came_ND = vectors_ID[:0]
+        self.steer(SelectorSettings())
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
         self.metrics = Metrics(())
@@ -150,6 +153,7 @@ class Retriever:
         less_like: Sequence[str] = (),
         explain: bool = False,
         candidate_items: Sequence[str] | None = None,
+        policy: Mapping[str, Any] | None = None,
         now: Moment | None = None,
         personalize: bool = True,
     ) -> Recommendations:
@@ -158,15 +162,11 @@ class Retriever:
         Raises:
             RequestError: names the argument at fault.
         """
-        asked = {
-            "user_id": user_id, "history": history, "context": context or {}, "preferences": preferences, "k": k, "exclude": exclude,
-            "exclude_seen": exclude_seen, "filter": filter, "less_like": less_like, "explain": explain,
-            "candidate_items": candidate_items, "now": now, "personalize": personalize,
-        }  # fmt: skip
-        return self.answer(from_python(asked, RecommendRequest))
+        fields = {name: value for name, value in locals().items() if name != "self"}
+        return self.answer(from_python({**fields, "context": context or {}}, RecommendRequest))
 
-    def answer(self, request: RecommendRequest, known: Known | None = None) -> Recommendations:
-        """The same for a decoded request; see `ask` for `known`."""
+    def answer(self, request: RecommendRequest, known: Known | None = None, policy: Policy | None = None) -> Recommendations:
+        """The same for a decoded request; see `ask` for `known`, and `policy` belongs to it: how that list was made."""
         check_k(request.k, self.limits)
         among = None
         if request.candidate_items is not None:
@@ -174,14 +174,15 @@ class Retriever:
             among = self.catalog.rows(request.candidate_items)
         asked = self.ask(request, known=known)
         started = time.perf_counter()
-        policy = Policy(request.k)
-        found = self.candidates(asked, policy.candidates, self.item_filter.allowed(request.filter, among))
+        policy = policy or self.chooser.policy(request.k, request.policy)
+        allowed = self.item_filter.allowed(request.filter, among)
+        found = self.candidates(asked, policy.candidates, allowed)
         started = self.metrics.lap("search", started)
-        chosen = select(found, policy)
+        chosen = self.chooser.choose(found, policy, asked, lambda count, out: self.candidates(asked, count, allowed, excluded=out))
         items = self.items(chosen, asked, request.explain)
-        reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k)
+        reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k, shortage=chosen.shortage or None)
         if known is None:
-            self.log("recommend", request, asked, reply.recommendation_id, Listed(policy, found, chosen, items))
+            self.log("recommend", request, asked, reply.recommendation_id, Listed(policy, chosen, items))
         self.metrics.lap("reply", started)
         return reply
 
@@ -199,14 +200,15 @@ class Retriever:
         check_limits(request, self.limits)
         known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
-        excluded = self.catalog.rows([*request.exclude, *request.less_like, *(signals.seen if request.exclude_seen else ())])
+        left_out = (*request.exclude, *request.less_like, *(signals.seen if request.exclude_seen else ()), *self.chooser.blocked)
+        excluded = self.catalog.rows(left_out)
         started = self.metrics.lap("state", started)
         rows = [replace(signals.row, context={**request.context, **context}) if context else signals.row for context in contexts]
         batch = self.encoder.user_batch(rows)  # under a fallback too: a value that does not fit is told in any case
         found = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch, request.explain)
         vectors_BHD, parts = (None, None) if found is None else (found.vectors_BHD, found.parts)
         reason = reason_of(signals, profile)
-        asked = Asked(signals.mode, reason, signals.unknown_items, profile, known, excluded, vectors_BHD, rows, parts)
+        asked = Asked(signals.mode, reason, signals.unknown_items, profile, known, excluded, vectors_BHD, signals, rows, parts)
         if request.less_like:
             asked = steer(asked, self.stock.vectors(self.catalog.rows(request.less_like), self._came_ND), self.index)
         self.metrics.lap("encode", started)
@@ -263,16 +265,21 @@ class Retriever:
         row = self.catalog.row(item_id)
         if row is None:
             raise RequestError("id", f"no item {item_id[:60]!r} in the catalogue", 404)
-        found = self.index.search(self.stock.vectors(np.array([row]), self._came_ND), k, self.item_filter.allowed(), np.array([row]))
-        chosen = select(Candidates(found.rows, found.scores), Policy(k))
-        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
+        excluded = np.append(self.catalog.rows(self.chooser.blocked), row)
+        found = self.index.search(self.stock.vectors(np.array([row]), self._came_ND), k, self.item_filter.allowed(), excluded)
+        items = self.catalog.items(found.rows, found.scores)
         return SimilarItems(item_id, self.model_version, self.bundle.version, items, len(items), k)
+
+    def steer(self, settings: SelectorSettings) -> None:
+        """Say how lists are made from now on; raises ConfigError, naming a setting out of bounds or an attribute that items lack."""
+        self.chooser = Chooser(settings, self.stock.traits, self.catalog, self.encoder.preprocessor.schema)
 
     def with_items(self, gone: Sequence[str], came: pa.Table, came_ND: NDArray[np.float32], generation: int) -> "Retriever":
         """A retriever of the same bundle from which items went and to which others came, by change `generation`; see `Stock`."""
         changed, schema = copy.copy(self), self.encoder.preprocessor.schema
         changed.catalog, changed.item_filter, changed.index = self.stock.with_changes(gone, came, came_ND, schema)
         changed._came_ND, changed.item_changes = came_ND, generation
+        changed.chooser = self.chooser.over(self.stock.traits_with(came, came_ND, schema), changed.catalog)
         return changed
 
     def inherit(self, other: "Retriever") -> None:

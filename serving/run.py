@@ -53,7 +53,7 @@ def run(config: ServingConfig) -> str:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
         keys, known = users(settings, run_dir)
-        retriever = Retriever.load(Bundle.open(folder), None, limits(settings), settings.runtime, settings.device)
+        retriever = opened(Bundle.open(folder), settings)
         folder_of_state = state_dir(config)
         events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
         ItemChanges(folder_of_state / ITEMS_FILE).close()
@@ -81,6 +81,18 @@ def run(config: ServingConfig) -> str:
         else:
             Workers(settings.workers, work).run(announce)
     return str(write_json(place, {**announcement, "state": "stopped"}))
+
+
+def opened(bundle: Bundle, settings: ServeConfig) -> Retriever:
+    """A retriever of a bundle as the settings want it, without users yet.
+
+    Raises:
+        BundleError: the bundle is damaged or incomplete.
+        ConfigError: the selector names an attribute that its items lack.
+    """
+    retriever = Retriever.load(bundle, None, limits(settings), settings.runtime, settings.device)
+    retriever.steer(settings.selector)
+    return retriever
 
 
 def limits(settings: ServeConfig) -> Limits:
@@ -136,12 +148,9 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
             purged_s = time.monotonic()
             retriever.profiles.events.purge(time.time_ns() // 1000)
 
-    def load(bundle: Bundle) -> Retriever:
-        return Retriever.load(bundle, None, limits(settings), settings.runtime, settings.device)
-
     bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
     try:
-        with Engine(retriever, changes, bundles, load, chores) as engine:
+        with Engine(retriever, changes, bundles, lambda bundle: opened(bundle, settings), chores) as engine:
             yield engine
     finally:
         changes.close()

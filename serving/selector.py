@@ -1,25 +1,27 @@
-"""From candidates to the list that is shown: the one place where an order is decided after the search. It keeps the search's."""
+"""From candidates to the list that is shown: the one place where an order is decided after the search.
 
+One greedy loop: at each position every candidate has a value, its relevance and what the gains add to it; masks take candidates out; the
+best is taken or, with a temperature, one is drawn. Because the draw is inside the loop, the probability of each choice given those before
+it is exact whatever gains and masks are on.
+
+Legend: C candidates, k positions.
+"""
+
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.gains import Part, Places, Rows, Values
+from serving.policy import Policy
 
-@dataclass(frozen=True)
-class Policy:
-    """What the selector does. This one is the identity: the k best candidates, in score order.
+DEEPEST = 7
+"""Searches for candidates at most; each asks for twice as many as the one before, none of them twice."""
 
-    Attributes:
-        k: items wanted.
-    """
-
-    k: int
-
-    @property
-    def candidates(self) -> int:
-        """How many candidates to search for."""
-        return self.k
+ITEMS, POLICY = "items", "policy"
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,168 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Selection:
-    """The list: rows, scores, and the probability of each choice given those before it (1 where nothing is drawn)."""
+    """The list: rows, scores, and the probability of each choice given those before it (1 where nothing is drawn).
+
+    Attributes:
+        considered: the candidates that it was chosen from.
+        shortage: why there are fewer than k: `items`, no more may be shown; `policy`, its masks leave none. "" where there are k.
+    """
 
     rows_k: NDArray[np.integer]
     scores_k: NDArray[np.float32]
     propensities_k: NDArray[np.float64]
+    considered: Candidates
+    shortage: str = ""
 
 
-def select(candidates: Candidates, policy: Policy) -> Selection:
+Deeper = Callable[[int, Rows], Candidates]
+"""The best candidates besides some rows: how many, and the rows."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What steers a list, or the lists of a page one after another.
+
+    Attributes:
+        standing: gains that do not depend on the list: [C] of rows.
+        page: gains and masks that a next list goes on with.
+        each: makes those that every list begins anew.
+    """
+
+    standing: Callable[[Rows], Values]
+    page: Sequence[Part]
+    each: Callable[[], Sequence[Part]]
+
+
+def select(candidates: Candidates, policy: Policy, parts: Parts | None = None, deeper: Deeper | None = None) -> Selection:
     """Choose and order.
 
+    Args:
+        candidates: `policy.candidates` of them, or all there are.
+        parts: needed where the policy has dials.
+        deeper: searches on where masks leave too few of the candidates; None = these are all.
+
     Returns:
-        at most `policy.k` rows; fewer where there are fewer candidates.
+        at most `policy.k` rows; fewer where there are fewer candidates, or where the masks leave no more however deep is searched.
     """
-    rows_k = candidates.rows_C[: policy.k]
-    return Selection(rows_k, candidates.scores_C[: policy.k], np.ones(len(rows_k)))
+    if policy.dials is None or parts is None:
+        rows_k = candidates.rows_C[: policy.k]
+        shortage = "" if len(rows_k) == policy.k else ITEMS
+        return Selection(rows_k, candidates.scores_C[: policy.k], np.ones(len(rows_k)), candidates, shortage)
+    temperature = policy.dials.temperature
+    return _Loop(policy, parts, candidates, deeper).run(_drawing(temperature, policy.seed) if temperature else _best)
+
+
+def likelihood(candidates: Candidates, policy: Policy, parts: Parts, rows_k: Rows, deeper: Deeper | None = None) -> NDArray[np.float64]:
+    """The probability of each choice of a given list, given those before it: what a policy would have done where another one chose.
+
+    Returns:
+        float64 [len(rows_k)]; 0 from the first choice on that the policy cannot make.
+    """
+    ahead = iter(rows_k.tolist())
+    loop = _Loop(Policy(len(rows_k), policy.dials, policy.seed), parts, candidates, deeper)
+    chosen = loop.run(lambda value_C, best: _given(np.flatnonzero(loop.pool.rows_C == next(ahead)), value_C, best, loop.temperature))
+    return np.concatenate([chosen.propensities_k, np.zeros(len(rows_k) - len(chosen.rows_k))])
+
+
+_Chosen = tuple[int, float]
+"""A place among the candidates and its probability; the place -1 ends the list."""
+
+
+class _Loop:
+    """The list so far, and the candidates that may still be chosen."""
+
+    def __init__(self, policy: Policy, parts: Parts, candidates: Candidates, deeper: Deeper | None) -> None:
+        assert policy.dials is not None
+        self.pool = candidates
+        self.temperature = policy.dials.temperature
+        self._k, self._deeper = policy.k, deeper
+        self._standing, self._parts = parts.standing, [*parts.page, *parts.each()]
+        self._asked, self._pools = policy.candidates, [candidates]
+        scores_C = candidates.scores_C
+        self._low = float(scores_C[-1]) if len(scores_C) else 0.0
+        self._span = float(scores_C[0]) - self._low if len(scores_C) else 0.0
+        self._enter()
+
+    def run(self, choose: Callable[[Values, int], _Chosen]) -> Selection:
+        """Fill the list, position by position."""
+        rows: list[int] = []
+        scores: list[float] = []
+        propensities: list[float] = []
+        while len(rows) < self._k:
+            value_C = self._value_C
+            for part in self._parts:
+                gain_C = part.of()
+                if gain_C is not None:
+                    value_C = value_C + gain_C
+            best = int(value_C.argmax()) if len(value_C) else -1
+            if best < 0 or value_C[best] == -inf:
+                if self._search_on():
+                    continue
+                break
+            c, propensity = choose(value_C, best)
+            if c < 0:
+                break
+            rows.append(self.pool.rows_C[c])
+            scores.append(self.pool.scores_C[c])
+            propensities.append(propensity)
+            self._bar(c)
+            for part in self._parts:
+                self._bar(part.chose(c))
+        pools = self._pools
+        considered = pools[0] if len(pools) == 1 else Candidates(self._rows(), np.concatenate([pool.scores_C for pool in pools]))
+        shortage = "" if len(rows) == self._k else POLICY if len(considered.rows_C) > len(rows) else ITEMS
+        return Selection(np.array(rows, np.int64), np.array(scores, np.float32), np.array(propensities), considered, shortage)
+
+    def _enter(self) -> None:
+        """Values of the candidates by themselves. Relevance goes on below 0 for those found later."""
+        relevance_C = (self.pool.scores_C.astype(np.float64) - self._low) / (self._span or 1.0)
+        self._value_C = relevance_C + self._standing(self.pool.rows_C)
+        for part in self._parts:
+            self._bar(part.enter(self.pool.rows_C))
+
+    def _bar(self, places: Places | int | None) -> None:
+        if places is not None:
+            self._value_C[places] = -inf
+
+    def _search_on(self) -> bool:
+        """Take up further candidates; whether there were any."""
+        if self._deeper is None or len(self._pools) == DEEPEST or len(self.pool.rows_C) < self._asked:
+            return False
+        self._asked *= 2
+        self.pool = self._deeper(self._asked, self._rows())
+        self._pools.append(self.pool)
+        self._enter()
+        return len(self.pool.rows_C) > 0
+
+    def _rows(self) -> Rows:
+        return np.concatenate([pool.rows_C for pool in self._pools])
+
+
+def _best(value_C: Values, best: int) -> _Chosen:
+    return best, 1.0
+
+
+def _drawing(temperature: float, seed: int) -> Callable[[Values, int], _Chosen]:
+    """Draws c with probability ~ exp(value / temperature). One uniform number a position, put through the cumulated masses, has the law
+    of adding Gumbel noise to every candidate and taking the best, which costs a logarithm for each of them."""
+    uniform = random.Random(seed).random
+
+    def draw(value_C: Values, best: int) -> _Chosen:
+        mass_C = np.exp((value_C - value_C[best]) / temperature)
+        up_to_C = mass_C.cumsum()
+        c = int(up_to_C.searchsorted(uniform() * up_to_C[-1], side="right"))
+        c = c if c < len(mass_C) else best  # only where the product rounds up to the whole
+        return c, float(mass_C[c] / up_to_C[-1])
+
+    return draw
+
+
+def _given(places: Places, value_C: Values, best: int, temperature: float) -> _Chosen:
+    c = int(places[0]) if len(places) else -1
+    if c < 0 or value_C[c] == -inf or (not temperature and c != best):
+        return -1, 0.0
+    if not temperature:
+        return c, 1.0
+    mass_C = np.exp((value_C - value_C[best]) / temperature)
+    return c, float(mass_C[c] / mass_C.sum())

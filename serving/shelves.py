@@ -1,28 +1,36 @@
 """Replies of several lists or of the caller's own candidates, from the same parts as a single list."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from serving.asked import Known
+from serving.choosing import further
 from serving.decoding import check_k, check_length
 from serving.impressions import Listed
 from serving.index.rowset import RowSet, both
 from serving.page_messages import BatchRecommendations, BatchRequest, FilledShelf, Reranked, RerankRequest, Shelf
+from serving.policy import Policy
 from serving.retriever import Retriever
-from serving.selector import Policy, select
+from serving.selector import select
 from serving.signals import check_context
 from towers.errors import RequestError
 
 
 def answer_rows(
-    retriever: Retriever, request: BatchRequest, still_wanted: Callable[[], None] = lambda: None, known: Known | None = None
+    retriever: Retriever,
+    request: BatchRequest,
+    still_wanted: Callable[[], None] = lambda: None,
+    known: Known | None = None,
+    policy: Policy | None = None,
 ) -> BatchRecommendations:
     """Fill the rows from first to last, each without what stands in those before.
 
     Args:
         still_wanted: called before each row; raises once nobody waits.
-        known: of lists that are computed again; see `Retriever.ask`.
+        known, policy: of lists that are computed again; see `Retriever.answer`.
 
     Raises:
         RequestError: names the row and field.
@@ -31,24 +39,28 @@ def answer_rows(
     allowed = [_checked(retriever, place, row, whole) for place, row in enumerate(request.rows)]
     asked = retriever.ask(request, [row.context for row in request.rows], known)
     taken, shelves, told = asked.excluded, [], retriever.told(asked)
+    policy = policy or retriever.chooser.policy(sum(row.k for row in request.rows), request.policy)
+    parts = retriever.chooser.parts(policy, asked.signals, asked.known.now, sum(row.k for row in request.rows))
     for place, row in enumerate(request.rows):
         still_wanted()
-        policy = Policy(row.k)
-        found = retriever.candidates(asked, policy.candidates, allowed[place], place, taken)
-        chosen = select(found, policy)
+        own = replace(policy, k=row.k, seed=policy.seed + place)
+        search = partial(retriever.candidates, asked, allowed=allowed[place], place=place)
+        found = search(own.candidates, excluded=taken)
+        chosen = select(found, own, parts, further(taken, lambda count, out: search(count, excluded=out)))  # noqa: B023 - called at once
         taken = np.concatenate([taken, chosen.rows_k])
         items = retriever.items(chosen, asked, request.explain, place)
-        shelves.append(FilledShelf(row.name, items, len(items), row.k))
+        shelves.append(FilledShelf(row.name, items, len(items), row.k, chosen.shortage or None))
         if known is None:
-            retriever.log("recommend_batch", request, asked, told["recommendation_id"], Listed(policy, found, chosen, items), place)
+            listed = Listed(replace(policy, k=row.k), chosen, items)
+            retriever.log("recommend_batch", request, asked, told["recommendation_id"], listed, place)
     return BatchRecommendations(**told, rows=shelves)
 
 
-def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | None = None) -> Reranked:
+def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | None = None, policy: Policy | None = None) -> Reranked:
     """Score the candidates and order them; those that may not be shown, are excluded or are unknown are left out.
 
     Args:
-        known: of a list that is computed again; see `Retriever.ask`.
+        known, policy: of a list that is computed again; see `Retriever.answer`.
 
     Raises:
         RequestError: names the field.
@@ -56,16 +68,20 @@ def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | N
     check_length("items", request.items, retriever.limits)
     if request.k is not None:
         check_k(request.k, retriever.limits)
-    policy = Policy(len(request.items) if request.k is None else request.k)
+    k = len(request.items) if request.k is None else request.k
+    if request.policy is not None:
+        check_k(k, retriever.limits)  # an order made position by position costs more than one of scores
+    if policy is None:
+        policy = Policy(k) if request.policy is None else retriever.chooser.policy(k, request.policy)
     asked = retriever.ask(request, known=known)
     allowed = retriever.item_filter.allowed(request.filter, retriever.catalog.rows(request.items))
     found = retriever.candidates(asked, policy.candidates, allowed)
-    chosen = select(found, policy)
+    chosen = retriever.chooser.choose(found, policy, asked, lambda count, out: retriever.candidates(asked, count, allowed, excluded=out))
     items = retriever.items(chosen, asked, request.explain)
     unknown = sorted({item for item in request.items if retriever.catalog.row(item) is None})
     told = retriever.told(asked)
     if known is None:
-        retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, found, chosen, items))
+        retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, chosen, items))
     return Reranked(**told, items=items, returned=len(items), k=policy.k, unknown_items=unknown)
 
 

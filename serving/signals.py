@@ -27,6 +27,7 @@ class Signals:
     Attributes:
         row: what the user tower is given: the newest events that fit it, context, user features.
         seen: item ids of the whole history, stored and live.
+        events: event type of each, None where unknown.
         mode: `personalized`, `cold` or `fallback`.
         reason: of the fallback, "" otherwise.
         unknown_items: events of `row` whose item the model was not trained on.
@@ -34,6 +35,7 @@ class Signals:
 
     row: UserRow
     seen: Sequence[str]
+    events: Sequence[str | None]
     mode: str
     reason: str
     unknown_items: int
@@ -58,7 +60,7 @@ def read_signals(
     known = stored or StoredUser([], [], [])
     if request.now is not None:  # a moment replayed must not know what came after; the server's own clock may well be behind the log's
         known = known.before(now)
-    items = [*known.items, *live.items]
+    items, events = [*known.items, *live.items], [*known.events, *live.events]
     rows = preprocessor.vocabularies[ITEM_ID].rows(items[-length:])
     features = {**known.features, **declared_preferences(request.preferences, preprocessor)}
     trained = int(np.count_nonzero(rows >= FIRST_ROW))
@@ -67,14 +69,14 @@ def read_signals(
         mode, reason = (COLD, "") if _has_preferences(features, preprocessor) else (FALLBACK, _reason(request, stored, stores_users, items))
     row = UserRow(
         history_items=items[-length:],
-        history_events=[*known.events, *live.events][-length:],
+        history_events=events[-length:],
         history_timestamps=[*known.timestamps, *live.timestamps][-length:],
         now=now,
         context=request.context,
         features=features,
         history_rows=rows,
     )
-    return Signals(row, items, mode, reason, len(rows) - trained)
+    return Signals(row, items, events, mode, reason, len(rows) - trained)
 
 
 def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocessor) -> StoredUser:

@@ -149,6 +149,7 @@ names = [
     "less_like",
     "explain",
     "candidate_items",
+    "policy",
     "now",
     "personalize",
     "surface",

@@ -18,9 +18,12 @@ from serving.asked import Asked, Known
 from serving.events import StoredEvent
 from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.messages import Item, RecommendRequest
+from serving.policy import Policy
 from serving.rolling import PART_BYTES, Rolling, roll_events, roll_impressions
-from serving.selector import Candidates, Policy, Selection
+from serving.selector import Candidates, Selection
+from serving.signals import Signals
 from serving.sqlite_events import SqliteEvents
+from towers.encoder import UserRow
 from towers.live_logs import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from towers.partitions import HOUR_US, Reading, parts
 
@@ -32,8 +35,9 @@ def shown(number: int, timestamp: int, request_id: str | None = None) -> Shown:
     scores = np.array([0.1, 1 / 3, -0.25], np.float32)
     rows = np.arange(3)
     items = [Item(f"item-{row}", None, float(score), []) for row, score in zip(rows, scores, strict=True)]
-    listed = Listed(Policy(3), Candidates(rows, scores), Selection(rows, scores, np.array([1.0, 0.1, 1 / 3])), items)
-    asked = Asked("cold", "", 0, "none", Known(bytes([number % 7]) * 16, timestamp, number), np.empty(0, np.int64), None)
+    listed = Listed(Policy(3), Selection(rows, scores, np.array([1.0, 0.1, 1 / 3]), Candidates(rows, scores)), items)
+    known = Known(bytes([number % 7]) * 16, timestamp, number)
+    asked = Asked("cold", "", 0, "none", known, np.empty(0, np.int64), None, Signals(UserRow(), [], [], "cold", "", 0))
     return Shown(
         "recommend", 0, f"{number:032x}", RecommendRequest(user_id="someone", k=3), asked, Versions("m", "i", 2), listed, timestamp,
         request_id, None,  # type: ignore[arg-type]
