@@ -13,7 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("towers", "training", "serving")
 MAY_IMPORT = {"towers": {"towers"}, "training": {"training", "towers"}, "serving": {"serving", "towers"}}
 
-TORCH_TIER = {"towers.blocks", "towers.dot_products", "towers.features", "towers.encoders", "towers.model", "towers.runtime", "towers.topk"}
+TORCH_TIER = {
+    "towers.blocks",
+    "towers.dot_products",
+    "towers.features",
+    "towers.encoders",
+    "towers.model",
+    "towers.runtime",
+    "towers.topk",
+    "towers.unit",
+}
 """Of towers/: everything else there is NumPy's tier."""
 
 DOORS = {

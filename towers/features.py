@@ -54,13 +54,13 @@ def small_tables(specs: Iterable[InputSpec], large: Iterable[str], dim: int) -> 
 
 def bag_mean(table: nn.Embedding, rows: Tensor) -> Tensor:
     """Mean over the valid (non-padding) values of each row; zero where there is none: int [..., M] -> [..., D]."""
-    count = (rows != PAD_ROW).sum(-1, keepdim=True).clamp(min=1)
+    valid = rows != PAD_ROW
+    count = valid.sum(-1, keepdim=True).clamp(min=1)
     if torch.compiler.is_compiling():
         # ONNX has no bags; plain rows and a sum are the same numbers (the padding row is zero).
         plain: Tensor = table(rows).sum(-2)
         return plain / count
-    flat = rows.reshape(-1, rows.shape[-1])
-    total = F.embedding_bag(flat, table.weight, mode="sum", padding_idx=PAD_ROW)
+    total = _bags(table, rows.reshape(-1, rows.shape[-1]), valid.reshape(-1, rows.shape[-1]), None)
     return total.reshape(*rows.shape[:-1], table.embedding_dim) / count  # -1 could not be told where there are no rows
 
 
@@ -71,14 +71,18 @@ def rows_mean(rows: Tensor, mask: Tensor) -> Tensor:
 
 def pool_rows(table: nn.Embedding, rows_BL: Tensor, weights_BL: Tensor) -> Tensor:
     """Weighted sums of a table's rows, padding left out: int [B, L], [B, L] -> [B, D]. The rows themselves are never copied."""
-    valid_BL = rows_BL != PAD_ROW
+    return _bags(table, rows_BL, rows_BL != PAD_ROW, weights_BL)
+
+
+def _bags(table: nn.Embedding, rows_BL: Tensor, valid_BL: Tensor, weights_BL: Tensor | None) -> Tensor:
+    """Sums of the valid rows; what is not valid costs nothing, backward neither."""
     counts_B = valid_BL.sum(1)
     return F.embedding_bag(
         rows_BL[valid_BL],
         table.weight,
         (counts_B.cumsum(0) - counts_B).to(rows_BL.dtype),
         mode="sum",
-        per_sample_weights=weights_BL[valid_BL].to(table.weight.dtype),
+        per_sample_weights=None if weights_BL is None else weights_BL[valid_BL].to(table.weight.dtype),
         sparse=table.sparse,
     )
 

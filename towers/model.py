@@ -34,6 +34,7 @@ from towers.lookups import (
     plan_towers,
 )
 from towers.model_config import HeadConfig, InputSpec, ModelConfig
+from towers.unit import normalise
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
 """Bounds of a learned temperature."""
@@ -221,12 +222,6 @@ class ExportCore(nn.Module):
             return (self.model.item_core(gathered),)
         vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=self.model.config.sums_user)
         return vectors_BHD, weights_BL, *others
-
-
-def normalise(vectors: Tensor) -> Tensor:
-    """To length 1, in fp32 at least; a zero vector stays zero."""
-    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
-    return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-12)
 
 
 def make_head(key: str, config: HeadConfig, dim: int) -> nn.Module:

@@ -30,7 +30,7 @@ from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
 from training.optim import Optimizer, choose_tables
 from training.refit import FOLDER, RESULT, refit_config, with_validation
-from training.room import alone_in, enough_memory
+from training.room import alone_in, enough_memory, keep_memory
 from training.score_blocks import WIDEST_GUESSED
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
@@ -167,6 +167,7 @@ def assemble(
         folder: of the checkpoints, below the run's own.
         last_epoch: stop after that many epochs, on the schedule of trainer.epochs; 0 = do not.
     """
+    keep_memory()
     digest = data_and_config_hash(config, data)
     config = fitting_length(config, np.diff(data.offsets))
     torch.manual_seed(config.seed)

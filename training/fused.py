@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from training.score_blocks import WIDEST_GUESSED, WIDEST_RANGE, Bounded, GuessTooHigh, Shifted, block_rows
+from training.score_blocks import WIDEST_GUESSED, WIDEST_RANGE, Bounded, GuessTooHigh, Shifted
 
 
 class Targets(NamedTuple):
@@ -87,6 +87,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_ND, grad_CD, grad_scale = ctx.saved_tensors
         (grad,) = grads
+        if grad.device.type == "cpu" and float(grad) == 1.0:  # the loss of a process alone
+            return grad_ND, grad_CD, grad_scale, None, None, None
         return grad * grad_ND, grad * grad_CD, None if grad_scale is None else grad * grad_scale, None, None, None
 
 
@@ -154,20 +156,23 @@ def _blocks(
     """All blocks of rows through a kernel."""
     rows = len(user_ND)
     log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
-    step = block_rows(rows, len(item_CD), kernel.kind, user_ND.device)
-    absent_place = None if absent is None else absent[0] * len(item_CD) + absent[1]
-    own_place_N = None if own is None else torch.arange(rows, device=user_ND.device) * len(item_CD) + own[0]
-    for start in range(0, rows, step):
-        block = slice(start, min(start + step, rows))
-        score_BC = kernel.scores(block)
-        if own_place_N is not None:
-            score_BC.view(-1).index_fill_(0, own_place_N[block] - start * len(item_CD), -math.inf)
-        if absent_place is not None:
-            places = torch.tensor([block.start, block.stop], device=absent_place.device) * len(item_CD)
-            first, last = torch.searchsorted(absent_place, places).tolist()
-            score_BC.view(-1).index_fill_(0, absent_place[first:last] - block.start * len(item_CD), -math.inf)
-        exp_BC, shift_B = kernel.raised(block, score_BC)
-        sum_BD, z_B = kernel.sums(exp_BC)
+    left_out = [absent] if absent is not None else []
+    if own is not None:
+        left_out.append((torch.arange(rows, device=user_ND.device), own[0]))
+    for start in range(0, rows, kernel.rows):
+        block = slice(start, min(start + kernel.rows, rows))
+        here = [_between(pairs, block) for pairs in left_out]
+        sum_BD, z_B = torch.zeros_like(user_ND[block]), torch.zeros_like(weight_N[block])
+        shift_B: Tensor | float = 0.0
+        for tile in kernel.tiles:
+            score_BT = kernel.scores(block, tile)
+            for pairs in here:
+                _blank(score_BT, pairs, tile, all_columns=len(kernel.tiles) == 1)
+            exp_BT, shift_B = kernel.raised(block, score_BT)
+            tile_sum_BD, tile_z_B = kernel.sums(exp_BT, tile)
+            sum_BD += tile_sum_BD
+            z_B += tile_z_B
+        kernel.check(z_B)
         extra = top + shift_B
         log_z_N[block] = torch.log(z_B) + extra
         if own is not None:
@@ -175,5 +180,22 @@ def _blocks(
         # a row of which nothing is left has sums of 0, and must not have an infinite share of them
         share_B = weight_N[block] * torch.exp((extra - log_z_N[block]).clamp(max=85.0))
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])
-        kernel.push(exp_BC, user_ND[block] * share_B.unsqueeze(1))
+        pull_BD = user_ND[block] * share_B.unsqueeze(1)
+        for tile in kernel.tiles:
+            kernel.push(block, tile, pull_BD)
     return _Shares(log_z_N, grad_ND, kernel.pushed())
+
+
+def _between(pairs: tuple[Tensor, Tensor], block: slice) -> tuple[Tensor, Tensor]:
+    """The (row, candidate) pairs of a block, rows counted from its first."""
+    row_P, column_P = pairs
+    first, last = torch.searchsorted(row_P, torch.tensor([block.start, block.stop], device=row_P.device)).tolist()
+    return row_P[first:last] - block.start, column_P[first:last]
+
+
+def _blank(score_BT: Tensor, pairs: tuple[Tensor, Tensor], tile: slice, all_columns: bool) -> None:
+    row_P, column_P = pairs
+    if not all_columns:
+        inside_P = (column_P >= tile.start) & (column_P < tile.stop)
+        row_P, column_P = row_P[inside_P], column_P[inside_P]
+    score_BT.view(-1).index_fill_(0, row_P * score_BT.shape[1] + column_P - tile.start, -math.inf)

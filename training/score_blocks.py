@@ -1,19 +1,27 @@
 """Blocks of scores for the fused softmax: 2 or e to their power, the sums of each row, and what they push the items by.
 
-Legend: N rows, B rows of a block, C candidates, D dim, E = D and the columns beside, S candidates of a sample.
+A block is some rows against all candidates, and is computed tile by tile: some of its columns at a time.
+
+Legend: N rows, B rows of a block, C candidates, T candidates of a tile, D dim, E = D and the columns beside, S candidates of a sample.
 """
 
 import math
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 22
+TILE_BYTES = 1 << 22
 """Of scores computed at a time: they stay in the cache between the products that use them."""
-FEWEST_ROWS = 64
+FEWEST_ROWS, WIDE_ROWS = 64, 512
+"""Of a block: fewer than WIDE_ROWS would have the products pack the candidates again for little work, and FEWEST_ROWS is the least."""
+BLOCK_BYTES = 1 << 26
+"""Of a block in more than one tile, if FEWEST_ROWS are no more."""
 CUDA_BLOCK_BYTES = 1 << 28
-"""The same on a GPU, whose products want to be large."""
+"""Of a block on a GPU, whose products want to be large; it has one tile."""
+EVEN = 32
+"""Rows of a block and columns of a tile are multiples: the remainder of a product costs as much as so many of them."""
 WIDEST_RANGE = 40.0
 """Scores lie within [-x, x], and factors within [exp(-x), 1]: 1e20 such terms have a finite sum in fp32 and bf16, the least is normal."""
 WIDEST_RANGE_BF16 = 16.0
@@ -37,10 +45,24 @@ class GuessTooHigh(Exception):
 
 def block_rows(rows: int, columns: int, kind: torch.dtype, device: torch.device) -> int:
     """Rows of a block: all blocks about alike, since a short last one would cost the third product nearly as much as a full one."""
-    room = CUDA_BLOCK_BYTES if device.type == "cuda" else BLOCK_BYTES
-    most = max(FEWEST_ROWS, room // (kind.itemsize * max(1, columns)))
-    blocks = max(1, -(-rows // most))
-    return max(1, -(-rows // blocks))
+    row_bytes = kind.itemsize * max(1, columns)
+    if device.type == "cuda":
+        most = CUDA_BLOCK_BYTES // row_bytes
+    else:
+        most = max(TILE_BYTES // row_bytes, min(WIDE_ROWS, BLOCK_BYTES // row_bytes))
+    return _alike(rows, max(FEWEST_ROWS, most))
+
+
+def tiles(rows: int, columns: int, kind: torch.dtype, device: torch.device) -> list[slice]:
+    """The columns of each tile of a block of so many rows."""
+    wide = columns if device.type == "cuda" else _alike(columns, max(FEWEST_ROWS, TILE_BYTES // (kind.itemsize * max(1, rows))))
+    return [slice(start, min(start + wide, columns)) for start in range(0, columns, max(1, wide))]
+
+
+def _alike(n: int, most: int) -> int:
+    """How many at a time, at most about `most`, so that all parts of n are about as large."""
+    even = -(-n // max(1, -(-n // most)))
+    return max(1, min(n, -(-even // EVEN) * EVEN))
 
 
 class Bounded:
@@ -48,7 +70,7 @@ class Bounded:
 
     def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, bound: float, half: bool) -> None:
         kind = torch.bfloat16 if half and user_ND.dtype == torch.float32 else user_ND.dtype
-        self.kind = kind
+        self._kind = kind
         self._item_CD = item_CD.to(kind)
         one, log2_k_C = user_ND.new_ones(()), (log_k_C * LOG2_E).clamp(min=_NOBODY)
         left: list[Tensor] = []
@@ -66,61 +88,94 @@ class Bounded:
             left, right = [*left, -self._guess_N], [*right, one]
         self._user_NE = _columns(user_ND * LOG2_E, left, kind)
         self._item_EC = (_columns(item_CD, right, kind) if right else self._item_CD).t()
-        rows = block_rows(len(user_ND), len(item_CD), kind, user_ND.device)
-        self._score_BC = torch.empty(rows, len(item_CD), dtype=kind, device=user_ND.device)
+        self.rows = block_rows(len(user_ND), len(item_CD), kind, user_ND.device)
+        self.tiles = tiles(self.rows, len(item_CD), kind, user_ND.device)
+        self._score = _scratch(self.rows * len(item_CD), kind, user_ND.device)
         # the way round that each product is faster; bf16 ones are added up in fp32
         self._grad_CD = (
-            torch.zeros_like(item_CD)
+            torch.empty_like(item_CD)
             if kind == torch.bfloat16
             else torch.zeros_like(item_CD.t(), memory_format=torch.contiguous_format).t()
         )
 
-    def scores(self, block: slice) -> Tensor:
-        return torch.mm(self._user_NE[block], self._item_EC, out=self._score_BC[: block.stop - block.start])
+    def scores(self, block: slice, tile: slice) -> Tensor:
+        score_BT = self._tile(block, tile)
+        return torch.mm(self._user_NE[block], self._item_EC[:, tile], out=score_BT)
 
-    def raised(self, block: slice, score_BC: Tensor) -> tuple[Tensor, Tensor | float]:
-        return score_BC.exp2_(), 0.0 if self._guess_N is None else self._guess_N[block] / LOG2_E
+    def raised(self, block: slice, score_BT: Tensor) -> tuple[Tensor, Tensor | float]:
+        return score_BT.exp2_(), 0.0 if self._guess_N is None else self._guess_N[block] / LOG2_E
 
-    def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, exp_BT: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
         wide = self._grad_CD.dtype
-        z_B = exp_BC.sum(1).to(wide)
+        return torch.mm(exp_BT, self._item_CD[tile]).to(wide), exp_BT.sum(1).to(wide)
+
+    def check(self, z_B: Tensor) -> None:
+        """Raises GuessTooHigh where too little is left of a row."""
         if self._guess_N is not None and bool((z_B < LEAST_SUM).any()):
             raise GuessTooHigh
-        return torch.mm(exp_BC, self._item_CD).to(wide), z_B
 
-    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
-        if self.kind == torch.bfloat16:
-            self._grad_CD += torch.mm(exp_BC.t(), user_BD.to(self.kind))
+    def push(self, block: slice, tile: slice, user_BD: Tensor) -> None:
+        exp_BT, grad_TD = self._tile(block, tile), self._grad_CD[tile]
+        if self._kind != torch.bfloat16:
+            grad_TD.t().addmm_(user_BD.t(), exp_BT)
+            return
+        pushed_TD = torch.mm(exp_BT.t(), user_BD.to(self._kind))
+        if block.start:
+            grad_TD.add_(pushed_TD)
         else:
-            self._grad_CD.t().addmm_(user_BD.t(), exp_BC)
+            grad_TD.copy_(pushed_TD)
 
     def pushed(self) -> Tensor:
         return self._grad_CD.contiguous()
+
+    def _tile(self, block: slice, tile: slice) -> Tensor:
+        """Tiles of a block lie one after the other."""
+        rows, columns = block.stop - block.start, tile.stop - tile.start
+        return self._score[rows * tile.start : rows * tile.stop].view(rows, columns)
 
 
 class Shifted:
     """Scores of any size: each row is shifted by its own maximum, factors included, in full precision."""
 
     def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor) -> None:
-        self.kind = user_ND.dtype
         self._user_ND, self._item_CD, self._log_k_C = user_ND, item_CD, log_k_C
+        self.rows = block_rows(len(user_ND), len(item_CD), user_ND.dtype, user_ND.device)
+        self.tiles = [slice(0, len(item_CD))]  # the maximum is that of a whole row
+        self._exp_BC = user_ND
         self._grad_CD = torch.zeros_like(item_CD)
 
-    def scores(self, block: slice) -> Tensor:
+    def scores(self, block: slice, tile: slice) -> Tensor:
         return torch.addmm(self._log_k_C, self._user_ND[block], self._item_CD.t())
 
     def raised(self, block: slice, score_BC: Tensor) -> tuple[Tensor, Tensor | float]:
         highest_B = score_BC.amax(1).nan_to_num(neginf=0.0)
-        return score_BC.sub_(highest_B.unsqueeze(1)).exp_(), highest_B
+        self._exp_BC = score_BC.sub_(highest_B.unsqueeze(1)).exp_()
+        return self._exp_BC, highest_B
 
-    def sums(self, exp_BC: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, exp_BC: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
         return exp_BC @ self._item_CD, exp_BC.sum(1)
 
-    def push(self, exp_BC: Tensor, user_BD: Tensor) -> None:
-        self._grad_CD.addmm_(exp_BC.t(), user_BD)
+    def check(self, z_B: Tensor) -> None:
+        """A row's maximum is in its sum: there is always something left."""
+
+    def push(self, block: slice, tile: slice, user_BD: Tensor) -> None:
+        self._grad_CD.addmm_(self._exp_BC.t(), user_BD)
 
     def pushed(self) -> Tensor:
         return self._grad_CD
+
+
+_held = threading.local()
+
+
+def _scratch(numbers: int, kind: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for the scores of a block, the same at every step: fresh memory would be given page by page, at the cost of a product."""
+    if device.type == "cuda":
+        return torch.empty(numbers, dtype=kind, device=device)  # torch keeps a GPU's memory itself
+    held: Tensor | None = getattr(_held, "scores", None)
+    if held is None or held.dtype != kind or len(held) < numbers:
+        held = _held.scores = torch.empty(numbers, dtype=kind)
+    return held
 
 
 def _columns(vectors: Tensor, more: Sequence[Tensor], kind: torch.dtype) -> Tensor:

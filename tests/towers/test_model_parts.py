@@ -1,8 +1,8 @@
-"""Small parts of the towers: what stands for a missing value, and unit length."""
+"""What stands for a missing value."""
 
 import torch
 
-from towers.model import missing_value, normalise
+from towers.model import missing_value
 from towers.model_config import InputSpec
 
 
@@ -16,11 +16,3 @@ def test_missing_values_are_those_of_preprocessing():
         ("dense", torch.ones(1, 2), [[0.0, 0.0]]),
     ):
         assert missing_value(InputSpec("context.x", kind, 3, 2, "x"), like).tolist() == expected
-
-
-def test_normalise_keeps_zero_and_has_finite_gradients():
-    zero = torch.zeros(2, 4, requires_grad=True)
-    out = normalise(zero)
-    out.sum().backward()
-    assert not out.any() and torch.isfinite(zero.grad).all()
-    assert normalise(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.float32

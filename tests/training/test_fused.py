@@ -28,11 +28,12 @@ def far(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-def sampled(user: Tensor, item: Tensor, half: bool) -> Tensor:
+def sampled(user: Tensor, item: Tensor, half: bool, temperature: float = 0.07) -> Tensor:
     g = torch.Generator().manual_seed(7)
     column = torch.randint(len(item), (len(user),), generator=g)
     log_k = torch.randn(len(item), generator=g) * 2
-    return fused_softmax(user, item, 0.07, Targets(None, column, torch.full((len(user),), 1 / len(user)), log_k[column]), log_k, half)
+    targets = Targets(None, column, torch.full((len(user),), 1 / len(user)), log_k[column])
+    return fused_softmax(user, item, temperature, targets, log_k, half)
 
 
 def test_bf16_products_stay_near_fp32() -> None:
@@ -92,14 +93,42 @@ def test_a_candidate_that_counts_for_nobody_moves_nobody() -> None:
         assert bool(torch.isfinite(by_user).all()) and not by_item[2].any() and bool(by_item[[0, 1, 3, 4]].any(1).all())
 
 
+def small_blocks(monkeypatch: pytest.MonkeyPatch, rows: int, tile: int) -> None:
+    """Blocks of so many rows, in tiles of so many columns."""
+    for name, value in {"FEWEST_ROWS": tile, "WIDE_ROWS": rows, "TILE_BYTES": 1, "EVEN": 1}.items():
+        monkeypatch.setattr(score_blocks, name, value)
+
+
 @pytest.mark.parametrize("half", [False, True])
-def test_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, half: bool) -> None:
+@pytest.mark.parametrize(("rows", "tile"), [(7, 7), (100, 13), (100, 100), (300, 13), (300, 1)])
+@pytest.mark.parametrize("temperature", [0.07, 0.02])
+def test_blocks_and_tiles_equal_the_whole(monkeypatch: pytest.MonkeyPatch, half: bool, rows: int, tile: int, temperature: float) -> None:
     user, item = unit(300, 16, 0), unit(50, 16, 1)
-    whole = gradients(sampled(user, item, half), user, item)
-    monkeypatch.setattr(score_blocks, "FEWEST_ROWS", 7)
-    monkeypatch.setattr(score_blocks, "BLOCK_BYTES", 1)
-    for got, want in zip(gradients(sampled(user, item, half), user, item), whole, strict=True):
+    whole = gradients(sampled(user, item, half, temperature), user, item)
+    small_blocks(monkeypatch, rows, tile)
+    for got, want in zip(gradients(sampled(user, item, half, temperature), user, item), whole, strict=True):
         assert far(got, want) < (5e-3 if half else 1e-6)
+
+
+def test_blocks_share_their_work_evenly() -> None:
+    for rows, columns in ((2300, 3416), (512, 41_000), (64, 1_000_000), (4096, 3660), (5, 7), (0, 7)):
+        block = score_blocks.block_rows(rows, columns, torch.bfloat16, torch.device("cpu"))
+        tiles = score_blocks.tiles(block, columns, torch.bfloat16, torch.device("cpu"))
+        assert [tile.start for tile in tiles[1:]] == [tile.stop for tile in tiles[:-1]] and (tiles[0].start, tiles[-1].stop) == (0, columns)
+        widths = [tile.stop - tile.start for tile in tiles]
+        assert max(widths) - widths[-1] < 32 * len(tiles)
+        assert block * columns * 2 <= max(score_blocks.BLOCK_BYTES, 64 * columns * 2) * 1.2
+        assert block * max(widths) * 2 <= score_blocks.TILE_BYTES * 1.2
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_leaves_nothing_for_the_next(half: bool) -> None:
+    """The memory of a block is kept: what stands in it must not matter."""
+    user, item = unit(30, 8, 0), unit(50, 8, 1)
+    first = gradients(sampled(user, item, half), user, item)
+    sampled(unit(40, 8, 2), unit(70, 8, 3) * 1e-3, half)
+    for got, want in zip(gradients(sampled(user, item, half), user, item), first, strict=True):
+        assert torch.equal(got, want)
 
 
 def test_bounded_and_shifted_paths_agree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,12 +68,12 @@ def test_only_sets_hide_what_a_user_has(make_toy):
         assert kept(dataclasses.replace(batch, sampler="event"), items) is None
 
 
-@pytest.mark.parametrize("block", [7, 1 << 21])
+@pytest.mark.parametrize(("rows", "tile"), [(2, 3), (9, 4), (512, 1 << 21)])
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_absent_items_are_not_there(monkeypatch, block, half, scale):
-    monkeypatch.setattr("training.score_blocks.BLOCK_BYTES", block)
-    monkeypatch.setattr("training.score_blocks.FEWEST_ROWS", 2)
+def test_absent_items_are_not_there(monkeypatch, rows, tile, half, scale):
+    for name, value in {"FEWEST_ROWS": tile, "WIDE_ROWS": rows, "TILE_BYTES": 1, "EVEN": 1}.items():
+        monkeypatch.setattr(f"training.score_blocks.{name}", value)
     g = torch.Generator().manual_seed(0)
     user = torch.nn.functional.normalize(torch.randn(9, 8, generator=g)) * scale
     item = torch.nn.functional.normalize(torch.randn(11, 8, generator=g))

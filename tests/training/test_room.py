@@ -1,5 +1,6 @@
 """One training a folder, and memory errors that name the knobs."""
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,26 @@ def test_memory_that_ran_out_names_the_knobs() -> None:
 def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="shape"), enough_memory():
         raise RuntimeError("shape mismatch")
+
+
+STEPS = """
+import resource, sys
+import numpy as np
+from training.room import keep_memory
+def step():
+    arrays = [np.ones(3 << 20, np.uint8) for _ in range(16)]
+if sys.argv[1] == "kept":
+    keep_memory()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="another C library keeps memory its own way")
+def test_freed_memory_is_there_for_the_next_step() -> None:
+    """Pages that a step gets from the system, of 61,440 that it writes."""
+    pages = [int(subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, check=True).stdout) for how in ("kept", "plain")]
+    assert pages[0] < 1000 < 20_000 < pages[1]
