@@ -227,6 +227,8 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(
             f"split.name: global_temporal needs timestamps, and data.order is {config.data.order!r}. Use leave_one_out or given"
         )
+    if config.data.live is not None and config.split.name == "given":
+        raise ConfigError("data.live: live events stand in no split, and split.name is 'given'. Use another split, or leave data.live out")
     if config.data.order == "set" and (config.split.name in ("leave_one_out", "user_cold") or config.split.warm_too):
         key = "warm_too" if config.split.warm_too else "name"
         raise ConfigError(f"split.{key}: {getattr(config.split, key)} needs an order, and data.order is 'set'. Use given or random")

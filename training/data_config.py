@@ -64,6 +64,7 @@ class DataConfig:
         deduplicate: drop rows equal in user, item, timestamp and event type, and repeated event ids.
         max_rejected_share: share of bad rows past which prepare stops.
         chunk_rows: rows read at a time.
+        live: folder of the events that a service was told (its state/events), read after the dataset's own log; null = none.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv); null = everything. With one, rows of
             users who did not grant `train` are not prepared, those without `personalize` are not exported, audit columns need `measure`.
     """
@@ -86,6 +87,7 @@ class DataConfig:
     deduplicate: bool = True
     max_rejected_share: float = 0.05
     chunk_rows: int = 1_000_000
+    live: str | None = None
     consent: str | None = None
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 

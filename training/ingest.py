@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from towers import columns as c
 from towers.consent import TRAIN
 from towers.errors import DataError
-from towers.identity import UserKeys
+from towers.identity import KEY_BYTES, UserKeys
 from training.ahead import ahead
 from training.key_cache import KeyCache
 from training.permission import Permission
 from training.raw_codes import MISSING, Codes, ContextColumn, distinct, hash_ids
 from training.rejects import RejectLog
 from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, SourceTables
+from training.sources.live import KEYED
 from training.spill import KEY, Spill, split_keys
 from training.validate_rows import CheckedChunk, RowRules, check_columns, check_rows
 
@@ -72,7 +73,7 @@ class Ingest:
         self, source: SourceTables, keys: UserKeys, work: Path, rejected: Path, need_split: bool, keep_raw_ids: bool, permission: Permission
     ) -> None:
         self._source, self._keys, self._keep, self._permission = source, keys, keep_raw_ids, permission
-        self._remembered = KeyCache(keys)
+        self._remembered, self._keyed = KeyCache(keys), False
         self._rules = RowRules.now(source.schema, need_split)
         self._work, self._rejected = work, rejected
         self._result: Ingested | None = None
@@ -85,6 +86,7 @@ class Ingest:
         """
         for chunk in ahead(map(decoded, self._source.interactions())):
             result = self._result or self._start(chunk)
+            self._keyed = KEYED in (chunk.schema.metadata or {})
             check_columns(chunk, self._rules)
             checked = self._permitted(result, check_rows(chunk, result.rows, self._rules))
             if checked.rejected is not None:
@@ -158,19 +160,26 @@ class Ingest:
     def _allowed(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
         """bool [n]; a row without a user is nobody's, and stays."""
         place_n, unique = distinct(ids)
-        known = self._permission.allows(self._remembered.keys(unique), TRAIN)
+        known = self._permission.allows(self._keys_of(unique), TRAIN)
         return np.append(known, True)[place_n]
 
     def _user_keys(self, result: Ingested, ids: pa.ChunkedArray) -> NDArray[np.uint64]:
         place_n, unique = distinct(ids)
-        keys = self._remembered.keys(unique)
-        if self._keep:
+        keys = self._keys_of(unique)
+        if self._keep and not self._keyed:
             result.raw_users.update(zip((key.tobytes() for key in keys), map(str, unique.to_pylist()), strict=True))
         halves: NDArray[np.uint64] = split_keys(keys)[place_n]
         return halves
 
+    def _keys_of(self, ids: pa.Array) -> NDArray[np.uint8]:
+        """Keys of the users of a chunk, which may itself hold keys: uint8 [n, 16]."""
+        if not self._keyed:
+            return self._remembered.keys(ids)
+        return np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), np.uint8).reshape(-1, KEY_BYTES)
+
     def _reject_keys(self, ids: pa.ChunkedArray) -> pa.Array:
-        return pa.array([None if text is None else self._keys.key(str(text)) for text in ids.to_pylist()], pa.binary(16))
+        key = bytes.fromhex if self._keyed else self._keys.key
+        return pa.array([None if text is None else key(str(text)) for text in ids.to_pylist()], pa.binary(KEY_BYTES))
 
     def _count_dropped(self, result: Ingested, chunk: pa.Table) -> None:
         used = {*USED_COLUMNS, *(f.source_column for f in self._source.schema.owned_by("context"))}

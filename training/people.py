@@ -63,7 +63,7 @@ def write_users(folder: Path, people: People, keys: UserKeys, keys_U: NDArray[np
     users = pa.table({USER_KEY: key_column, **people.values}, metadata={SECRET_FINGERPRINT: keys.fingerprint()})
     pq.write_table(users, folder / "users.parquet")
     if raw:
-        ids = pa.array([raw[key.tobytes()] for key in keys_U], pa.string())
+        ids = pa.array([raw.get(key.tobytes()) for key in keys_U], pa.string())
         pq.write_table(pa.table({USER_KEY: key_column, USER_ID: ids}), folder / "raw_user_ids.parquet")
 
 

@@ -30,6 +30,7 @@ from training.people import build_people, write_audit, write_users
 from training.permission import Permission
 from training.sources import open_source
 from training.sources.base import SourceTables
+from training.sources.live import with_live
 
 PREPARED = "prepared"
 SPLIT_NEEDS = {"given": ("split", "ingest"), "random": ("ingest",), "user_cold": ("ingest",)}
@@ -48,7 +49,7 @@ def run(config: TrainingConfig) -> str:
     keys = UserKeys.open(config.identity.key_file, create=True)
     permission = Permission.open(config, keys)
     with new_folder(run_dir / PREPARED) as folder:
-        stages = prepare(open_source(config.data), config, folder, keys, permission)
+        stages = prepare(with_live(open_source(config.data), config.data.live, keys), config, folder, keys, permission)
         facts = data_facts(stages)
         facts["data"] |= {"digest": digest(folder), **permission.facts()}
         document = {"run": run_facts(config, watch), **facts}
