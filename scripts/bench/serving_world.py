@@ -1,7 +1,7 @@
 """A run to serve, of any size, without training: towers with drawn tables, users with histories, a tuned index. It measures speed alone.
 
-Item vectors lie in clusters and users read from a few of them, so that user vectors are what a mean of history rows is: near items, and not
-among them. The index is tuned on such user vectors.
+Rows of the item table are drawn by topic as in vector_world.py, and users read from three topics each, so that user vectors are what a mean
+of history rows is: between topics, away from every item. The index is tuned on such user vectors.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from vector_world import Topics, by_topic
 
 from serving.config import ServingConfig
 from serving.index_job import run as build_index
@@ -68,12 +69,11 @@ def make_run(run_dir: Path, items: int, users: int, history: str = "mean", index
         return run_dir
     (run_dir / "export").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    clusters = max(8, items // 250)
-    cluster_I = np.sort(rng.integers(0, clusters, items))
+    drawn = by_topic(items, DIM, rng)
     fitted = _fitted(items)
-    model = _model(fitted, history, cluster_I, rng)
+    model = _model(fitted, history, drawn.item_ID)
     vectors_ID = _publish_core(run_dir, fitted, model, items, rng)
-    read_UL = _read(rng, cluster_I, clusters, users + QUERIES)
+    read_UL = _read(rng, drawn, users + QUERIES)
     _write_histories(run_dir, read_UL[:users])
     held_out = [UserRow([item_id(i) for i in row.tolist()], now=NOW_US) for row in read_UL[users:]]
     queries_QHD = Encoder(fitted, TorchRuntime(model), LENGTH).users(held_out).vectors_BHD
@@ -104,18 +104,12 @@ def _fitted(items: int) -> Preprocessor:
     return fit.finish()
 
 
-def _model(fitted: Preprocessor, history: str, cluster_I: NDArray[np.int64], rng: np.random.Generator) -> TwoTower:
+def _model(fitted: Preprocessor, history: str, item_ID: NDArray[np.float32]) -> TwoTower:
     torch.manual_seed(0)
     config = ModelConfig(dim=DIM, history=HistoryConfig(name=history, length=LENGTH, share_item_table=True))
     model = TwoTower(config, fitted.inputs, fitted.event_rows).eval()
-    centre_CD = rng.normal(0, DIM**-0.5, (int(cluster_I.max()) + 1, DIM)).astype(np.float32)
     with torch.no_grad():
-        table = model.tables["item_id"].weight
-        for start in range(0, len(cluster_I), 65_536):
-            part = cluster_I[start : start + 65_536]
-            noise = rng.normal(0, 1.6 * DIM**-0.5, (len(part), DIM)).astype(np.float32)
-            first = len(table) - len(cluster_I) + start
-            table[first : first + len(part)] = torch.from_numpy(centre_CD[part] + noise)
+        model.tables["item_id"].weight[-len(item_ID) :] = torch.from_numpy(item_ID)
     return model
 
 
@@ -149,12 +143,13 @@ def _publish_core(run_dir: Path, fitted: Preprocessor, model: TwoTower, items: i
     return vectors_ID
 
 
-def _read(rng: np.random.Generator, cluster_I: NDArray[np.int64], clusters: int, users: int) -> NDArray[np.int64]:
-    """int64 [users, LENGTH]: each reads from three clusters."""
-    liked_UL = np.take_along_axis(rng.integers(0, clusters, (users, 3)), rng.integers(0, 3, (users, LENGTH)), axis=1)
-    first_UL, after_UL = np.searchsorted(cluster_I, liked_UL), np.searchsorted(cluster_I, liked_UL, side="right")
-    read_UL = first_UL + (rng.random((users, LENGTH)) * (after_UL - first_UL)).astype(np.int64)
-    return np.minimum(read_UL, len(cluster_I) - 1)
+def _read(rng: np.random.Generator, drawn: Topics, users: int) -> NDArray[np.int64]:
+    """int64 [users, LENGTH]: each reads from three topics."""
+    held_T = np.diff(drawn.starts_T)
+    liked_U3 = rng.choice(len(held_T), (users, 3), p=held_T / held_T.sum())
+    liked_UL = np.take_along_axis(liked_U3, rng.integers(0, 3, (users, LENGTH)), axis=1)
+    place_UL = drawn.starts_T[liked_UL] + (rng.random((users, LENGTH)) * held_T[liked_UL]).astype(np.int64)
+    return np.asarray(drawn.order_I[place_UL], np.int64)
 
 
 def _write_histories(run_dir: Path, read_UL: NDArray[np.int64]) -> None:

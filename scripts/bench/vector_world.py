@@ -37,9 +37,25 @@ class VectorWorld:
     similarity: str = "cosine"
 
 
-def two_towers(items: int, dim: int, users: int = 2000, seed: int = 0) -> VectorWorld:
-    """See the module."""
-    rng = np.random.default_rng(seed)
+@dataclass(frozen=True)
+class Topics:
+    """Drawn items by topic: their vectors, and which of them belong to each topic (items_TN[offsets[t] : offsets[t + 1]])."""
+
+    item_ID: np.ndarray
+    order_I: np.ndarray
+    starts_T: np.ndarray
+    size_T: np.ndarray
+    decay_D: np.ndarray
+
+    def liked(self, rng: np.random.Generator, few: int, many: int) -> np.ndarray:
+        """Items that somebody chose: out of three topics, each `few` to `many` - 1 of them."""
+        spans = [(self.starts_T[t], self.starts_T[t + 1]) for t in rng.choice(len(self.size_T), 3, p=self.size_T)]
+        chosen = [self.order_I[rng.integers(low, high, rng.integers(few, many))] for low, high in spans if high > low]
+        return np.concatenate(chosen) if chosen else rng.integers(len(self.item_ID), size=1)
+
+
+def by_topic(items: int, dim: int, rng: np.random.Generator) -> Topics:
+    """Items of two towers; see the module."""
     topics = max(8, round(items**0.5))
     decay_D = (1 + np.arange(dim)) ** -0.35
     broad = rng.standard_normal((48, dim)) * decay_D
@@ -50,17 +66,21 @@ def two_towers(items: int, dim: int, users: int = 2000, seed: int = 0) -> Vector
     for start in range(0, items, BLOCK):
         mine = topic_I[start : start + BLOCK]
         item_ID[start : start + BLOCK] = unit(topic_TD[mine] + 0.9 * rng.standard_normal((len(mine), dim)) * decay_D)
-    order = np.argsort(topic_I, kind="stable")
-    starts = np.searchsorted(topic_I[order], np.arange(topics + 1))
+    order_I = np.argsort(topic_I, kind="stable")
+    return Topics(item_ID, order_I, np.searchsorted(topic_I[order_I], np.arange(topics + 1)), size_T, decay_D)
+
+
+def two_towers(items: int, dim: int, users: int = 2000, seed: int = 0) -> VectorWorld:
+    """See the module."""
+    rng = np.random.default_rng(seed)
+    drawn = by_topic(items, dim, rng)
     user_QD = np.empty((users, dim))
     for q in range(users):
-        spans = [(starts[t], starts[t + 1]) for t in rng.choice(topics, 3, p=size_T)]
-        liked = [order[rng.integers(low, high, rng.integers(2, 12))] for low, high in spans if high > low]
-        mean_D = item_ID[np.concatenate(liked)].mean(0) if liked else item_ID[rng.integers(items)]
-        noise_D = rng.standard_normal(dim) * decay_D
-        user_QD[q] = mean_D + 0.15 * np.linalg.norm(mean_D) / np.linalg.norm(decay_D) * noise_D
+        mean_D = drawn.item_ID[drawn.liked(rng, 2, 12)].mean(0)
+        noise_D = rng.standard_normal(dim) * drawn.decay_D
+        user_QD[q] = mean_D + 0.15 * np.linalg.norm(mean_D) / np.linalg.norm(drawn.decay_D) * noise_D
     user_QD = unit(user_QD)
-    return VectorWorld(item_ID, user_QD[: users // 2], user_QD[users // 2 :])
+    return VectorWorld(drawn.item_ID, user_QD[: users // 2], user_QD[users // 2 :])
 
 
 def gowalla_factors(dim: int = 64, seed: int = 0) -> VectorWorld:
