@@ -90,8 +90,11 @@ def ordered_values(column: Any, is_time: bool, name: str) -> OrderedValues:
     return OrderedValues(len(values), is_time, values[rows_N], rows_N, step, bits_CW)
 
 
-def open_attributes(bundle: Bundle, catalog: pa.Table) -> Attributes:
+def open_attributes(bundle: Bundle, size: int) -> Attributes:
     """The bundle's attributes by name, mapped; made of the catalogue where it was not indexed.
+
+    Args:
+        size: I.
 
     Raises:
         BundleError: they are unreadable, or of another catalogue.
@@ -100,8 +103,7 @@ def open_attributes(bundle: Bundle, catalog: pa.Table) -> Attributes:
         with bundle.reading("schema.json") as path:
             schema = Schema.from_json(json.loads(path.read_text()))
         with bundle.reading("catalog.parquet"):
-            return build_attributes(catalog, schema)
-    size = len(catalog)
+            return build_attributes(bundle.catalog(), schema)
     with bundle.reading(f"{FOLDER}/{CONTENTS}") as path:
         contents = json.loads(path.read_text())
         if contents["rows"] != size:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from serving.api_keys import ApiKeys
+from serving.item_texts import as_json
 from serving.logs import REQUEST_ID as ANSWERING
 from serving.messages import Problem
 from serving.metrics import Metrics
@@ -30,7 +31,7 @@ LONGEST_TIMEOUT_MS = 600_000
 
 log = logging.getLogger("towers.serving")
 
-_ENCODER = msgspec.json.Encoder()
+_ENCODER = msgspec.json.Encoder(enc_hook=as_json)
 _SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON, _PROBLEM = b"application/json", b"application/problem+json"
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from serving.asked import Asked
 from serving.database import Database
+from serving.item_texts import ids_of
 from serving.live_catalog import AnyCatalog
 from serving.messages import Asker, Item
 from serving.policy import Policy
@@ -194,7 +195,7 @@ class Outbox:
             **shown.versions._asdict(),
             "config_hash": self._config_hash,
             "k": listed.policy.k,
-            "item_id": [item.item_id for item in listed.items],
+            "item_id": ids_of(listed.items),
             "score": _plain(listed.chosen.scores_k),
             "propensity": _plain(listed.chosen.propensities_k),
             "candidate_count": len(listed.chosen.considered.rows_C),

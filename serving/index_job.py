@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serving.attribute_files import FOLDER, open_attributes, save_attributes
 from serving.attributes import Attributes
+from serving.catalog_files import save_catalog
 from serving.config import ServingConfig, state_dir
 from serving.fold_items import folded
 from serving.index.build import build_ivf, candidates_for, choose_kind, metrics_for
@@ -47,7 +48,7 @@ def run(config: ServingConfig) -> str:
     exact = ExactIndex(core.item_vectors())
     query_QD = held_out_queries(run_dir / "export" / "queries.npy", exact.item_ID.shape[1], config.index.queries, config.seed)
     _progress("attributes for filters")
-    attributes = open_attributes(core, core.catalog())
+    attributes = open_attributes(core, len(exact.item_ID))
     values = values_with_parts(attributes, config.index)
     if choose_kind(config.index.name, len(exact.item_ID), config.index.exact_up_to) == "exact":
         meta, index = _exact_meta(config, core, exact, query_QD), None
@@ -162,6 +163,7 @@ def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | N
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".index-") as scratch:
         files: dict[str, Path | bytes] = {META_FILE: (json.dumps(meta.to_json(), indent=2) + "\n").encode()}
         files |= save_attributes(attributes, meta.rows, Path(scratch) / FOLDER)
+        files |= save_catalog(core, Path(scratch))
         if index is not None:
             saved = {FAISS_FILE: index, **{part.file: index.parts[part.key] for part in meta.parts}}
             for name, one in saved.items():

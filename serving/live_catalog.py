@@ -4,9 +4,10 @@ Row n of what came is row `offset_of(I) + n` of the whole, as in `LiveIndex`. Le
 """
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,14 @@ from serving.filters import ItemFilter
 from serving.index.interface import VectorIndex
 from serving.index.live_index import LiveIndex, LiveRows, offset_of, vectors_of
 from serving.index.rowset import Rows, RowSet, both, neither
-from serving.messages import Clause, Item
+from serving.item_texts import Items
+from serving.messages import Clause
 from serving.traits import BundleTraits, LiveTraits
+from towers.bundle import Bundle
 from towers.columns import ITEM_ID
 from towers.schema import Schema
+
+_T = TypeVar("_T")
 
 
 class LiveCatalog:
@@ -52,15 +57,14 @@ class LiveCatalog:
         row = self._base.row(item_id)
         return row if row is not None and self._alive.has(np.array([row]))[0] else None
 
-    def rows(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
-        """Distinct rows of the known ids, ascending."""
-        ids = list(item_ids)
-        base = self._base.rows(ids)
-        return np.concatenate([base[self._alive.has(base)], self._came.rows(ids) + self._offset])
+    def rows(self, *item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Distinct rows of the known ids among all of them, ascending."""
+        base = self._base.rows(*item_ids)
+        return np.concatenate([base[self._alive.has(base)], self._came.rows(*item_ids) + self._offset])
 
     def ids(self, rows: NDArray[np.integer]) -> list[str]:
         """Item ids of rows, in the order given."""
-        return [item.item_id for item in self.items(rows, np.zeros(len(rows)))]
+        return self._both(rows, self._base.ids, self._came.ids)
 
     def titles(self, item_ids: Sequence[str]) -> list[str | None]:
         """Title of each id, None where there is none or the item is gone."""
@@ -68,14 +72,17 @@ class LiveCatalog:
         both = zip(rows, self._base.titles(item_ids), self._came.titles(item_ids), strict=True)
         return [None if row is None else there if row >= self._offset else here for row, here, there in both]
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> list[Item]:
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> Items:
         """What a reply says about each row, in the order given."""
-        came = rows >= self._offset
-        if not came.any():
-            return self._base.items(rows, scores)
-        here = iter(self._base.items(rows[~came], scores[~came]))
-        there = iter(self._came.items(rows[came] - self._offset, scores[came]))
-        return [next(there) if new else next(here) for new in came.tolist()]
+        return Items(self._both(rows, self._base.texts, self._came.texts), scores)
+
+    def _both(self, rows: NDArray[np.integer], base: Callable[[Rows], list[_T]], came: Callable[[Rows], list[_T]]) -> list[_T]:
+        """What the base says of its rows and what came of the others, in the order given."""
+        new = rows >= self._offset
+        if not new.any():
+            return base(rows)
+        here, there = iter(base(rows[~new])), iter(came(rows[new] - self._offset))
+        return [next(there) if one else next(here) for one in new.tolist()]
 
     def popularity(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
         """log(1 + training interactions) over that of the bundle's most chosen item."""
@@ -134,11 +141,11 @@ class Stock:
     """All that a retriever knows of items.
 
     Attributes:
-        table: the catalogue.
+        bundle: which they are of.
         vectors_ID: float32 item vectors.
     """
 
-    table: pa.Table
+    bundle: Bundle
     vectors_ID: NDArray[np.float32]
     attributes: Attributes
     catalog: Catalog
@@ -157,8 +164,13 @@ class Stock:
         """The same after items came; see `with_changes`."""
         return LiveTraits(self.traits, BundleTraits(build_attributes(came, schema), came_ND), offset_of(self.catalog.size))
 
+    @cached_property
+    def table(self) -> pa.Table:
+        """The catalogue as it was exported; no request needs it."""
+        return self.bundle.catalog()
+
     def with_changes(
-        self, gone: Iterable[str], came: pa.Table, came_ND: NDArray[np.float32], schema: Schema
+        self, gone: Sequence[str], came: pa.Table, came_ND: NDArray[np.float32], schema: Schema
     ) -> tuple[LiveCatalog, LiveFilter, LiveIndex]:
         """The same after items went and others came.
 
@@ -169,8 +181,8 @@ class Stock:
         """
         size, rows = self.catalog.size, self.catalog.rows(gone)
         hidden = RowSet.of_rows(size, np.concatenate([self.catalog.hidden.rows(), rows]))
-        place_N = places(came.column(ITEM_ID).to_pylist(), self.table.column(ITEM_ID))
-        small = Catalog(came, np.zeros(len(came), np.int64))
+        place_N = places(came.column(ITEM_ID).to_pylist(), self.catalog.vocabulary.values())
+        small = Catalog.of_table(came, np.zeros(len(came), np.int64))
         filters = ItemFilter(build_attributes(came, schema), small.hidden, len(came))
         return (
             LiveCatalog(self.catalog, rows, small, place_N),
@@ -179,13 +191,12 @@ class Stock:
         )
 
 
-def places(ids: Sequence[str], known: pa.ChunkedArray) -> NDArray[np.float64]:
+def places(ids: Sequence[str], values: pa.StringArray) -> NDArray[np.float64]:
     """Where ids (in ascending order) stand among a catalogue's: the row of a known one, between two rows for the others.
 
-    >>> places(["a", "b", "bb", "bc"], pa.chunked_array([["b", "c"]])).tolist()
+    >>> places(["a", "b", "bb", "bc"], pa.array(["b", "c"])).tolist()
     [-0.5, 0.0, 0.3333333333333333, 0.6666666666666666]
     """
-    values = known.combine_chunks()
     place_N = np.empty(len(ids), np.float64)
     between: dict[int, list[int]] = {}
     for n, item_id in enumerate(ids):

@@ -3,6 +3,7 @@
 Unknown fields are refused (see serving.decoding).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -197,7 +198,7 @@ class Recommendations(Struct, frozen=True):
     index_version: str
     mode: str
     fallback: Fallback | None
-    items: list[Item]
+    items: Sequence[Item]
     returned: int
     k: int
     unknown_history_items: int
@@ -276,7 +277,7 @@ class SimilarItems(Struct, frozen=True):
     item_id: str
     model_version: str
     index_version: str
-    items: list[Item]
+    items: Sequence[Item]
     returned: int
     k: int
 

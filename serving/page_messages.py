@@ -1,5 +1,6 @@
 """What is asked and answered about a whole page: several lists at once, or the caller's own candidates. See serving.messages."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -56,7 +57,7 @@ class FilledShelf(Struct, frozen=True):
     """One row of the answer to a BatchRequest; see Recommendations."""
 
     name: str
-    items: list[Item]
+    items: Sequence[Item]
     returned: int
     k: int
     shortage: str | None = None
@@ -87,7 +88,7 @@ class Reranked(Struct, frozen=True):
     index_version: str
     mode: str
     fallback: Fallback | None
-    items: list[Item]
+    items: Sequence[Item]
     returned: int
     k: int
     unknown_history_items: int

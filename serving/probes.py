@@ -21,13 +21,13 @@ def check_answers(retriever: Retriever) -> None:
         GateError: a list is too short, holds an item twice, is out of order or not finite, no item is known to the model, or the index
             does not find what a scan of the vectors finds.
     """
-    ids, rng = retriever.stock.table.column("item_id"), np.random.default_rng(0)
+    catalog, rng = retriever.stock.catalog, np.random.default_rng(0)
     what = f"bundle {retriever.bundle.folder.name} refused"
-    wanted = min(K, retriever.limits.max_k, len(retriever.catalog) - retriever.stock.catalog.hidden.count)
+    wanted = min(K, retriever.limits.max_k, len(retriever.catalog) - catalog.hidden.count)
     modes, rows = set(), []
     for _ in range(PROBES):
-        history = [ids[place].as_py() for place in rng.integers(0, len(ids), EVENTS).tolist()]
-        reply = retriever.answer(RecommendRequest(history=history, k=max(1, wanted), exclude_seen=False))
+        history = catalog.ids(rng.integers(0, len(catalog), EVENTS))
+        reply = retriever.answer(RecommendRequest(history=list(history), k=max(1, wanted), exclude_seen=False))
         modes.add(reply.mode)
         scores = np.array([item.score for item in reply.items])
         if not np.isfinite(scores).all() or np.any(np.diff(scores) > 0):

@@ -7,10 +7,12 @@ from pathlib import Path
 from serving.events import EventStore, LiveHistory, MemoryEvents
 from serving.standing import Standing
 from serving.user_state import StoredUser, UserHistories
-from towers.columns import DEFAULT_EVENT_TYPE
+from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, ITEM_ID
 from towers.errors import ConfigError
 from towers.identity import SECRET_BYTES, UserKeys
 from towers.identity import key_file as secret_file
+from towers.preprocess import Preprocessor
+from towers.vocab import Vocabulary
 
 
 class Profiles:
@@ -50,6 +52,12 @@ class Profiles:
         if history is None:
             return cls(UserKeys(secrets.token_bytes(SECRET_BYTES)))
         return cls(*open_histories(history, key_file))
+
+    def teach(self, preprocessor: Preprocessor, catalog: Vocabulary) -> None:
+        """Have a model and a catalogue look up all items of the stored histories now, so that no request has to."""
+        if self._histories is not None:
+            known = preprocessor.vocabularies
+            self._histories.teach({id(one): one for one in (known[ITEM_ID], catalog)}.values(), known[EVENT_TYPE])
 
     def get(self, user_key: bytes, order: str, now: int, arrived: int | None = None) -> tuple[StoredUser | None, int]:
         """A user's profile, and the number of the last event in it that came live.

@@ -60,7 +60,7 @@ def run(config: ServingConfig) -> str:
     if known is None or stored is None:
         raise DataError(f"{run_dir / 'export' / 'histories.parquet'}: no histories of users. Run `towers export`, or set serving.history")
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
-    retriever = opened(bundle, settings)
+    retriever = opened(bundle, settings, Profiles(keys, known))
     state = state_dir(config)
     standing = Standing(consent_table(settings, keys), ConsentStore(state / CONSENT_FILE))
     retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events, standing)

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.asked import Asked, Known, look_up, reason_of
 from serving.attribute_files import open_attributes
-from serving.catalog import Catalog
+from serving.catalog_files import open_catalog
 from serving.choosing import Chooser
 from serving.decoding import check_k, check_length, check_limits, from_python
 from serving.explain import Explainer
@@ -48,7 +49,7 @@ from serving.signals import FALLBACK, read_signals
 from serving.steering import steer
 from towers.bundle import Bundle
 from towers.encoder import Encoder
-from towers.errors import BundleError, RequestError
+from towers.errors import RequestError
 from towers.phrases import PHRASES
 
 
@@ -77,23 +78,19 @@ class Retriever:
     ) -> None:
         self.bundle = bundle
         self.encoder = encoder
-        table, counts_I, vectors_ID = bundle.catalog(), bundle.popularity(), bundle.item_vectors()
-        if not len(vectors_ID) == len(table) == len(counts_I):
-            raise BundleError(
-                f"bundle {bundle.folder}: {len(vectors_ID)} item vectors, {len(table)} catalogue rows and the popularity of"
-                f" {len(counts_I)} items do not belong together; export it anew"
-            )
-        with bundle.reading("catalog.parquet"):
-            catalog = Catalog(table, counts_I)
-        self.stock = Stock(table, vectors_ID, open_attributes(bundle, table), catalog, index)
+        vectors_ID = bundle.item_vectors()
+        size = len(vectors_ID)
+        catalog = open_catalog(bundle, encoder.preprocessor, size)
+        self.stock = Stock(bundle, vectors_ID, open_attributes(bundle, size), catalog, index)
         self.catalog: AnyCatalog = catalog
         self.index = index
         self.explainer = Explainer(encoder, bundle.manifest.get(PHRASES, {}))
-        self.item_filter: AnyFilter = ItemFilter(self.stock.attributes, catalog.hidden, len(table))
+        self.item_filter: AnyFilter = ItemFilter(self.stock.attributes, catalog.hidden, size)
         self._came_ND = vectors_ID[:0]
         self.steer(SelectorSettings())
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
+        self.profiles.teach(encoder.preprocessor, catalog.vocabulary)
         self.metrics = Metrics(())
         self.outbox: Outbox | None = None
         self.item_changes = 0  # generation of the last that the catalogue knows
@@ -163,7 +160,8 @@ class Retriever:
             RequestError: names the argument at fault.
         """
         fields = {name: value for name, value in locals().items() if name != "self"}
-        return self.answer(from_python({**fields, "context": context or {}}, RecommendRequest))
+        reply = self.answer(from_python({**fields, "context": context or {}}, RecommendRequest))
+        return msgspec.structs.replace(reply, items=list(reply.items))  # plain objects for programs, JSON as it lies for the service
 
     def answer(self, request: RecommendRequest, known: Known | None = None, policy: Policy | None = None) -> Recommendations:
         """The same for a decoded request; see `ask` for `known`, and `policy` belongs to it: how that list was made."""
@@ -200,8 +198,8 @@ class Retriever:
         check_limits(request, self.limits)
         known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
-        left_out = (*request.exclude, *request.less_like, *(signals.seen if request.exclude_seen else ()), *self.chooser.blocked)
-        excluded = self.catalog.rows(left_out)
+        seen = signals.seen if request.exclude_seen else ()
+        excluded = self.catalog.rows(request.exclude, request.less_like, seen, self.chooser.blocked)
         started = self.metrics.lap("state", started)
         rows = [replace(signals.row, context={**request.context, **context}) if context else signals.row for context in contexts]
         batch = self.encoder.user_batch(rows)  # under a fallback too: a value that does not fit is told in any case
@@ -286,7 +284,7 @@ class Retriever:
         """Take over what belongs to the service and not to a bundle."""
         self.profiles, self.limits, self.metrics, self.outbox = other.profiles, other.limits, other.metrics, other.outbox
 
-    def items(self, chosen: Selection, asked: Asked, explain: bool, place: int = 0) -> list[Item]:
+    def items(self, chosen: Selection, asked: Asked, explain: bool, place: int = 0) -> Sequence[Item]:
         """What the reply says of each item, and where somebody wants to know, why."""
         items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         if not explain:

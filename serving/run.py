@@ -53,7 +53,7 @@ def run(config: ServingConfig) -> str:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
         keys, known = users(settings, run_dir)
-        retriever = opened(Bundle.open(folder), settings)
+        retriever = opened(Bundle.open(folder), settings, Profiles(keys, known))
         folder_of_state = state_dir(config)
         events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
         ItemChanges(folder_of_state / ITEMS_FILE).close()
@@ -83,14 +83,14 @@ def run(config: ServingConfig) -> str:
     return str(write_json(place, {**announcement, "state": "stopped"}))
 
 
-def opened(bundle: Bundle, settings: ServeConfig) -> Retriever:
-    """A retriever of a bundle as the settings want it, without users yet.
+def opened(bundle: Bundle, settings: ServeConfig, profiles: Profiles) -> Retriever:
+    """A retriever of a bundle as the settings want it.
 
     Raises:
         BundleError: the bundle is damaged or incomplete.
         ConfigError: the selector names an attribute that its items lack.
     """
-    retriever = Retriever.load(bundle, None, limits(settings), settings.runtime, settings.device)
+    retriever = Retriever.load(bundle, profiles, limits(settings), settings.runtime, settings.device)
     retriever.steer(settings.selector)
     return retriever
 
@@ -150,7 +150,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
 
     bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
     try:
-        with Engine(retriever, changes, bundles, lambda bundle: opened(bundle, settings), chores) as engine:
+        with Engine(retriever, changes, bundles, lambda bundle: opened(bundle, settings, retriever.profiles), chores) as engine:
             yield engine
     finally:
         changes.close()

@@ -60,7 +60,9 @@ def read_signals(
     known = stored or StoredUser([], [], [])
     if request.now is not None:  # a moment replayed must not know what came after; the server's own clock may well be behind the log's
         known = known.before(now)
-    items, events = [*known.items, *live.items], [*known.events, *live.events]
+    items, events, times = known.items, known.events, known.timestamps
+    if live.items:
+        items, events, times = [*items, *live.items], [*events, *live.events], [*times, *live.timestamps]
     rows = preprocessor.vocabularies[ITEM_ID].rows(items[-length:])
     features = {**known.features, **declared_preferences(request.preferences, preprocessor)}
     trained = int(np.count_nonzero(rows >= FIRST_ROW))
@@ -70,7 +72,7 @@ def read_signals(
     row = UserRow(
         history_items=items[-length:],
         history_events=events[-length:],
-        history_timestamps=[*known.timestamps, *live.timestamps][-length:],
+        history_timestamps=times[-length:],
         now=now,
         context=request.context,
         features=features,

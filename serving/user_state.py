@@ -1,9 +1,9 @@
 """What is stored about users: their histories, found by user key. Raw user ids never get here."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from towers.columns import NO_TIME, USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
+from towers.vocab import Coded, Vocabulary
 
 ITEMS, EVENTS, TIMES = "item_ids", "event_types", "timestamps"
 
@@ -29,9 +30,9 @@ class StoredUser:
         features: value by user feature.
     """
 
-    items: list[str]
-    events: list[str | None]
-    timestamps: list[int]
+    items: Sequence[str]
+    events: Sequence[str | None]
+    timestamps: Sequence[int]
     features: Mapping[str, Any] = field(default_factory=dict)
 
     def before(self, moment: int) -> "StoredUser":
@@ -39,7 +40,8 @@ class StoredUser:
         kept = [place for place, time in enumerate(self.timestamps) if time < moment]
         if len(kept) == len(self.timestamps):
             return self
-        return StoredUser([self.items[i] for i in kept], [self.events[i] for i in kept], [self.timestamps[i] for i in kept], self.features)
+        items, events = list(self.items), list(self.events)
+        return StoredUser([items[i] for i in kept], [events[i] for i in kept], [self.timestamps[i] for i in kept], self.features)
 
 
 class UserHistories:
@@ -60,6 +62,10 @@ class UserHistories:
         self._columns = {name: _one_array(table.column(name)) for name in table.column_names}
         _check_events(self._columns)
         self._features = [name for name in table.column_names if name not in (USER_KEY, ITEMS, EVENTS, TIMES)]
+        self._items, self._item_ids = _coded(self._columns.pop(ITEMS))
+        self._events, self._event_types = _coded(self._columns.pop(EVENTS))
+        times = self._columns.pop(TIMES)
+        self._times = _Lists(times.offsets.to_numpy(), times.values.cast(pa.int64()).fill_null(NO_TIME).to_numpy())
         self._keys_U16 = _key_bytes(self._columns.pop(USER_KEY))
         # the first 8 bytes find the place by binary search, all 16 decide
         self._prefix_U = np.ascontiguousarray(self._keys_U16[:, :8]).view(">u8").ravel().astype(np.uint64)
@@ -100,25 +106,39 @@ class UserHistories:
             place += 1
         return None
 
+    def teach(self, items: Iterable[Vocabulary], events: Vocabulary) -> None:
+        """Have vocabularies look up all items and event types of the histories now: see `Vocabulary.learn`."""
+        for vocabulary in items:
+            vocabulary.learn(self._item_ids)
+        events.learn(self._event_types)
+
     def _at(self, row: int) -> StoredUser:
-        items, events, times = (_listed(self._columns[name], row) for name in (ITEMS, EVENTS, TIMES))
-        return StoredUser(
-            items=items,
-            events=events or [None] * len(items),
-            timestamps=[NO_TIME if time is None else time for time in times] or [NO_TIME] * len(items),
-            features={name: self._columns[name][row].as_py() for name in self._features},
-        )
+        items = cast(Sequence[str], Coded(self._items.at(row), self._item_ids))
+        events: Sequence[str | None] = Coded(self._events.at(row), self._event_types) or [None] * len(items)
+        times: list[int] = self._times.at(row).tolist() or [NO_TIME] * len(items)
+        return StoredUser(items, events, times, {name: self._columns[name][row].as_py() for name in self._features})
 
 
-def _listed(lists: pa.Array, row: int) -> list[Any]:
-    """A row's entries. Through arrays: a scalar for each entry would cost ten times as much."""
-    entries = lists[row].values
-    if entries is None:
-        return []
-    if pa.types.is_dictionary(entries.type):
-        entries = entries.dictionary_decode()
-    found: list[Any] = entries.to_pylist()
-    return found
+@dataclass(frozen=True)
+class _Lists:
+    """A column of lists as plain arrays, to be read without an Arrow object for each: list u is flat_N[ends_U[u] : ends_U[u + 1]]."""
+
+    ends_U: NDArray[np.int32]
+    flat_N: NDArray[Any]
+
+    def at(self, row: int) -> NDArray[Any]:
+        return self.flat_N[self.ends_U[row] : self.ends_U[row + 1]]
+
+
+def _coded(lists: pa.ListArray) -> tuple[_Lists, pa.StringArray]:
+    """Lists of text as places among its distinct values; null is one of them."""
+    values = lists.values
+    if not pa.types.is_dictionary(values.type):
+        values = values.cast(pa.string()).dictionary_encode()
+    codes, distinct = values.indices, values.dictionary
+    if codes.null_count:
+        codes, distinct = codes.fill_null(len(distinct)), pa.concat_arrays([distinct, pa.nulls(1, pa.string())])
+    return _Lists(lists.offsets.to_numpy(), codes.to_numpy()), distinct
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,8 +55,9 @@ class Bundle:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        for name, facts in manifest["files"].items():
-            _verify(folder, name, facts)
+        files = manifest["files"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves the interpreter to others
+            list(pool.map(lambda name: _verify(folder, name, files[name]), files))
         return cls(folder, manifest)
 
     @property
@@ -81,15 +83,15 @@ class Bundle:
         with self.reading("item_vectors.arrow") as path:
             return read_vectors(path)
 
-    def catalog(self) -> pa.Table:
-        """Item ids, titles, categories and declared attributes, in catalogue row order."""
+    def catalog(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Item ids, titles, categories and declared attributes, in catalogue row order; some of these columns, or all."""
         with self.reading("catalog.parquet") as path:
-            return pq.read_table(path, memory_map=True)
+            return pq.read_table(path, columns=columns, memory_map=True)
 
     def popularity(self) -> NDArray[np.int64]:
         """Training interactions of each catalogue row: int64 [I]."""
         with self.reading("popularity.parquet") as path:
-            return np.asarray(pq.read_table(path).column("count").to_numpy(), np.int64)
+            return np.asarray(pq.read_table(path, columns=["count"]).column("count").to_numpy(), np.int64)
 
     def preprocessor(self) -> Preprocessor:
         """The preprocessing that training fitted; vocabularies are memory-mapped."""

@@ -6,6 +6,7 @@ are pydantic models. Nothing is made slow on purpose: one thread for torch, look
 """
 
 import argparse
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from serving.index.stored import open_index
 from serving.runtimes import open_runtime
 from serving.user_state import UserHistories
+from towers import vocab
 from towers.bundle import Bundle
 from towers.encoder import Encoder, UserRow
 from towers.identity import UserKeys
@@ -49,6 +51,7 @@ class Shown(BaseModel):
 def make_app(folder: Path, histories: Path, key_file: Path, now_us: int) -> FastAPI:
     bundle = Bundle.open(folder)
     preprocessor = bundle.preprocessor()
+    vocab.HELD_AT_MOST = sys.maxsize  # a dictionary of all ids, as one would write it
     preprocessor.hold()
     encoder = Encoder(preprocessor, open_runtime(bundle, preprocessor, "torch"), bundle.model_config().history.length)
     index, users, keys = open_index(bundle), UserHistories.open(histories), UserKeys.open(str(key_file))
@@ -61,7 +64,7 @@ def make_app(folder: Path, histories: Path, key_file: Path, now_us: int) -> Fast
     @app.post("/v1/recommend", response_model=Shown)
     def recommend(ask: Ask) -> Shown:
         known = users.get(keys.key(ask.user_id))
-        items, events, times = (known.items, known.events, known.timestamps) if known else ([], [], [])
+        items, events, times = (list(known.items), list(known.events), known.timestamps) if known else ([], [], [])
         row = UserRow(items, events, times, now_us, ask.context, dict(known.features) if known else {})
         vector = encoder.users([row]).vectors_BHD[0]
         seen = np.array([rows[item] for item in items if item in rows]) if ask.exclude_seen else None

@@ -35,6 +35,7 @@ from serving_world import NOW_US, make_run, requests
 
 from serving.config import ServingConfig
 from serving.decoding import decode
+from serving.item_texts import as_json
 from serving.messages import RecommendRequest
 from serving.profiles import Profiles
 from serving.retriever import Retriever
@@ -175,7 +176,7 @@ def stages_us(run_dir: Path, bodies: list[bytes]) -> dict[str, float]:
     settings = ServingConfig(run_dir=str(run_dir)).serving
     settings.key_file = str(run_dir / "key")
     keys, known = users(settings, run_dir)
-    retriever = Retriever.load(Bundle.open(current(run_dir / "bundles")))
+    retriever = Retriever.load(Bundle.open(current(run_dir / "bundles")), Profiles(keys, known))
     retriever.profiles = Profiles(keys, known, events(settings, run_dir, keys), settings.user_events)
     asks = [decode(body, RecommendRequest) for body in bodies]
     asked = [retriever.ask(ask) for ask in asks]
@@ -185,7 +186,7 @@ def stages_us(run_dir: Path, bodies: list[bytes]) -> dict[str, float]:
     for ask in asks:
         stored = retriever.profiles.get(keys.key(str(ask.user_id)), "time", now)[0]
         rows.append(read_signals(ask, stored, True, retriever.encoder.preprocessor, retriever.encoder.length, now).row)
-    encoder = msgspec.json.Encoder()
+    encoder = msgspec.json.Encoder(enc_hook=as_json)
     forms: dict[str, Form] = {
         "whole": lambda: [retriever.answer(decode(body, RecommendRequest)) for body in bodies],
         "encode": lambda: [retriever.encoder.users([row]) for row in rows],

@@ -48,7 +48,7 @@ class ItemWorld:
 
     @cached_property
     def catalog(self) -> Catalog:
-        return Catalog(self.table, self.counts_I)
+        return Catalog.of_table(self.table, self.counts_I)
 
     def chooser(self, settings: SelectorSettings | None = None) -> Chooser:
         return Chooser(settings or SelectorSettings(), self.traits, self.catalog, self.schema)

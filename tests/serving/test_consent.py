@@ -28,13 +28,13 @@ NOW_S = 1_728_000_000.0
 
 
 class Spy:
-    """Counts what is asked of a store of users."""
+    """Counts what is asked of a store of users; `teach`, when it is opened, reads the items of all and nobody's row."""
 
     def __init__(self, store: Any) -> None:
         self._store, self.asked = store, 0
 
     def __getattr__(self, name: str) -> Any:
-        self.asked += 1
+        self.asked += name != "teach"
         return getattr(self._store, name)
 
 

@@ -18,7 +18,7 @@ def catalog(hidden: set[int], counts: list[int]) -> Catalog:
             "is_hidden": pa.array([True if row in hidden else None for row in range(rows)], pa.bool_()),
         }
     )
-    return Catalog(table, np.array(counts, np.int64))
+    return Catalog.of_table(table, np.array(counts, np.int64))
 
 
 def test_most_popular_equals_a_sort() -> None:

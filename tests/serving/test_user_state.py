@@ -11,6 +11,7 @@ import pytest
 from serving.user_state import StoredUser, UserHistories
 from towers.columns import NO_TIME
 from towers.errors import DataError
+from towers.vocab import Vocabulary
 
 
 def table(keys: list[bytes]) -> pa.Table:
@@ -54,6 +55,16 @@ def test_types_and_times_may_be_unknown(tmp_path: Path, keys: list[bytes]) -> No
     user = UserHistories.open(tmp_path / "h.parquet").get(keys[2])
     assert user is not None
     assert (user.items, user.events, user.timestamps) == (["item-2", "shared"], [None, None], [NO_TIME, NO_TIME])
+
+
+def test_what_is_taught_is_what_would_be_looked_up(keys: list[bytes]) -> None:
+    users = UserHistories(table(keys))
+    items, kinds = Vocabulary.fit([f"item-{i}" for i in range(0, 200, 3)]), Vocabulary.fit(["play"])
+    known = [user for key in keys if (user := users.get(key)) is not None]
+    before = [(items.rows(user.items).tolist(), kinds.rows(user.events).tolist()) for user in known]
+    users.teach([items], kinds)
+    assert [(items.rows(user.items).tolist(), kinds.rows(user.events).tolist()) for user in known] == before
+    assert before == [(items.rows(list(user.items)).tolist(), kinds.rows(list(user.events)).tolist()) for user in known]
 
 
 def test_history_before_a_moment() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from towers import vocab
 from towers.columns import FIRST_ROW, MISSING_ROW, OOV_ROW
 from towers.errors import BundleError
-from towers.vocab import Vocabulary
+from towers.vocab import Coded, Vocabulary
 
 
 @pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["held", "mapped"])
@@ -70,3 +71,25 @@ def test_held_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary.hold()
     monkeypatch.setattr(vocab, "_hashes", None)
     assert vocabulary.rows(["b", None, "c"]).tolist() == [4, MISSING_ROW, OOV_ROW]
+
+
+def test_too_many_to_be_held_are_found_by_their_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocab, "HELD_AT_MOST", 999)
+    monkeypatch.setattr(vocab, "HELD_UP_TO", 0)
+    values = [f"item {i}" for i in range(1000)]
+    vocabulary = Vocabulary.numbered(values)
+    vocabulary.hold()
+    assert vocabulary.rows([*values, "item 1000", None]).tolist() == [*range(FIRST_ROW, FIRST_ROW + 1000), OOV_ROW, MISSING_ROW]
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_coded_values_have_the_rows_of_the_values_they_stand_for(learnt: bool) -> None:
+    vocabulary, distinct = Vocabulary.fit(["b", "a", "c"]), pa.array(["c", "nobody", None, "a"])
+    coded = Coded(np.array([3, 0, 1, 2, 3]), distinct)
+    if learnt:
+        vocabulary.learn(distinct)
+    assert vocabulary.rows(coded).tolist() == vocabulary.rows(["a", "c", "nobody", None, "a"]).tolist() == [3, 5, 1, 2, 3]
+    assert vocabulary.rows(coded[-2:]).tolist() == [MISSING_ROW, 3]
+    assert coded == ["a", "c", "nobody", None, "a"] and coded[1:3] == ["c", "nobody"] and coded[4] == "a" and coded != ["a"]
+    other = Coded(np.array([0]), pa.array(["b"]))  # of other distinct values than were learnt
+    assert vocabulary.rows(other).tolist() == [4]

@@ -1,0 +1,86 @@
+"""What replies say about items, as JSON made when a catalogue is indexed: a list of a hundred is a hundred pieces put together."""
+
+from collections.abc import Iterator, Sequence
+from operator import add
+from typing import overload
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serving.messages import Item
+from towers.columns import CATEGORIES, ITEM_ID, TITLE
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(list[Item])
+_ID, _TITLE, _SCORE = b'{"item_id":', b',"title":', b',"score":'
+
+
+class Items(Sequence[Item]):
+    """The items of a list, best first. Sent as the JSON they are; objects are made where somebody looks at them.
+
+    Args:
+        texts: of `item_texts`, one an item.
+        scores: of each.
+    """
+
+    __slots__ = ("_made", "_texts", "json")
+
+    def __init__(self, texts: Sequence[bytes], scores: NDArray[np.floating]) -> None:
+        numbers = _ENCODER.encode(scores.tolist())[1:-1].split(b",")
+        self.json = b"[" + b"},".join(map(add, texts, numbers)) + b"}]" if texts else b"[]"
+        self._texts = texts
+        self._made: list[Item] | None = None
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        return self._items[place]
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._items == list(other)
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    @property
+    def ids_json(self) -> bytes:
+        """The ids alone, as a JSON list."""
+        return b"[" + b",".join([text[len(_ID) : text.index(_TITLE)] for text in self._texts]) + b"]"
+
+    @property
+    def _items(self) -> list[Item]:
+        if self._made is None:
+            self._made = _DECODER.decode(self.json)
+        return self._made
+
+
+def as_json(value: object) -> msgspec.Raw:
+    """For encoders, which do not know `Items`."""
+    if isinstance(value, Items):
+        return msgspec.Raw(value.json)
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def ids_of(items: Sequence[Item]) -> list[str] | msgspec.Raw:
+    """Ids of a list's items, for an encoder."""
+    return msgspec.Raw(items.ids_json) if isinstance(items, Items) else [item.item_id for item in items]
+
+
+def item_texts(catalog: pa.Table) -> pa.LargeBinaryArray:
+    """JSON of each item of a catalogue up to where its score follows."""
+    columns = (catalog.column(name).to_pylist() for name in (ITEM_ID, TITLE, CATEGORIES))
+    texts = [
+        _ENCODER.encode({"item_id": item_id, "title": title, "categories": labels or []})[:-1] + _SCORE
+        for item_id, title, labels in zip(*columns, strict=True)
+    ]
+    return pa.array(texts, pa.large_binary())
