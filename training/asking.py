@@ -15,11 +15,13 @@ from towers.dot_products import DotProducts, dot_products
 from towers.runtime import TorchRuntime, load_model
 from towers.topk import Fill
 from training.device import choose_half
+from training.groups import Grouping
 from training.interactions import Interactions
-from training.measure import Columns, Measured, measure, only
+from training.measure import SLICE_METRICS, Columns, Measured, measure, only
 from training.queries import Queries
 from training.rank_queries import encode_items, encode_users, rank_queries
 from training.rivals import as_asked_of
+from training.showing import Showing
 from training.slices import Slice, all_slices
 from training.views import View
 
@@ -49,6 +51,8 @@ class Asking:
         allowed_I: items that may be recommended.
         views: the same queries seen with less.
         slices: measure parts of the queries too, of models.
+        showing: what the lists show is measured against it; None = it is not.
+        groupings: people by whose groups recall and NDCG are measured too.
     """
 
     form: Form
@@ -56,22 +60,32 @@ class Asking:
     allowed_I: NDArray[np.bool_]
     views: Sequence[View]
     slices: bool
+    showing: Showing | None = None
+    groupings: Sequence[Grouping] = ()
 
     def measure(self, fill: Fill, name: str) -> Measured:
         """A baseline; where it is the same for all users, for the queries of each view too."""
-        found = self.lists(fill, f"rank: {name}")
+        found = self.lists(fill, f"rank: {name}", whole=True)
         part: Columns = {}
         for view in self.views if name in FOR_ALL else ():
             part |= only(found, view.counts(self.form.queries), self.form.prefix, view.name)
-        return Measured(found.columns | part, found.coverage)
+        return found | Measured(part, {})
 
-    def lists(self, scores: Fill | DotProducts, label: str, parts: bool = False, device: torch.device | str = "cpu") -> Measured:
-        """Rank and measure."""
+    def lists(
+        self, scores: Fill | DotProducts, label: str, parts: bool = False, device: torch.device | str = "cpu", whole: bool = False
+    ) -> Measured:
+        """Rank and measure; `whole`: by group and what is shown too, `parts`: by slice too."""
         form, counts_I = self.form, self.form.queries.data.train_counts()
         top = rank_queries(scores, form.queries, max(self.ks), masked=form.masked, allowed_I=self.allowed_I, label=label, device=device)
         slices: list[Slice] = all_slices(form.queries, counts_I) if parts else []
         cold_I = self.allowed_I & (counts_I == 0) if parts else None
-        return measure(top.rows_Qk, form.queries, self.ks, form.prefix, int(self.allowed_I.sum()), slices, cold_I)
+        found = measure(top.rows_Qk, form.queries, self.ks, form.prefix, int(self.allowed_I.sum()), slices, cold_I)
+        if whole and self.showing is not None:
+            found |= self.showing.measure(top.rows_Qk, self.ks, form.prefix)
+        for grouping in self.groupings if whole else ():
+            metrics = [f"{metric}@{k}" for metric in SLICE_METRICS for k in self.ks]
+            found |= Measured(grouping.columns(found, form.prefix, metrics), {})
+        return found
 
 
 @dataclass(frozen=True)
@@ -100,13 +114,14 @@ class Ranked:
     def measure(self, asking: Asking, name: str) -> Measured:
         """Its lists, and those of each view."""
         form = asking.form
-        found = asking.lists(self._products(form.queries, "encode users"), f"rank: {name}", asking.slices, self.runtime.device)
+        products = self._products(form.queries, "encode users")
+        found = asking.lists(products, f"rank: {name}", asking.slices, self.runtime.device, whole=True)
         part: Columns = {}
         for view in asking.views:
             products = self._products(form.queries, f"encode users: {view.name}", view)
             seen = asking.lists(products, f"rank: {name}, {view.name}", device=self.runtime.device)
             part |= only(seen, view.counts(form.queries), form.prefix, view.name)
-        return Measured(found.columns | part, found.coverage)
+        return found | Measured(part, {})
 
     def _products(self, queries: Queries, label: str, view: View | None = None) -> DotProducts:
         users_QHD = encode_users(self.runtime, as_asked_of(queries, self.data), self.length, label, view)

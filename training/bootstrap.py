@@ -45,11 +45,27 @@ def estimate(values_QM: NDArray[np.float64], user_Q: NDArray[np.integer], draws:
     >>> e.value_M.tolist(), e.low_M.tolist(), e.high_M.tolist(), e.n_M.tolist()
     ([1.0], [1.0], [1.0], [3])
     """
+    means = draw_means(values_QM, user_Q, draws, seed)
+    n_M = (~np.isnan(values_QM)).sum(0)
+    value_M = np.full(values_QM.shape[1], np.nan)
+    np.divide(np.nansum(values_QM, axis=0), n_M, out=value_M, where=n_M > 0)
+    low_M, high_M = value_M.copy(), value_M.copy()
+    some_M = (~np.isnan(means)).any(axis=0)
+    low_M[~some_M], high_M[~some_M] = np.nan, np.nan
+    if some_M.any():
+        low_M[some_M], high_M[some_M] = np.nanpercentile(means[:, some_M], (2.5, 97.5), axis=0)
+    return Estimates(value_M, low_M, high_M, n_M)
+
+
+def draw_means(values_QM: NDArray[np.float64], user_Q: NDArray[np.integer], draws: int, seed: int) -> NDArray[np.float64]:
+    """The mean of each metric over the queries of the drawn users: float64 [draws, M], NaN where none of them has a value.
+
+    Args: see `estimate`; what is made of several metrics (a gap between groups) has its interval from these.
+    """
     known_QM = ~np.isnan(values_QM)
     users, user_Q = np.unique(user_Q, return_inverse=True)
     sums_UM = _by_user(np.where(known_QM, values_QM, 0.0), user_Q, len(users))
     counts_UM = _by_user(known_QM.astype(np.float64), user_Q, len(users))
-    n_M = known_QM.sum(0)
     # Metrics of the same queries share their counts: one product for each set of queries instead of one a metric.
     distinct_UC, column_M = _distinct(counts_UM)
     means = np.full((draws, values_QM.shape[1]), np.nan)
@@ -58,14 +74,7 @@ def estimate(values_QM: NDArray[np.float64], user_Q: NDArray[np.integer], draws:
         times_SU = _draw(rng, min(_BLOCK_DRAWS, draws - start), len(users))
         total_SM = (times_SU @ distinct_UC)[:, column_M]
         np.divide(times_SU @ sums_UM, total_SM, out=means[start : start + _BLOCK_DRAWS], where=total_SM > 0)
-    value_M = np.full(values_QM.shape[1], np.nan)
-    np.divide(sums_UM.sum(0), n_M, out=value_M, where=n_M > 0)
-    low_M, high_M = value_M.copy(), value_M.copy()
-    some_M = (~np.isnan(means)).any(axis=0)
-    low_M[~some_M], high_M[~some_M] = np.nan, np.nan
-    if some_M.any():
-        low_M[some_M], high_M[some_M] = np.nanpercentile(means[:, some_M], (2.5, 97.5), axis=0)
-    return Estimates(value_M, low_M, high_M, n_M)
+    return means
 
 
 def _draw(rng: np.random.Generator, draws: int, users: int) -> NDArray[np.float64]:

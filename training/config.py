@@ -157,6 +157,12 @@ class EvaluateConfig:
         history_curve: the same queries once more with only the newest n events shown, for each n ([0, 1, 3, 10]); of queries with as
             many events as the greatest. Reported as `test/shown=3/...`.
         against: folders of other trained runs on the same events: ranked as baselines, with paired differences.
+        exposure: what the lists show too: Gini, popularity, tail share, and where items have categories calibration (C_KL), their entropy
+            and the distance within a list.
+        provider: with exposure, the column of the catalogue that says whose an item is: what providers have of the slots against what
+            they have of the items; null = not asked.
+        groups: recall and NDCG by group of people: audit columns (gender), or `taste` (thirds by how popular what they chose is).
+            Groups of fewer than 50 people are put together.
     """
 
     split: str = "test"
@@ -170,6 +176,9 @@ class EvaluateConfig:
     without: list[str] = field(default_factory=list)
     history_curve: list[int] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
+    exposure: bool = False
+    provider: str | None = None
+    groups: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -26,11 +26,15 @@ class Measured:
 
     Attributes:
         columns: per-query values by `<prefix>/<metric>@<k>`, slices between (`test/history=3-5/ndcg@20`).
-        coverage: by `<prefix>/coverage@<k>`.
+        whole: of all lists together, by `<prefix>/coverage@<k>`; no mean over queries, so without an interval.
     """
 
     columns: Columns
-    coverage: dict[str, float]
+    whole: dict[str, float]
+
+    def __or__(self, other: "Measured") -> "Measured":
+        """Both."""
+        return Measured(self.columns | other.columns, self.whole | other.whole)
 
 
 def measure(
@@ -116,7 +120,7 @@ def compare(
 
 
 def _without_interval(measured: Measured, queries: int) -> dict[str, dict[str, Any]]:
-    return {name: {"value": value, "ci95": None, "n": queries} for name, value in measured.coverage.items()}
+    return {name: {"value": value, "ci95": None, "n": queries} for name, value in measured.whole.items() if np.isfinite(value)}
 
 
 def _columns(hits_Qk: NDArray[np.bool_], relevant_Q: NDArray[np.int64], ks: Sequence[int], prefix: str, names: Sequence[str]) -> Columns:

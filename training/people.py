@@ -23,6 +23,8 @@ from training.features_table import feature_values
 from training.permission import Permission
 
 KeyColumn = pa.binary(KEY_BYTES)
+AUDIT = "audit.parquet"
+"""In the run_dir, beside the prepared data: columns for audits alone, by user key."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from training.encode_columns import Encoder
 from training.facts import Stopwatch, run_facts
 from training.ingest import Ingest, Ingested
 from training.npy_stream import NpyReader
-from training.people import build_people, write_audit, write_users
+from training.people import AUDIT, build_people, write_audit, write_users
 from training.permission import Permission
 from training.sources import open_source
 from training.sources.base import SourceTables
@@ -57,7 +57,7 @@ def run(config: TrainingConfig) -> str:
         (folder / "data_card.md").write_text(data_card(stages, config))
     audit = stages.source.audit
     if audit is not None:
-        write_audit(run_dir / "audit.parquet", audit, keys, permission)
+        write_audit(run_dir / AUDIT, audit, keys, permission)
     write_json(run_dir / "prepare.json", document)
     return str(run_dir / PREPARED)
 

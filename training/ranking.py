@@ -18,14 +18,17 @@ from training.baseline_settings import choose_settings
 from training.config import TrainingConfig
 from training.device import choose_device
 from training.facts import Stopwatch, run_facts
+from training.groups import make_groupings
 from training.interactions import Interactions
 from training.measure import compare
 from training.metrics_table import print_result
 from training.opening import open_prepared
+from training.people import AUDIT
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
 from training.refit import evaluated, refit_said
 from training.rivals import rivals
+from training.showing import Showing
 from training.views import described, make_views
 
 
@@ -66,7 +69,9 @@ def run(config: TrainingConfig) -> str:
         "warnings": warnings,
     }
     for form in forms:
-        asking = Asking(form, ks, allowed_I, views, settings.slices)
+        showing = Showing.of(form.queries, allowed_I, settings.provider) if settings.exposure else None
+        groupings = make_groupings(settings.groups, run_dir / AUDIT, data, form.queries.user_Q)
+        asking = Asking(form, ks, allowed_I, views, settings.slices, showing, groupings)
         measured = model.measure(asking, "model")
         fills = baseline_fills(names, data, form.queries, config, chosen, similar)
         baselines = {name: asking.measure(fill, name) for name, fill in fills.items()}
@@ -76,6 +81,10 @@ def run(config: TrainingConfig) -> str:
         for name in baselines:
             document["baselines"][name] |= theirs[name]
             document["paired"][name] |= paired[name]
+        if groupings:
+            k, rankings = ks[len(ks) // 2], {"model": measured, **baselines}
+            by_column = {g.column: g.facts(rankings, form.prefix, k, form.queries.user_Q, settings.draws, config.seed) for g in groupings}
+            document.setdefault("groups", {})[form.prefix] = by_column
         warnings += doubts(asked, form.queries, form.prefix)
     warnings += below(document)
     # says which model was measured: a later training in the same run must not inherit these figures

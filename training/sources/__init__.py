@@ -5,7 +5,7 @@ from typing import Final
 
 from towers.errors import ConfigError
 from training.data_config import DataConfig
-from training.sources.base import Oracle, SourceTables
+from training.sources.base import Oracle, SourceTables, refuse_audited
 from training.sources.frappe import open_frappe
 from training.sources.lightgcn import open_lightgcn
 from training.sources.movielens import open_ml_1m, open_ml_100k
@@ -30,9 +30,11 @@ def open_source(data: DataConfig) -> SourceTables:
     """Open the dataset that `data.name` names.
 
     Raises:
-        ConfigError: the name or a setting is wrong.
+        ConfigError: the name or a setting is wrong, or an audit column is declared as a feature.
         DataError: the dataset as a whole cannot be read.
     """
     if data.name not in SOURCES:
         raise ConfigError(f"data.name: got {data.name!r}, expected one of {', '.join(SOURCES)}")
-    return SOURCES[data.name](data)
+    source = SOURCES[data.name](data)
+    refuse_audited(source)
+    return source

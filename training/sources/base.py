@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers import columns as c
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.schema import Feature, Schema
 from training.data_config import DataConfig
 
@@ -99,6 +99,21 @@ class SourceTables:
     audit: pa.Table | None = None
     notes: dict[str, str] = field(default_factory=dict)
     oracle: Oracle | None = None
+
+
+def refuse_audited(source: SourceTables) -> None:
+    """What is for audits alone is no feature, unless it is declared sensitive (the schema checks for what purpose).
+
+    Raises:
+        ConfigError: names the feature.
+    """
+    audited = set() if source.audit is None else set(source.audit.column_names) - {c.USER_ID}
+    for f in source.schema.owned_by("user"):
+        if f.source_column in audited and not f.sensitive:
+            raise ConfigError(
+                f"data.features.{f.name}: {f.source_column!r} is an audit column here. Remove the feature, or declare it with"
+                " `sensitive: true` and `purposes: [personalize]`"
+            )
 
 
 def column_type(name: str, features: Sequence[Feature]) -> pa.DataType:

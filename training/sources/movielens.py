@@ -20,8 +20,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from towers import columns as c
-from towers.errors import ConfigError, DataError
-from towers.schema import Schema
+from towers.errors import DataError
 from training.data_config import DataConfig, schema_of
 from training.sources.base import TIME, SourceTables, chunks, find_folder, interactions_of, require_file, side_table
 from training.sources.download import Archive, cache_dir, fetch
@@ -122,7 +121,7 @@ def _tables(data: DataConfig, archive: Archive, ratings: pa.Table, movies: dict[
         schema=schema,
         interactions=interactions,
         items=side_table(schema, "item", {**movies, "year": years}, f"{archive.folder} movies"),
-        users=side_table(schema, "user", {**_allowed(schema, people), **told}, f"{archive.folder} users"),
+        users=side_table(schema, "user", {**people, **told}, f"{archive.folder} users"),
         audit=pa.table({name: pa.array(column) if isinstance(column, list) else column for name, column in people.items()}),
         notes={
             "url": archive.url,
@@ -155,17 +154,6 @@ def _declared(users: Sequence[str], ratings: pa.Table, liked_N: NDArray[np.bool_
 
 def _list(column: Sequence[Any] | pa.ChunkedArray) -> Sequence[Any]:
     return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _allowed(schema: Schema, people: dict[str, Any]) -> dict[str, Any]:
-    """User columns that declared features may read: an audit column only where it is declared sensitive (schema checks its purpose)."""
-    for f in schema.owned_by("user"):
-        if f.source_column in AUDIT and not f.sensitive:
-            raise ConfigError(
-                f"data.features.{f.name}: {f.source_column!r} is an audit column here. Remove the feature, or declare it with"
-                " `sensitive: true` and `purposes: [personalize]`"
-            )
-    return people
 
 
 def _locate(data: DataConfig, archive: Archive) -> Path:
