@@ -5,6 +5,7 @@ for item in client.recommend(user_id="42", k=10).items: ...
 """
 
 import http.client
+import os
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ import msgspec
 
 from serving.messages import EventsAdded, Problem, Recommendations, SimilarItems
 from serving.page_messages import BatchRecommendations, Reranked
+from towers.columns import REMOVAL
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 _T = TypeVar("_T")
@@ -66,6 +68,11 @@ class Client:
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> EventsAdded:
         """What people did; see `messages.Event`. Sent again after a failure: a service takes an event once. Raises ServiceError."""
         return self._call("POST", "/v1/events", {"events": events}, EventsAdded)
+
+    def remove_from_history(self, user_id: str, item_ids: Sequence[str]) -> EventsAdded:
+        """Take items out of a person's history: what was done with them until now counts no more. Raises ServiceError."""
+        removals = [{"user_id": user_id, "item_id": item, "event_type": REMOVAL, "event_id": os.urandom(16).hex()} for item in item_ids]
+        return self.add_events(removals)
 
     def similar_items(self, item_id: str, k: int = 20) -> SimilarItems:
         """Items like this one. Raises ServiceError."""

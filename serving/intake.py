@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ from serving.events import StoredEvent
 from serving.messages import Event, EventsAdded, EventsRequest, Limits
 from serving.profiles import Profiles
 from serving.signals import check_context, check_types
-from towers.columns import DEFAULT_EVENT_TYPE, FIRST_ROW, ITEM_ID
+from towers.columns import DEFAULT_EVENT_TYPE, FIRST_ROW, ITEM_ID, REMOVAL
 from towers.consent import BITS, MEASURE, PERSONALIZE, TRAIN
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
@@ -35,7 +36,9 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
         raise RequestError("events", f"got {len(request.events)}, expected at most {limits.max_events} at once")
     now = time.time_ns() // 1000
     events = stored_events(request.events, profiles.keys.key, preprocessor, now)
-    kept = [event for event in events if profiles.standing.mask(event.user_key) & _USES]
+    # a removal is of use even to somebody who allows nothing now: what he removed stays out should he allow it again
+    kept = [event for event in events if event.event_type == REMOVAL or profiles.standing.mask(event.user_key) & _USES]
+    kept = [_after_all(event, kept[:at], profiles, now) if event.event_type == REMOVAL else event for at, event in enumerate(kept)]
     added = profiles.events.append(kept, now) if kept else 0
     unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
     return EventsAdded(added, len(events) - added, int(unknown))
@@ -52,7 +55,7 @@ def stored_events(events: Sequence[Event], key: Callable[[str], bytes], preproce
         RequestError: an event type that the model does not know, a time in the future, context that does not fit, or an event that would
             count twice when it is sent again; names the field. No event is to be stored then.
     """
-    check_types([(f"events[{i}].event_type", event.event_type) for i, event in enumerate(events)], preprocessor)
+    check_types([(f"events[{i}].event_type", e.event_type) for i, e in enumerate(events) if e.event_type != REMOVAL], preprocessor)
     return [_stored(f"events[{i}]", event, key(event.user_id), preprocessor, now) for i, event in enumerate(events)]
 
 
@@ -74,6 +77,14 @@ def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocesso
     facts |= {"context": event.context} if event.context else {}
     told = _JSON.encode(facts).decode() if facts else None
     return StoredEvent(user_key, event_id, event.item_id, kind, time, event.recommendation_id, told)
+
+
+def _after_all(removal: StoredEvent, before: Sequence[StoredEvent], profiles: Profiles, now: int) -> StoredEvent:
+    """A removal of this moment, not earlier than anything known of its user: the clocks of callers may be ahead of the server's."""
+    if removal.timestamp < now:
+        return removal
+    known = [event.timestamp for event in before if event.user_key == removal.user_key]
+    return replace(removal, timestamp=max([removal.timestamp, *known, *profiles.events.history(removal.user_key, now).timestamps]))
 
 
 def _check_text(field: str, text: str) -> None:

@@ -210,7 +210,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     """Something a person did, in the words of the training log; it counts from the next list on.
 
     Attributes:
-        event_type: one that the model was trained with; `interaction` by default.
+        event_type: one that the model was trained with; `interaction` by default. `remove_from_history` takes all of the person's events
+            with the item before then out of the history, for every list and the next training; what comes after counts again.
         timestamp: when; the server's clock by default. Needed where there is no `event_id`.
         event_id: names the event: sent again for the same person, it changes nothing. Named or not, events equal in person, item, type and
             time count once.

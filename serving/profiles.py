@@ -1,13 +1,13 @@
 """What is known of a user at a moment: the history that export wrote and the events since, as one."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from serving.events import EventStore, LiveHistory, MemoryEvents
 from serving.standing import Standing
 from serving.user_state import StoredUser, UserHistories
-from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, ITEM_ID
+from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, ITEM_ID, REMOVAL
 from towers.errors import ConfigError
 from towers.identity import SECRET_BYTES, UserKeys
 from towers.identity import key_file as secret_file
@@ -96,7 +96,7 @@ def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int) -> St
     """The history that `towers prepare` would make of the stored events followed by the live ones.
 
     Repetitions (equal in time, item and type) count once. Ordered by (timestamp, order of arrival) where the schema's order is `time`, else
-    by order of arrival alone; the newest are kept.
+    by order of arrival alone; what the user removed is left out (see `REMOVAL`); the newest are kept.
     """
     items, events, times = [*stored.items, *live.items], [*stored.events, *live.events], [*stored.timestamps, *live.timestamps]
     places: Iterable[int] = range(len(items))
@@ -109,5 +109,19 @@ def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int) -> St
         places = [i for i in places if i < known or (times[i], items[i], events[i]) not in before]
         if order == "time":
             places.sort(key=times.__getitem__)
+    if REMOVAL in live.events:
+        places = _without_removed(list(places), items, events, times)
     kept = list(places)[-newest:]
     return StoredUser([items[i] for i in kept], [events[i] for i in kept], [times[i] for i in kept], stored.features)
+
+
+def _without_removed(places: Sequence[int], items: Sequence[str], events: Sequence[str | None], times: Sequence[int]) -> list[int]:
+    """Places of a history, in its order, without removals and what each of them removes: what stands before it, unless its time is later
+    (an order of arrival puts what was exported before all that came live, removals made before the export too)."""
+    last = {items[place]: at for at, place in enumerate(places) if events[place] == REMOVAL}
+
+    def stays(at: int, place: int) -> bool:
+        removal = last.get(items[place], -1)
+        return at > removal or (at < removal and events[place] != REMOVAL and times[place] > times[places[removal]])
+
+    return [place for at, place in enumerate(places) if stays(at, place)]

@@ -26,6 +26,10 @@ DEFAULT_EVENT_TYPE: Final = "interaction"
 NEGATIVE_EVENT_TYPES: Final = ("abandon", "skip")
 """Event types that tell what a person did not want: never a training target, part of the history."""
 
+REMOVAL: Final = "remove_from_history"
+"""Event type with which a person takes an item out of the history: all events with it before then are gone, and this one is no part of the
+history either. What comes after counts again."""
+
 INTERACTION_COLUMNS: Final = (
     USER_ID, ITEM_ID, TIMESTAMP, EVENT_ID, EVENT_TYPE, VALUE, WEIGHT, SESSION_ID, CHANNEL, RECOMMENDATION_ID, SPLIT,
 )  # fmt: skip

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from towers.columns import REMOVAL
 from training.ingest import Ingested
 from training.npy_stream import NpyWriter
+from training.removals import taken_out
 from training.spill import Records, join_keys, sort_bucket, user_starts
 
 
@@ -35,15 +37,17 @@ class Kept:
 
 
 def sort_buckets(log: Ingested, order: str, deduplicate: bool) -> Iterator[tuple[NDArray[np.int64], int, int]]:
-    """Sort and deduplicate every bucket in place.
+    """Sort and deduplicate every bucket in place, and leave out what users took out of their histories.
 
     Yields:
-        for each bucket: rows by item code (int64 [codes]), rows, duplicates dropped.
+        for each bucket: rows by item code (int64 [codes]), duplicates dropped, rows taken out.
     """
+    removal = log.events.texts.index(REMOVAL) if REMOVAL in log.events.texts else -1
     for bucket in log.spill.buckets():
         records_n, duplicates = sort_bucket(log.spill.read(bucket), order, deduplicate)
-        log.spill.replace(bucket, records_n)
-        yield np.bincount(records_n["item"], minlength=len(log.items)), len(records_n), duplicates
+        gone_n = taken_out(records_n, removal)
+        log.spill.replace(bucket, records_n[~gone_n] if gone_n.any() else records_n)
+        yield np.bincount(records_n["item"][~gone_n], minlength=len(log.items)), duplicates, int(np.count_nonzero(gone_n))
 
 
 class Assembler:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from towers.columns import SPLIT_NAMES
+from towers.columns import REMOVAL, SPLIT_NAMES
 from training.assemble import Kept
 from training.catalogue import Catalogue
 from training.config import TrainingConfig
@@ -28,12 +28,14 @@ class Stages:
         events: rows by event type.
         times: first and last time, microseconds UTC; None without times.
         duplicates: rows dropped because an earlier one says the same.
+        taken_out: rows that users took out of their histories, and those that say so.
     """
 
     source: SourceTables
     split: str
     log: Ingested
     duplicates: int
+    taken_out: int
     items: Catalogue
     kept: Kept
     division: Division
@@ -57,10 +59,11 @@ def data_facts(stages: Stages) -> dict[str, Any]:
         "trained_items": int(np.count_nonzero(division.train_items)),
         "rows_read": log.rows,
         "duplicates": stages.duplicates,
+        "rows_removed_by_users": stages.taken_out,
         "rows_not_allowed": log.not_allowed,
         "rows_below_least_events": kept.rows_filtered,
         "users_left_out": kept.users_read - kept.users,
-        "event_types": stages.events,
+        "event_types": {name: count for name, count in stages.events.items() if name != REMOVAL},
         "history_length": history_quantiles(stages),
         "schema_hash": stages.source.schema.hash(),
     }
@@ -145,6 +148,7 @@ def _left_out_words(stages: Stages, facts: dict[str, Any], config: TrainingConfi
         ("rejected", facts["rejected"]["rows"]),
         *[("of users who did not grant `train`", count) for count in (data["rows_not_allowed"],) if count],
         ("duplicates", data["duplicates"]),
+        *[("removed from their histories by users", count) for count in (data["rows_removed_by_users"],) if count],
         (least, data["rows_below_least_events"]),
         ("kept", data["rows"]),
     ]

@@ -71,7 +71,7 @@ def prepare(source: SourceTables, config: TrainingConfig, folder: Path, keys: Us
     work = folder / "work"
     work.mkdir()
     log = ingest(source, config, keys, folder, work, permission)
-    items, duplicates = sort_and_list(source, config, log)
+    items, duplicates, taken_out = sort_and_list(source, config, log)
     weights = event_weights(source.schema, log.events.texts)
     kept = assemble(log, items.row_of_code, weights, config, folder, work)
     division = Divider(folder, work, config.split, kept.offsets, len(items.ids)).run()
@@ -84,7 +84,7 @@ def prepare(source: SourceTables, config: TrainingConfig, folder: Path, keys: Us
     shutil.rmtree(work)
     times = time_range(NpyReader(folder / "timestamp.npy"))
     events = dict(zip(log.events.texts, encoder.event_counts.tolist(), strict=True))
-    return Stages(source, config.split.name, log, duplicates, items, kept, division, people, events, times)
+    return Stages(source, config.split.name, log, duplicates, taken_out, items, kept, division, people, events, times)
 
 
 def ingest(source: SourceTables, config: TrainingConfig, keys: UserKeys, folder: Path, work: Path, permission: Permission) -> Ingested:
@@ -98,14 +98,15 @@ def ingest(source: SourceTables, config: TrainingConfig, keys: UserKeys, folder:
         reader.close()
 
 
-def sort_and_list(source: SourceTables, config: TrainingConfig, log: Ingested) -> tuple[Catalogue, int]:
-    """Sort the buckets, then list the items that have enough events; also how many duplicates were dropped."""
+def sort_and_list(source: SourceTables, config: TrainingConfig, log: Ingested) -> tuple[Catalogue, int, int]:
+    """Sort the buckets, then list the items that have enough events; also how many duplicates were dropped, and rows taken out by users."""
     counts = np.zeros(len(log.items), np.int64)
-    duplicates = 0
-    for bucket_counts, _, dropped in sort_buckets(log, source.schema.order, config.data.deduplicate):
+    duplicates, taken_out = 0, 0
+    for bucket_counts, dropped, gone in sort_buckets(log, source.schema.order, config.data.deduplicate):
         counts += bucket_counts
         duplicates += dropped
-    return build_catalogue(source.items, source.schema, log.items.texts, counts, config.data.min_item_events), duplicates
+        taken_out += gone
+    return build_catalogue(source.items, source.schema, log.items.texts, counts, config.data.min_item_events), duplicates, taken_out
 
 
 def assemble(

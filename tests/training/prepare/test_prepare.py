@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from towers.columns import SPLIT_NAMES
+from towers.columns import REMOVAL, SPLIT_NAMES
 from towers.identity import SECRET_FINGERPRINT, UserKeys
 from training.config import TrainingConfig
 from training.histories import write_histories
+from training.interactions import Interactions
 
 TIME = pa.timestamp("us", "UTC")
 START_US = 1_700_000_000_000_000
@@ -234,3 +235,25 @@ def test_items_may_be_older_than_any_log(prepare: Any, events: Any, source: Any)
     data = prepare(log, items=made.append_column("created_at", pa.array([film + timedelta(days=1)] * len(made), TIME)))
     assert set(data.catalog.column("created_at").to_pylist()) == {film + timedelta(days=1)}
     assert data.catalog.column("is_hidden").to_pylist() == [False] * data.n_items
+
+
+def test_what_users_removed_is_in_no_history_and_counts_nowhere(config: TrainingConfig, prepare: Any, events: Any) -> None:
+    """Against the same log without the rows that were removed."""
+    log = events(500, 12, 9)
+    rng = np.random.default_rng(1)
+    removing = {int(row): REMOVAL for row in rng.integers(0, 500, 40)}
+    log["event_type"] = [removing.get(row, kind) for row, kind in enumerate(log["event_type"])]
+    rows = sorted(range(500), key=lambda row: (log["timestamp"][row], row))
+    last = {(log["user_id"][row], log["item_id"][row]): at for at, row in enumerate(rows) if log["event_type"][row] == REMOVAL}
+    kept = {row for at, row in enumerate(rows) if at > last.get((log["user_id"][row], log["item_id"][row]), -1)}
+    data = prepare(log)
+    facts = json.loads((Path(config.run_dir) / "prepare.json").read_text())["data"]
+    found = {name: np.load(Path(config.run_dir) / "prepared" / f"{name}.npy") for name in ("item", "timestamp", "event", "offsets")}
+    ids = data.catalog.column("item_id").to_pylist()
+    prepare({name: [value for row, value in enumerate(values) if row in kept] for name, values in log.items()})
+    plain = json.loads((Path(config.run_dir) / "prepare.json").read_text())["data"]
+    assert ids == Interactions.open(Path(config.run_dir) / "prepared").catalog.column("item_id").to_pylist()
+    for name, values in found.items():
+        assert np.array_equal(values, np.load(Path(config.run_dir) / "prepared" / f"{name}.npy")), name
+    assert plain["rows"] == facts["rows"] and plain["event_types"] == facts["event_types"] and REMOVAL not in facts["event_types"]
+    assert facts["rows_removed_by_users"] == 500 - facts["duplicates"] - facts["rows"] > 40 and plain["rows_removed_by_users"] == 0
