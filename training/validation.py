@@ -1,7 +1,11 @@
-"""Validation while training: the evaluation's queries and ranking, without intervals, baselines or slices."""
+"""Validation while training: the evaluation's queries and ranking, without intervals, baselines or slices.
+
+Legend: Q queries, k ranks, I items.
+"""
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from towers.dot_products import dot_products
 from towers.errors import ConfigError
@@ -41,13 +45,17 @@ class Validator:
         self._prefix = f"valid/{form}" if form else "valid"
         self._ks = sorted({*settings.ks, k})
         most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
-        queries = make_queries(data, "valid", settings.unit, config.split.name, most, config.seed)
+        queries = make_queries(data, "valid", settings.unit, config.split.name, most, config.seed, settings.max_history)
         self._queries = queries.masked() if self._masked else queries
         self._allowed_I = recommendable(data)
         self._data = data
 
     def __call__(self, model: TwoTower) -> dict[str, float]:
         """The metrics of the model as it stands; its training mode is left as it was."""
+        return {name: float(np.mean(values_Q)) for name, values_Q in self.per_query(model).items()}
+
+    def per_query(self, model: TwoTower) -> dict[str, NDArray[np.float64]]:
+        """What each metric is the mean of: float64 [Q], the same queries for every model."""
         device = next(model.parameters()).device
         runtime, queries = TorchRuntime(model, device), self._queries
         users = encode_users(runtime, queries, model.config.history.length)
@@ -56,7 +64,7 @@ class Validator:
         top = rank_queries(products, queries, max(self._ks), masked=self._masked, allowed_I=self._allowed_I, device=device)
         hits_Qk = metrics.hits(top.rows_Qk, queries.relevant, self._data.n_items)
         return {
-            f"{self._prefix}/{name}@{k}": float(np.mean(metric(hits_Qk, queries.relevant_Q, k)))
+            f"{self._prefix}/{name}@{k}": metric(hits_Qk, queries.relevant_Q, k)
             for name, metric in metrics.PER_QUERY.items()
             for k in self._ks
         }
