@@ -68,9 +68,9 @@ class Judge:
 
     @classmethod
     def open(cls, data: Interactions, config: TrainingConfig, allowed_I: NDArray[np.bool_], masked: bool) -> Self:
-        ks = sorted(config.evaluate.ks)
+        asked, ks = config.evaluate, sorted(config.evaluate.ks)
         try:
-            queries = make_queries(data, "valid", config.evaluate.unit, config.split.name, MOST_CHOICE_QUERIES, config.seed)
+            queries = make_queries(data, "valid", asked.unit, config.split.name, MOST_CHOICE_QUERIES, config.seed, asked.max_history)
         except DataError:  # no validation split
             return cls(None, 0, masked, allowed_I)
         queries = queries.unseen() if masked else queries

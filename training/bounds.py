@@ -57,6 +57,7 @@ BOUNDS: Final = {
     "trainer.processes": Bound(0, 1024, "0 (this one alone) or more"),
     "trainer.threads": Bound(0, 1024, "1 to 1024, or 0 for all cores"),
     "evaluate.draws": _SOME,
+    "evaluate.max_history": _ANY,
     "evaluate.max_queries": Bound(0, _HUGE, "0 (all) or more"),
     "export.rows_per_shard": _SOME,
     "export.history_events": _ANY,

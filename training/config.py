@@ -152,6 +152,7 @@ class EvaluateConfig:
         draws: bootstrap draws over users for the 95 % intervals.
         slices: metrics by history length, item age and popularity decile.
         max_queries: most queries evaluated, drawn by seed; 0 = all.
+        max_history: queries with more events before them are left out: how are the lists of people who are still new? 0 = none is.
         without: the same queries once more with inputs missing: context, user, history or a feature (`context.hour`), joined by + where
             several are to be missing together. Reported as `test/without=context/...`.
         history_curve: the same queries once more with only the newest n events shown, for each n ([0, 1, 3, 10]); of queries with as
@@ -173,6 +174,7 @@ class EvaluateConfig:
     draws: int = 1000
     slices: bool = True
     max_queries: int = 0
+    max_history: int = 0
     without: list[str] = field(default_factory=list)
     history_curve: list[int] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
@@ -260,6 +262,8 @@ def validate(config: TrainingConfig) -> None:
         if not 0 < share < 0.5:
             raise ConfigError(f"split.{name}: got {share}, expected a share between 0 and 0.5")
     check_bounds(config)
+    if config.evaluate.max_history and config.data.order == "set":
+        raise ConfigError("evaluate.max_history: nothing lies before anything else, as data.order is 'set'. Leave it 0")
     if config.negatives.name != "in_batch" and config.negatives.count < 1:
         raise ConfigError(f"negatives.count: got {config.negatives.count}, expected at least 1 with negatives.name={config.negatives.name}")
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", config.export.name):

@@ -23,7 +23,8 @@ def protocol(
         f"ranking: all {n_recommendable} items of the catalogue" + (f" ({hidden} hidden ones left out)" if hidden else "")
         + ", no sampled negatives; ties go to the lower item id; items created after a query stay candidates",
         f"split: {asked.split} of {config.split.name}; {len(asked)} queries of {len(np.unique(asked.user_Q))} users"
-        + (f", drawn by seed {config.seed}" if settings.max_queries else ""),
+        + (f", drawn by seed {config.seed}" if settings.max_queries else "")
+        + (f"; queries with more than {settings.max_history} events before them are left out" if settings.max_history else ""),
         _question(asked, length),
         "seen items: " + _seen(settings.seen, config.split.name),
         f"cut-offs {list(ks)}; recall and MAP divide by all relevant items, NDCG by the ideal over min(k, relevant); mean over queries",

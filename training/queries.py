@@ -155,7 +155,9 @@ class Queries:
         return queries
 
 
-def make_queries(data: Interactions, split: str, unit: str, split_name: str, max_queries: int = 0, seed: int = 0) -> Queries:
+def make_queries(
+    data: Interactions, split: str, unit: str, split_name: str, max_queries: int = 0, seed: int = 0, max_history: int = 0
+) -> Queries:
     """The queries of a held-out split.
 
     Args:
@@ -164,9 +166,10 @@ def make_queries(data: Interactions, split: str, unit: str, split_name: str, max
         unit: `user`, `event` or `auto` (`user` for the given split and for data without order, else `event`).
         split_name: how the data was split (`config.split.name`).
         max_queries: most queries, drawn without replacement by `seed`; 0 = all.
+        max_history: queries with more events before them are left out; 0 = none is.
 
     Raises:
-        DataError: the split holds no answer.
+        DataError: the split holds no answer, or none with so little before it.
     """
     if unit == "auto":
         unit = "user" if split_name == "given" or data.schema.order == "set" else "event"
@@ -177,6 +180,8 @@ def make_queries(data: Interactions, split: str, unit: str, split_name: str, max
             f"split {split!r} has no event that counts as an answer (weight above 0), so there is nothing to evaluate."
             f" Raise split.{split}_share, or give a longer log, and run `towers prepare` again"
         )
+    if unit == "event" and max_history:
+        answers = answers[answers - data.offsets[data.users_of(answers)] <= max_history]
     if unit == "event" and 0 < max_queries < len(answers):
         # before anything is made of them: a tenth of a large log are millions, of which thousands are asked
         answers = answers[np.sort(np.random.default_rng(seed).choice(len(answers), max_queries, replace=False))]
@@ -201,6 +206,10 @@ def make_queries(data: Interactions, split: str, unit: str, split_name: str, max
         seen=earlier if ordered else None,
         relevant=relevant,
     )
+    if max_history:
+        queries = queries.take(np.flatnonzero(queries.history_Q <= max_history))
+        if not len(queries):
+            raise DataError(f"split {split!r} has no answer with at most {max_history} events before it: raise evaluate.max_history")
     if 0 < max_queries < len(queries):
         chosen = np.random.default_rng(seed).choice(len(queries), max_queries, replace=False)
         return queries.take(np.sort(chosen))

@@ -50,7 +50,7 @@ def run(config: TrainingConfig) -> str:
     names = choose_baselines(settings.baselines, data.schema.order, config.data.name, settings.seen, most_pairs(data), data.n_items)
     views = make_views(settings, data.schema)
     others = rivals(settings.against, prepared)
-    asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed)
+    asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed, settings.max_history)
     allowed_I = recommendable(data)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
     forms = make_forms(asked, settings.seen)

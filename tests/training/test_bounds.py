@@ -61,3 +61,12 @@ def test_no_negatives_at_all_are_refused() -> None:
         validate(config)
     config.negatives.name = "in_batch"
     validate(config)
+
+
+def test_new_people_need_an_order() -> None:
+    config = TrainingConfig(run_dir="here")
+    config.evaluate.max_history = 50
+    validate(config)
+    config.data.order, config.split.name = "set", "random"
+    with pytest.raises(ConfigError, match=r"^evaluate\.max_history: nothing lies before"):
+        validate(config)

@@ -122,6 +122,20 @@ def test_most_queries_are_drawn_by_seed(make_toy) -> None:
     assert lists(drawn.relevant) == [lists(everything.relevant)[p] for p in place]
 
 
+@pytest.mark.parametrize("unit", ["event", "user"])
+def test_queries_of_people_who_are_still_new(make_toy, unit) -> None:
+    data = shuffled_splits(make_toy())
+    everything = make_queries(data, "test", unit, "global_temporal")
+    early = make_queries(data, "test", unit, "global_temporal", max_history=5)
+    expected = everything.history_Q <= 5
+    assert 0 < expected.sum() < len(everything) and early.event_Q.tolist() == everything.event_Q[expected].tolist()
+    assert lists(early.relevant) == [one for one, kept in zip(lists(everything.relevant), expected, strict=True) if kept]
+    drawn = make_queries(data, "test", unit, "global_temporal", max_queries=4, max_history=5)
+    assert len(drawn) == 4 and set(drawn.event_Q) <= set(early.event_Q)
+    with pytest.raises(DataError, match=r"at most 1 events before it: raise evaluate\.max_history"):
+        make_queries(make_toy(), "test", unit, "leave_one_out", max_history=1)
+
+
 def test_negative_events_are_history_and_no_answer(make_toy) -> None:
     data = make_toy()
     weight = np.where(data.split == TEST, 0, data.weight).astype(np.float32)
