@@ -4,15 +4,15 @@ Every process takes its part of the same global batch, in the same order, and sc
 are computed in parts and joined with their gradient. Losses are shares of one weighted mean over the global batch, so the sum of all
 processes' gradients is the gradient that one process would have: the number of processes changes speed, not the loss.
 
-Everything is exchanged by sums: parts are joined by adding buffers that are zero elsewhere. On CPUs gloo's sum is faster than its
-gather, parts may have any length, and all processes end with the same bits.
+Everything is exchanged by sums: parts are joined by adding buffers that are zero elsewhere, may have any length, and all processes end with
+the same bits. On the CPUs of one machine the sums go through shared memory (training.shared_sum), else through gloo, on GPUs through nccl.
 """
 
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from towers.errors import EXIT_BUG, ConfigError, TowersError
+from training.shared_sum import SharedSum, meet
 from training.table_optim import RowGradient, row_gradient
 from training.watch import ProcessLost, Watch
 
@@ -56,9 +57,9 @@ class Processes:
         size: how many there are.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, watch: Watch | None = None, shared: SharedSum | None = None) -> None:
         self.rank, self.size = rank, size
-        self._watch = watch
+        self._watch, self._shared = watch, shared
 
     @property
     def first(self) -> bool:
@@ -71,6 +72,10 @@ class Processes:
         [(0, 2), (2, 4), (4, 7)]
         """
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def rows(self, n: int) -> slice:
+        """This process's rows of a batch of n: every `size`-th, so that of rows sorted by length all have as much to do."""
+        return slice(self.rank, n, self.size)
 
     def share(self, weight_sum: float, targets: int) -> Share:
         """From what this process holds of the batch to its share of the whole."""
@@ -174,6 +179,9 @@ class Processes:
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
         with self._exchange():
+            if self._shared is not None:
+                self._shared.add(tensors)
+                return
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
 
@@ -184,7 +192,7 @@ class Processes:
         return joined
 
     def _sum_sparse(self, parameter: nn.Parameter, counts: Sequence[int], own: RowGradient | None) -> Tensor:
-        start, n = sum(counts[: self.rank]), sum(counts)
+        n, start = sum(counts), sum(counts[: self.rank])
         place = slice(start, start + counts[self.rank])
         index = torch.zeros(n, dtype=torch.int64, device=parameter.device)
         values = torch.zeros(n, *parameter.shape[1:], dtype=parameter.dtype, device=parameter.device)
@@ -212,7 +220,6 @@ class Processes:
 
 
 _NONE, _DENSE, _SPARSE = 0, -1, 1
-
 """Kinds of a gradient, as exchanged; a sparse one of n rows is _SPARSE + n."""
 
 
@@ -251,20 +258,21 @@ def join(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        shared, rank, size = next(dist.rendezvous("env://", timeout=MEETING))  # type: ignore[attr-defined]
+        met, rank, size = next(dist.rendezvous("env://", timeout=MEETING))  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the other processes were not met at MASTER_ADDR:MASTER_PORT: {error}. Start all of them with torchrun"
         ) from error
     # several runs in one process (towers train -m) meet again: each under names of its own
     _joins += 1
-    store = _prefixed(f"towers-{_joins}", shared)
+    store = dist.PrefixStore(f"towers-{_joins}", met)  # type: ignore[attr-defined]
     watch = Watch(store, rank, size)
-    with watch:
+    with watch, meet(store, rank, size) if device.type == "cpu" else nullcontext() as shared:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_prefixed("group", store), rank=rank, world_size=size, timeout=TIMEOUT)
+        group = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=TIMEOUT)
         try:
-            yield Processes(rank, size, watch)
+            yield Processes(rank, size, watch, shared)
         finally:
             _part_company()
 
@@ -275,10 +283,6 @@ def _part_company() -> None:
     closing = threading.Thread(target=dist.destroy_process_group, name="closing", daemon=True)
     closing.start()
     closing.join(CLOSING_S)
-
-
-def _prefixed(name: str, store: Any) -> Any:
-    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 def _take_gpu(local: int) -> None:

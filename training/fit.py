@@ -184,7 +184,7 @@ def assemble(
         length=config.model.history.length,
         batch_size=batch_size,
         seed=config.seed,
-        part=processes.part,
+        part=processes.rows,
         history_share=config.trainer.history_share,
     )
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
