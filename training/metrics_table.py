@@ -27,9 +27,10 @@ def main_table(document: dict[str, Any], prefix: str) -> list[str]:
     """One line a metric, one column for the model and each baseline, with 95 % intervals."""
     names = [n for n in document["metrics"] if n.startswith(prefix + "/") and "/" not in n[len(prefix) + 1 :]]
     rows = {"model": document["metrics"], **document["baselines"]}
-    lines = [f"{prefix:<16}" + "".join(f"{label:>26}" for label in rows)]
+    wide = max(16, *(len(name) - len(prefix) + 1 for name in names))
+    lines = [f"{prefix:<{wide}}" + "".join(f"{label:>26}" for label in rows)]
     for name in names:
-        lines.append(f"{name[len(prefix) + 1 :]:<16}" + "".join(f"{cell(figures.get(name)):>26}" for figures in rows.values()))
+        lines.append(f"{name[len(prefix) + 1 :]:<{wide}}" + "".join(f"{cell(figures.get(name)):>26}" for figures in rows.values()))
     return lines
 
 
@@ -51,10 +52,11 @@ def slice_table(document: dict[str, Any], prefix: str, ks: Sequence[int]) -> lis
     parts = [n for n in found if n != prefix]
     if not parts:
         return []
-    lines = [f"{'slice of the model':<28}{f'recall@{k}':>26}{f'ndcg@{k}':>26}{'queries':>12}"]
+    wide = max(28, *(len(part) - len(prefix) + 1 for part in parts))
+    lines = [f"{'slice of the model':<{wide}}{f'recall@{k}':>26}{f'ndcg@{k}':>26}{'queries':>12}"]
     for part in parts:
         recall, ndcg = document["metrics"][f"{part}/recall@{k}"], document["metrics"][f"{part}/ndcg@{k}"]
-        lines.append(f"{part[len(prefix) + 1 :]:<28}{cell(recall):>26}{cell(ndcg):>26}{ndcg['n']:>12}")
+        lines.append(f"{part[len(prefix) + 1 :]:<{wide}}{cell(recall):>26}{cell(ndcg):>26}{ndcg['n']:>12}")
     return [*lines, ""]
 
 

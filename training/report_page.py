@@ -89,4 +89,4 @@ def _bar(figure: Figure | None, most: float) -> str:
     line = ""
     if figure.low is not None and figure.high is not None:
         line = f'<b style="left:{100 * figure.low / most:.1f}%;width:{100 * (figure.high - figure.low) / most:.1f}%"></b>'
-    return f'{text}<div class="bar"><i style="width:{100 * figure.value / most:.1f}%"></i>{line}</div>'
+    return f'{text}<div class="bar"><i style="width:{100 * max(0, figure.value) / most:.1f}%"></i>{line}</div>'

@@ -110,27 +110,45 @@ def make_tables(results: Sequence[Result], metrics: Sequence[str]) -> list[Table
         results: the runs; those of one experiment that differ in their seed share a row.
         metrics: names (`ndcg@20`); none = those of the published figures, else recall and NDCG at the middle cut-off.
     """
-    groups: dict[tuple[Any, ...], list[Result]] = {}
+    return [_table(key, members, metrics) for key, members in grouped(results).items()]
+
+
+Key = tuple[str, int, int, str, str]
+"""Dataset, users, items, split, and what stands before the names of metrics."""
+
+
+def grouped(results: Sequence[Result]) -> dict[Key, list[Result]]:
+    """Results that may stand in one table."""
+    groups: dict[Key, list[Result]] = {}
     for result in results:
         data = result.document["data"]
         for prefix in result.prefixes():
             groups.setdefault((data["name"], data["users"], data["items"], data["split"], prefix), []).append(result)
-    return [_table(key, members, metrics) for key, members in groups.items()]
+    return groups
 
 
-def _table(key: tuple[Any, ...], results: Sequence[Result], asked: Sequence[str]) -> Table:
+def title_of(key: Key, results: Sequence[Result]) -> str:
+    """What was measured, in words."""
+    name, users, items, split, prefix = key
+    measured = f"split {split}, {prefix.partition('/')[0]}, {masking(results[0], prefix)}"
+    return f"{DATASETS.get((name, users, items), name)}: {users:,} users, {items:,} items, {measured}"
+
+
+def _table(key: Key, results: Sequence[Result], asked: Sequence[str]) -> Table:
     name, users, items, split, prefix = key
     seen = masking(results[0], prefix)
     published = [row for row in read_published() if _fits(row, name, users, items, split, prefix, seen)]
     metrics = list(asked) or _metrics_of(published) or _middle(results[0], prefix)
-    rows = [_ours(label, members, prefix, metrics) for label, members in by_experiment(results).items()]
-    rows += _baselines(results, prefix, metrics)
+    rows = ranked_rows(results, prefix, metrics)
     rows += [_published(row, metrics) for row in published]
     loud = [line for line in (below(row, other, metrics) for row in rows if row.kind == "ours" for other in rows) if line]
-    title = (
-        f"{DATASETS.get((name, users, items), name)}: {users:,} users, {items:,} items, split {split}, {prefix.partition('/')[0]}, {seen}"
-    )
-    return Table(title, metrics, [row for row in rows if row.figures], loud, results[0].document.get("protocol", []))
+    return Table(title_of(key, results), metrics, [row for row in rows if row.figures], loud, results[0].document.get("protocol", []))
+
+
+def ranked_rows(results: Sequence[Result], prefix: str, metrics: Sequence[str]) -> list[Row]:
+    """Our experiments, then the baselines beside them."""
+    ours = [_ours(label, members, prefix, metrics) for label, members in by_experiment(results).items()]
+    return [*ours, *_baselines(results, prefix, metrics)]
 
 
 def masking(result: Result, prefix: str) -> str:
@@ -170,7 +188,7 @@ def below(ours: Row, other: Row, metrics: Sequence[str]) -> str:
 
 def _ours(label: str, members: Sequence[Result], prefix: str, metrics: Sequence[str]) -> Row:
     documents = [member.document["metrics"] for member in members]
-    figures = {m: _over_seeds([d[f"{prefix}/{m}"] for d in documents]) for m in metrics if all(f"{prefix}/{m}" in d for d in documents)}
+    figures = {m: over_seeds([d[f"{prefix}/{m}"] for d in documents]) for m in metrics if all(f"{prefix}/{m}" in d for d in documents)}
     cpu = [member.cpu_s / 60 for member in members if member.cpu_s is not None]
     return Row("ours", label, figures, len(members), fmean(cpu) if cpu else None, "", members[0].command)
 
@@ -179,7 +197,7 @@ def _baselines(results: Sequence[Result], prefix: str, metrics: Sequence[str]) -
     rows: dict[str, Row] = {}
     for result in results:
         for name, found in result.baselines.items():
-            figures = {m: _over_seeds([found[f"{prefix}/{m}"]]) for m in metrics if f"{prefix}/{m}" in found}
+            figures = {m: over_seeds([found[f"{prefix}/{m}"]]) for m in metrics if f"{prefix}/{m}" in found}
             rows.setdefault(name, Row("baseline", NAMES.get(name, name.replace("_", " ")), figures))
     return list(rows.values())
 
@@ -206,11 +224,17 @@ def _metrics_of(published: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _middle(result: Result, prefix: str) -> list[str]:
+    k = middle_k(result, prefix)
+    return [f"{metric}@{k}" for metric in ("recall", "ndcg")] if k else []
+
+
+def middle_k(result: Result, prefix: str) -> int:
+    """The middle cut-off; 0 where there is none."""
     ks = sorted(int(n.rpartition("@")[2]) for n in result.document["metrics"] if n.startswith(f"{prefix}/ndcg@"))
-    return [f"{metric}@{ks[len(ks) // 2]}" for metric in ("recall", "ndcg")] if ks else []
+    return ks[len(ks) // 2] if ks else 0
 
 
-def _over_seeds(found: Sequence[Mapping[str, Any]]) -> Figure:
+def over_seeds(found: Sequence[Mapping[str, Any]]) -> Figure:
     """Mean of value and interval over the seeds."""
     values = tuple(f["value"] for f in found)
     ends = [f["ci95"] for f in found if f["ci95"] is not None]

@@ -6,6 +6,7 @@ from pathlib import Path
 from towers.errors import DataError
 from training.config import TrainingConfig
 from training.report_page import as_html, as_markdown
+from training.report_shown import shown_tables
 from training.report_tables import Result, make_tables
 
 METRICS = "metrics.json"
@@ -17,7 +18,8 @@ def run(config: TrainingConfig) -> str:
     Raises:
         DataError: there is no such run, or it was not evaluated.
     """
-    tables = make_tables([Result.read(path) for path in find(config.report.runs)], config.report.metrics)
+    results = [Result.read(path) for path in find(config.report.runs)]
+    tables = [*make_tables(results, config.report.metrics), *shown_tables(results)]
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = as_markdown(tables)

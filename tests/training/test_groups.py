@@ -21,6 +21,9 @@ from training.groups import LEAST_PEOPLE, OTHERS, TASTE, Grouping, gaps, make_gr
 from training.interactions import Interactions, write_prepared
 from training.measure import Measured
 from training.people import AUDIT
+from training.report_page import as_html, as_markdown
+from training.report_shown import shown_tables
+from training.report_tables import Result
 
 QUERIES_EACH = 2
 
@@ -123,22 +126,57 @@ def test_tastes_are_thirds_by_popularity(make_toy: Any) -> None:
     assert max(map(len, (means[n] for n in ("niche", "middle", "mainstream")))) - min(len(means[n]) for n in ("niche", "mainstream")) <= 1
 
 
-def test_evaluate_tells_what_is_shown_and_to_whom(make_toy: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def evaluated(make_toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The metrics.json of a run on a world of 150 people in two regions."""
+    folder = tmp_path_factory.mktemp("run")
     data: Interactions = make_toy(users=150)
     data = replace(data, user_keys=np.arange(150, dtype=">u8").repeat(2).view(np.uint8).reshape(150, 16))
-    write_prepared(tmp_path / "prepared", data)
+    write_prepared(folder / "prepared", data)
     model = TwoTower(ModelConfig(dim=8, history=HistoryConfig(length=6)), data.preprocessor.inputs, data.preprocessor.event_rows)
-    save_model(model, tmp_path / "model")
-    write_audit(tmp_path, data, [("x", "y")[n % 2] for n in range(data.n_users)])
+    save_model(model, folder / "model")
+    write_audit(folder, data, [("x", "y")[n % 2] for n in range(data.n_users)])
     asked = EvaluateConfig(ks=[5, 10], draws=50, seen="unmasked", exposure=True, groups=["region", TASTE])
-    config = TrainingConfig(run_dir=str(tmp_path), data=DataConfig(name="table"), split=SplitConfig(name="leave_one_out"), evaluate=asked)
-    document = json.loads(Path(ranking.run(config)).read_text())
+    config = TrainingConfig(run_dir=str(folder), data=DataConfig(name="table"), split=SplitConfig(name="leave_one_out"), evaluate=asked)
+    return Path(ranking.run(config))
+
+
+def test_evaluate_tells_what_is_shown_and_to_whom(evaluated: Path) -> None:
+    document = json.loads(evaluated.read_text())
     groups = document["groups"]["test"]
-    assert groups["region"]["people"] == {"x": 75, "y": 75} and set(groups[TASTE]["people"]) == {"niche", "middle", "mainstream"}
+    assert groups["region"]["people"] == {"x": 75, "y": 75} and groups[TASTE]["people"] == {"mainstream": 50, "middle": 50, "niche": 50}
     assert set(groups["region"]["ndcg@10"]) == {"model", "most_popular"}
     assert document["baselines"]["most_popular"]["test/group=region:x/ndcg@5"]["n"] == 75
     assert document["metrics"]["test/gini@5"]["ci95"] is None and 0 <= document["metrics"]["test/gini@5"]["value"] <= 1
     shown = document["baselines"]["most_popular"]["test/average_popularity@5"]["value"]
     assert shown > document["metrics"]["test/average_popularity@5"]["value"], "nothing is more popular than the most popular"
     calibrated = document["metrics"]["test/c_kl@5"]
-    assert calibrated["n"] == data.n_users and calibrated["ci95"][0] > 0 and "test/ild@10" in document["paired"]["markov"]
+    assert calibrated["n"] == 150 and calibrated["ci95"][0] > 0 and "test/ild@10" in document["paired"]["markov"]
+
+
+def test_the_report_sets_groups_and_exposure_beside_popularitys(evaluated: Path) -> None:
+    result = Result.read(evaluated)
+    shown, by_region, by_taste = shown_tables([result])
+    document = result.document
+    ours, popular = shown.rows[0], next(row for row in shown.rows if row.name == "most popular")
+    assert shown.title.startswith("What is shown: table: 150 users") and ours.name == "default"
+    assert ours.figures["c_kl@10"].low == document["metrics"]["test/c_kl@10"]["ci95"][0]
+    assert (
+        popular.figures["gini@10"].value == document["baselines"]["most_popular"]["test/gini@10"]["value"] > ours.figures["gini@10"].value
+    )
+    assert [row.name for row in by_region.rows[:3]] == ["x (75 people)", "y (75 people)", "gap: (best - worst) / mean"]
+    gaps = document["groups"]["test"]["region"]["ndcg@10"]
+    found = {row.name: row for row in by_region.rows}
+    assert found["gap: (best - worst) / mean"].figures["most popular"].value == gaps["most_popular"]["gap"]["value"]
+    assert found["worst / mean"].figures["default"].value == gaps["model"]["worst_to_mean"]["value"]
+    assert found["worst / mean"].note == f"worst: default: {gaps['model']['worst']}"
+    assert list(found["gap less half of most popular's"].figures) == ["default"]
+    assert by_taste.metrics[0] == "default" and "most popular" in by_taste.metrics
+    text = as_markdown([shown, by_region]) + as_html([shown, by_region])
+    assert text.count("x (75 people)") == 2 and "width:-" not in text
+
+
+def test_runs_that_were_not_asked_have_no_such_tables(evaluated: Path) -> None:
+    result = Result.read(evaluated)
+    plain = {name: figure for name, figure in result.document["metrics"].items() if "gini" not in name}
+    assert shown_tables([replace(result, document={**result.document, "metrics": plain, "groups": {}})]) == []
