@@ -23,6 +23,7 @@ from serving.handlers import Handlers
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.page import start_page
+from serving.rights import Rights
 
 ROUTE_NAMES = (
     "recommend",
@@ -34,6 +35,8 @@ ROUTE_NAMES = (
     "similar",
     "put_consent",
     "get_consent",
+    "get_user",
+    "delete_user",
     "live",
     "ready",
     "metrics",
@@ -50,11 +53,13 @@ class AppOptions:
         metrics: the counters.
         keys: who may ask; None = everybody.
         access_log: a log line for every call.
+        rights: what acts on people's rows; None = this service keeps none.
     """
 
     metrics: Metrics
     keys: ApiKeys | None = None
     access_log: bool = False
+    rights: Rights | None = None
 
 
 def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:
@@ -63,10 +68,11 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:
     metrics = options.metrics
     retriever = engine.retriever
     retriever.metrics = metrics
-    handlers = Handlers(engine, metrics, document(retriever.limits, retriever.encoder.preprocessor, retriever.chooser.settings.most))
+    described = document(retriever.limits, retriever.encoder.preprocessor, retriever.chooser.settings.most)
+    handlers = Handlers(engine, metrics, described, options.rights)
     front = Front(metrics, options.keys, retriever.limits.max_body_bytes, options.access_log)
     routes = [
-        Route(route.path, Endpoint(front, route.name, route.handler, route.scope, route.takes_body), methods=[route.method])
+        Route(route.path, Endpoint(front, route.name, route.handler, route.scope, route.takes_body, route.slow), methods=[route.method])
         for route in handlers.routes()
     ]
     shown = start_page()

@@ -3,6 +3,7 @@
 Plain ASGI; which call comes here is serving.app's business.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -89,13 +90,14 @@ class Front:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An ASGI application that answers one kind of call, inline on the event loop.
+    """An ASGI application that answers one kind of call: inline on the event loop, or in a thread where that would hold up others.
 
     Attributes:
         route: its name in metrics and logs.
         handler: from call to reply.
         scope: what the caller's key must allow; "" = nothing.
         takes_body: whether a body is read.
+        slow: it reads or writes files, and runs in a thread.
     """
 
     front: Front
@@ -103,6 +105,7 @@ class Endpoint:
     handler: Handler
     scope: str = ""
     takes_body: bool = False
+    slow: bool = False
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -116,7 +119,8 @@ class Endpoint:
             body = await _body(receive, headers.length, self.front.max_body_bytes) if self.takes_body else b""
             deadline.check()
             ANSWERING.set(headers.request_id.decode())
-            found = self.handler(Call(scope.get("path_params", {}), scope["query_string"].decode("latin-1"), body, deadline))
+            call = Call(scope.get("path_params", {}), scope["query_string"].decode("latin-1"), body, deadline)
+            found = await asyncio.to_thread(self.handler, call) if self.slow else self.handler(call)
             if isinstance(found, Reply):
                 content, media_type, extra = found.content, found.media_type, found.headers
             else:

@@ -55,6 +55,9 @@ class ServeConfig:
         user_events: newest events of a user that are kept and used.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv), followed while it serves. null =
             everything that they have not refused here.
+        receipts: file of who was forgotten and what was removed for it; null = beside the key file. Keep it where no backup of the run
+            brings back an older one.
+        retrain_days: until then, models that learned from a forgotten user are to be replaced; the receipt names them and the date.
         impression_days: rows of what was shown, a list each, are deleted when they are older; null = none is for its age, 0 = none is
             written.
         candidate_share: share of these rows that also tell all candidates that the list was chosen from.
@@ -79,6 +82,8 @@ class ServeConfig:
     event_days: float | None = 365.0
     user_events: int = 1000
     consent: str | None = None
+    receipts: str | None = None
+    retrain_days: float = 30.0
     impression_days: float | None = 90.0
     candidate_share: float = 0.05
     selector: SelectorSettings = field(default_factory=SelectorSettings)
@@ -172,6 +177,8 @@ def validate(config: ServingConfig) -> None:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.serving.max_k > LARGEST_K:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
+    if not config.serving.retrain_days > 0:
+        raise ConfigError(f"serving.retrain_days: got {config.serving.retrain_days}, expected a number above 0")
     if config.serving.impression_days is not None and not config.serving.impression_days >= 0:
         raise ConfigError(
             f"serving.impression_days: got {config.serving.impression_days}, expected above 0, 0 to keep no impressions, or null to delete"

@@ -4,7 +4,7 @@ They stand under a mark of the user's key, not under the key: a refusal outlives
 does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serving.database import Database
@@ -50,6 +50,14 @@ class ConsentStore:
             found.setdefault(bytes(mark), {})[str(purpose)] = (bool(granted), int(timestamp))  # type: ignore[call-overload]
             generation = max(generation, int(number))  # type: ignore[call-overload]
         return found, generation
+
+    def forget(self, marks: Sequence[bytes]) -> int:
+        """Remove what users have granted; what they refused stays refused. How many decisions went."""
+        with self._database.transaction() as connection:
+            query = "DELETE FROM decisions WHERE mark = ? AND granted"
+            gone = sum(connection.execute(query, (of,)).rowcount for of in marks)
+        self._database.checkpoint()
+        return gone
 
     def close(self) -> None:
         """Release the file."""

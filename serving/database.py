@@ -60,9 +60,10 @@ class Database:
         with self._lock:
             return self._connection.execute(query, values).fetchall()
 
-    def checkpoint(self) -> None:
-        """Move the log into the file and empty it, unless another process is reading."""
-        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+    def checkpoint(self) -> bool:
+        """Move the log into the file and empty it; whether that was done, which a reader in another process can prevent."""
+        ((busy, *_),) = self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        return not busy
 
     def close(self) -> None:
         with self._lock:

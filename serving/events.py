@@ -46,6 +46,11 @@ class LiveHistory:
     timestamps: Sequence[int]
     arrivals: Sequence[int]
 
+    def after(self, moment: int) -> "LiveHistory":
+        """The events after a moment, microseconds UTC."""
+        kept = [row for row in zip(self.items, self.events, self.timestamps, self.arrivals, strict=True) if row[2] > moment]
+        return LiveHistory(*zip(*kept, strict=True)) if kept else NOTHING
+
 
 NOTHING = LiveHistory((), (), (), ())
 

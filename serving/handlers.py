@@ -15,6 +15,7 @@ from serving.messages import EventsRequest, ItemRequest, RecommendRequest
 from serving.metrics import Metrics
 from serving.page_messages import BatchRequest, RerankRequest
 from serving.people_calls import PeopleCalls
+from serving.rights import Rights
 from serving.shelves import answer_rerank, answer_rows
 from towers.errors import RequestError
 
@@ -30,6 +31,7 @@ class Route:
         handler: answers.
         scope: what a key must allow; "" = nothing.
         takes_body: whether a body is read.
+        slow: it reads or writes files.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Route:
     handler: Handler
     scope: str = ""
     takes_body: bool = False
+    slow: bool = False
 
 
 class Handlers:
@@ -47,16 +50,18 @@ class Handlers:
         engine: holds the retriever that answers the next call.
         metrics: what `/metrics` shows.
         openapi: the document of the interface.
+        rights: what acts on people's rows.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, openapi: Mapping[str, object]) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, openapi: Mapping[str, object], rights: Rights | None) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._people = PeopleCalls(engine, rights)
         self._openapi = msgspec.json.encode(openapi)
 
     def routes(self) -> list[Route]:
         """Everything that can be asked, most asked first."""
-        item, people = "/v1/items/{id:path}", PeopleCalls(self._engine)
+        item, user, people = "/v1/items/{id:path}", "/v1/users/{id:path}", self._people
         return [
             Route("/v1/recommend", "POST", "recommend", self.recommend, "recommend", True),
             Route("/v1/recommend:batch", "POST", "recommend_batch", self.recommend_batch, "recommend", True),
@@ -65,8 +70,10 @@ class Handlers:
             Route(item, "PUT", "put_item", self.put_item, "items", True),
             Route(item, "DELETE", "delete_item", self.delete_item, "items"),
             Route(f"{item}/similar", "GET", "similar", self.similar, "recommend"),
-            Route("/v1/users/{id:path}/consent", "PUT", "put_consent", people.put_consent, "subjects", True),
-            Route("/v1/users/{id:path}/consent", "GET", "get_consent", people.get_consent, "subjects"),
+            Route(f"{user}/consent", "PUT", "put_consent", people.put_consent, "subjects", True),
+            Route(f"{user}/consent", "GET", "get_consent", people.get_consent, "subjects"),
+            Route(user, "GET", "get_user", people.get_user, "subjects", slow=True),
+            Route(user, "DELETE", "delete_user", people.delete_user, "subjects", slow=True),
             Route("/health/live", "GET", "live", self.live),
             Route("/health/ready", "GET", "ready", self.ready),
             Route("/metrics", "GET", "metrics", self.metrics, "metrics"),

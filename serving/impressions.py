@@ -6,7 +6,7 @@ Rows go from memory to an outbox in SQLite, written from a thread; serving.rolli
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +103,7 @@ class Outbox:
         path: the SQLite file; shared by processes.
         config_hash: of the settings that lists depend on.
         candidate_share: share of the lists whose candidates are kept too, chosen by their recommendation_id.
+        forgotten: until when (microseconds UTC) what a user saw is not to be kept; see `Standing.forgotten`.
 
     Attributes:
         name: of this file among all others.
@@ -112,11 +113,14 @@ class Outbox:
         DataError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, config_hash: str, candidate_share: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, config_hash: str, candidate_share: float = 0.0, forgotten: Callable[[bytes], int | None] = lambda key: None
+    ) -> None:
         self._database = Database(path, _SCHEMA)
         ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
         self.name = str(name)
         self._config_hash, self._candidate_share = config_hash, candidate_share
+        self._forgotten = forgotten
         self._waiting: deque[Shown] = deque()
         self._writing = threading.Lock()
         self.lost = 0
@@ -175,8 +179,13 @@ class Outbox:
         with self._database.transaction() as connection:
             connection.executemany(
                 "INSERT INTO waiting (timestamp, user_key, row) VALUES (?, ?, ?)",
-                [(shown.timestamp, shown.asked.known.logged_key, self._json(shown)) for shown in rows],
+                [(shown.timestamp, shown.asked.known.logged_key, self._json(shown)) for shown in rows if self._stays(shown)],
             )
+
+    def _stays(self, shown: Shown) -> bool:
+        key = shown.asked.known.logged_key
+        moment = None if key is None else self._forgotten(key)
+        return moment is None or shown.timestamp > moment
 
     def _json(self, shown: Shown) -> str:
         known, listed, request = shown.asked.known, shown.listed, shown.request

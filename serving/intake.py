@@ -13,6 +13,7 @@ from serving.events import StoredEvent
 from serving.messages import Event, EventsAdded, EventsRequest, Limits
 from serving.profiles import Profiles
 from serving.signals import check_context, check_types
+from serving.standing import Standing
 from towers.columns import DEFAULT_EVENT_TYPE, FIRST_ROW, ITEM_ID, REMOVAL
 from towers.consent import BITS, MEASURE, PERSONALIZE, TRAIN
 from towers.errors import RequestError
@@ -36,8 +37,7 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
         raise RequestError("events", f"got {len(request.events)}, expected at most {limits.max_events} at once")
     now = time.time_ns() // 1000
     events = stored_events(request.events, profiles.keys.key, preprocessor, now)
-    # a removal is of use even to somebody who allows nothing now: what he removed stays out should he allow it again
-    kept = [event for event in events if event.event_type == REMOVAL or profiles.standing.mask(event.user_key) & _USES]
+    kept = [event for event in events if _may_be_kept(event, profiles.standing)]
     kept = [_after_all(event, kept[:at], profiles, now) if event.event_type == REMOVAL else event for at, event in enumerate(kept)]
     added = profiles.events.append(kept, now) if kept else 0
     unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
@@ -85,6 +85,14 @@ def _after_all(removal: StoredEvent, before: Sequence[StoredEvent], profiles: Pr
         return removal
     known = [event.timestamp for event in before if event.user_key == removal.user_key]
     return replace(removal, timestamp=max([removal.timestamp, *known, *profiles.events.history(removal.user_key, now).timestamps]))
+
+
+def _may_be_kept(event: StoredEvent, standing: Standing) -> bool:
+    """Its user allows some use of it, and has not asked to forget the time it is of."""
+    forgotten = standing.forgotten(event.user_key)
+    # a removal is of use even to somebody who allows nothing now: what he removed stays out should he allow it again
+    of_use = event.event_type == REMOVAL or standing.mask(event.user_key) & _USES
+    return bool(of_use) and (forgotten is None or event.timestamp > forgotten)
 
 
 def _check_text(field: str, text: str) -> None:

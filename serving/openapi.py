@@ -20,7 +20,7 @@ from serving.messages import (
     SimilarItems,
 )
 from serving.page_messages import BatchRecommendations, BatchRequest, Reranked, RerankRequest
-from serving.people_messages import ConsentRequest, ConsentState
+from serving.people_messages import ConsentRequest, ConsentState, Held, Receipt
 from serving.policy import MostSettings, least
 from towers import __version__
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
@@ -28,7 +28,8 @@ from towers.schema import Feature
 
 _TYPES = (
     RecommendRequest, Recommendations, BatchRequest, BatchRecommendations, RerankRequest, Reranked, EventsRequest, EventsAdded,
-    ItemRequest, ItemChanged, SimilarItems, ConsentRequest, ConsentState, Problem,
+    ItemRequest, ItemChanged, SimilarItems, ConsentRequest, ConsentState, Receipt, Held,
+    Problem,
 )  # fmt: skip
 _REQUEST_ID = {
     "name": REQUEST_ID, "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
@@ -98,12 +99,26 @@ def _paths(limits: Limits) -> dict[str, Any]:
         "delete": {**delete, "parameters": [*delete["parameters"], _ITEM_ID]},
     }
     paths["/v1/items/{id}/similar"] = {"get": _similar(limits)}
+    paths["/v1/users/{id}"] = _person()
     paths["/v1/users/{id}/consent"] = _consent()
     paths["/health/live"] = {"get": _operation("The process answers.", {"200": _free("alive")})}
     paths["/health/ready"] = {"get": _operation("Which model and index answer.", {"200": _free("ready")})}
     text = {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
     paths["/metrics"] = {"get": _operation("Counters and latencies.", {"200": text, **_REFUSED}, keyed=True)}
     return paths
+
+
+def _person() -> dict[str, Any]:
+    gone = {"404": _problem("this service keeps no rows of users")}
+    told = {
+        "get": ("All that is held of a person.", "by place", "Held"),
+        "delete": ("Forget a person; from now on no list uses what is held.", "what was removed", "Receipt"),
+    }
+    found = {}
+    for method, (summary, meaning, reply) in told.items():
+        operation = _operation(summary, {"200": _json(meaning, reply), **_REFUSED, **gone}, keyed=True)
+        found[method] = {**operation, "parameters": [*operation["parameters"], _USER_ID]}
+    return found
 
 
 def _consent() -> dict[str, Any]:

@@ -1,20 +1,25 @@
-"""Calls about a person's own rows: what they allow."""
+"""Calls about a person's own rows: what they allow, what is held, and that it be forgotten."""
 
 from serving.calls import Call
 from serving.decoding import decode
 from serving.engine import Engine
-from serving.people_messages import ConsentRequest, ConsentState
+from serving.people_messages import ConsentRequest, ConsentState, Held, Receipt
 from serving.profiles import Profiles
+from serving.rights import Rights
 from towers.columns import MAX_ID_BYTES
 from towers.consent import purposes_of
 from towers.errors import RequestError
 
 
 class PeopleCalls:
-    """The handlers over whichever retriever serves at the moment."""
+    """The handlers over whichever retriever serves at the moment.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    Args:
+        rights: None = this service keeps nothing that outlives it.
+    """
+
+    def __init__(self, engine: Engine, rights: Rights | None) -> None:
+        self._engine, self._rights = engine, rights
 
     def put_consent(self, call: Call) -> object:
         profiles, key = self._who(call)
@@ -23,6 +28,19 @@ class PeopleCalls:
     def get_consent(self, call: Call) -> object:
         profiles, key = self._who(call)
         return ConsentState(**purposes_of(profiles.standing.mask(key)))
+
+    def get_user(self, call: Call) -> object:
+        self._who(call)
+        return Held(**self._kept().held(call.params["id"]))
+
+    def delete_user(self, call: Call) -> object:
+        _, key = self._who(call)
+        return Receipt(**self._kept().subjects.forget([key]))
+
+    def _kept(self) -> Rights:
+        if self._rights is None:
+            raise RequestError("id", "this service keeps no rows of users", 404)
+        return self._rights
 
     def _who(self, call: Call) -> tuple[Profiles, bytes]:
         user_id = call.params["id"]

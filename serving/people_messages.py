@@ -1,5 +1,7 @@
 """What is asked and answered about a person's own rows. See serving.messages."""
 
+from typing import Any
+
 from msgspec import Struct
 
 from towers.consent import PURPOSES
@@ -41,3 +43,38 @@ class ConsentState(Struct, frozen=True):
     train: bool
     marketing: bool
     measure: bool
+
+
+class Receipt(Struct, frozen=True):
+    """What was removed for a person who asked to be forgotten.
+
+    Attributes:
+        what: `removed`.
+        forget: number of the receipt of the wish itself.
+        at, retrain_by: RFC 3339; the second says until when to replace what is named in `still_learned_from`.
+        run: name of the run's folder.
+        rows: removed ones by place.
+        found: whether there were any.
+        still_learned_from: models and bundles of this run that may hold what was learned from the person.
+        number, hash: of this receipt in the chain; keep the hash elsewhere.
+    """
+
+    what: str
+    forget: int | None
+    at: str
+    run: str
+    rows: dict[str, int]
+    found: bool
+    still_learned_from: list[str]
+    retrain_by: str | None
+    number: int
+    hash: str
+
+
+class Held(Struct, frozen=True):
+    """All that is held of a person; `held` has rows by place, each with what that place tells."""
+
+    user_id: str
+    user_key: str
+    consent: dict[str, bool]
+    held: dict[str, list[dict[str, Any]]]

@@ -70,8 +70,10 @@ class Profiles:
         Returns:
             None for a stranger; 0 where no event came live.
         """
-        stored = None if self._histories is None else self._histories.get(user_key)
+        stored, forgotten = None if self._histories is None else self._histories.get(user_key), self.standing.forgotten(user_key)
         live = self.events.history(user_key, now, arrived)
+        if forgotten is not None:
+            stored, live = stored and stored.after(forgotten), live.after(forgotten)
         if not live.items:
             return stored, 0
         return joined(stored or StoredUser([], [], []), live, order, self._newest), max(live.arrivals)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from serving.asked import USED, Asked, Known
 from serving.choosing import Search
 from serving.config import ServingConfig, state_dir
-from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.index.exact import ExactIndex
 from serving.index.interface import SearchResult
 from serving.index.rowset import RowSet
@@ -29,10 +28,10 @@ from serving.messages import RecommendRequest
 from serving.policy import Policy
 from serving.profiles import Profiles
 from serving.retriever import Retriever
-from serving.run import consent_table, events, histories, opened, users
+from serving.rights import Rights
+from serving.run import events, histories, opened, users
 from serving.selector import Candidates
 from serving.signals import FALLBACK, Signals, read_signals
-from serving.standing import Standing
 from towers.bundle import Bundle, current, sha256
 from towers.columns import USER_KEY
 from towers.consent import BITS, PERSONALIZE
@@ -62,7 +61,8 @@ def run(config: ServingConfig) -> str:
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
     retriever = opened(bundle, settings, Profiles(keys, known))
     state = state_dir(config)
-    standing = Standing(consent_table(settings, keys), ConsentStore(state / CONSENT_FILE))
+    rights = Rights.open(config, keys)
+    standing = rights.standing
     retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events, standing)
     needed = BITS[PERSONALIZE] | BITS[config.recommend.purpose]
     wanted = [key for key in known.keys(0, len(known)) if standing.mask(key) & needed == needed]
@@ -87,6 +87,7 @@ def run(config: ServingConfig) -> str:
     with tqdm(total=len(wanted), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
         for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make):
             pass
+    rights.close()
     write_json(folder / STARTED, {"content": content, "now": now, "finished": True})
     document = {
         **content,

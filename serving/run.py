@@ -8,13 +8,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
 from serving.config import ServeConfig, ServingConfig, state_dir
-from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
@@ -24,9 +23,9 @@ from serving.messages import Limits
 from serving.metrics import Metrics
 from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
+from serving.rights import Rights, consent_table
 from serving.rolling import Rolling
 from serving.sqlite_events import SqliteEvents
-from serving.standing import ConsentTable, Standing
 from serving.user_state import UserHistories
 from serving.workers import Workers
 from towers.bundle import Bundle, current
@@ -57,8 +56,10 @@ def run(config: ServingConfig) -> str:
         folder_of_state = state_dir(config)
         events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
         ItemChanges(folder_of_state / ITEMS_FILE).close()
-        ConsentStore(folder_of_state / CONSENT_FILE).close()
-        table = consent_table(settings, keys)
+        table = consent_table(config, keys)
+        rights = Rights.open(config, keys, table)
+        rights.subjects.replay()  # what a backup brought back of people who are forgotten
+        rights.close()
         options = AppOptions(
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
@@ -71,10 +72,10 @@ def run(config: ServingConfig) -> str:
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)
-            standing = Standing(table, ConsentStore(folder_of_state / CONSENT_FILE))
-            retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, standing)
+            rights = Rights.open(config, keys, table)
+            retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, rights.standing)
             with live(config, retriever) as engine:
-                serve(build_app(engine, options), listener, ready)
+                serve(build_app(engine, replace(options, rights=rights)), listener, ready)
 
         if settings.workers == 1:
             work(0, announce)
@@ -112,11 +113,6 @@ def users(settings: ServeConfig, run_dir: Path) -> tuple[UserKeys, UserHistories
     return open_histories(exported, settings.key_file)
 
 
-def consent_table(settings: ServeConfig, keys: UserKeys) -> ConsentTable | None:
-    """The table of users' decisions where one is named; raises DataError."""
-    return ConsentTable(Path(settings.consent).expanduser(), keys) if settings.consent else None
-
-
 def events(settings: ServeConfig, folder: Path, keys: UserKeys) -> SqliteEvents:
     """The store of live events: a connection belongs to the process that opened it.
 
@@ -131,8 +127,8 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
     """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted."""
     settings, folder = config.serving, state_dir(config)
     changes = ItemChanges(folder / ITEMS_FILE)
-    keep = settings.impression_days != 0
-    outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share) if keep else None
+    keep, forgotten = settings.impression_days != 0, retriever.profiles.standing.forgotten
+    outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, forgotten) if keep else None
     own = events(settings, folder, retriever.profiles.keys)
     rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days)
     retriever.outbox = outbox

@@ -1,14 +1,17 @@
-"""What users have decided about themselves, as every request asks it: a copy in memory that is brought up to date ten times a second."""
+"""What users have decided about themselves, as every request asks it: a copy in memory, read again when a process rings the bell."""
 
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from serving.bell import Bell
 from serving.consent_store import ConsentStore, Decisions
 from towers.consent import BITS, EVERYTHING, PURPOSES, Consent
 from towers.errors import DataError
 from towers.identity import UserKeys, mark
+from towers.receipts import Erasures
 
 log = logging.getLogger("towers.serving")
 
@@ -54,16 +57,29 @@ class Standing:
     Args:
         table: decisions that others keep; with one, what nobody granted is denied. None = everything is allowed until a user refuses.
         store: decisions told to this service; None = they end with the process.
+        erasures: people who are forgotten; None = nobody.
+        bell: tells processes of each other's changes; None = this process is the only one, or `refresh` is called often enough.
     """
 
-    def __init__(self, table: ConsentTable | None = None, store: ConsentStore | None = None) -> None:
-        self._table, self._store = table, store
+    def __init__(
+        self,
+        table: ConsentTable | None = None,
+        store: ConsentStore | None = None,
+        erasures: Erasures | None = None,
+        bell: Bell | None = None,
+    ) -> None:
+        self._table, self._store, self._erasures, self._bell = table, store, erasures, bell
         self._decided: dict[bytes, Decisions] = {}
         self._generation = 0
+        self._lock = threading.Lock()
+        if erasures is not None:
+            erasures.refresh()
         self.refresh()
 
     def mask(self, user_key: bytes) -> int:
         """Bits of the purposes that a user allows (`towers.consent.BITS`); of a table's row and a decision told here the later counts."""
+        if self._bell is not None and self._bell.heard_anew():
+            self.refresh()
         if self._table is None and not self._decided:
             return EVERYTHING
         consent = None if self._table is None else self._table.consent
@@ -73,24 +89,45 @@ class Standing:
                 allowed = allowed | BITS[purpose] if granted else allowed & ~BITS[purpose]
         return allowed
 
+    def forgotten(self, user_key: bytes) -> int | None:
+        """What a user did up to this moment (microseconds UTC) is forgotten; None = nothing is."""
+        if self._bell is not None and self._bell.heard_anew():
+            self.refresh()
+        return None if self._erasures is None else self._erasures.moment(user_key)
+
     def decide(self, user_key: bytes, granted: Mapping[str, bool]) -> int:
         """Take a user's decisions, which count from the next request on; the mask that follows."""
         now, of = time.time_ns() // 1000, mark(user_key)
         if self._store is not None:
             self._store.put(of, granted, now)
-        self._decided[of] = {**self._decided.get(of, {}), **{purpose: (given, now) for purpose, given in granted.items()}}
+        with self._lock:
+            self._decided[of] = {**self._decided.get(of, {}), **{purpose: (given, now) for purpose, given in granted.items()}}
+        self.tell()
         return self.mask(user_key)
 
+    def tell(self) -> None:
+        """Have all processes read again what is on the disk."""
+        if self._bell is not None:
+            self._bell.ring()
+        self.refresh()
+
     def refresh(self) -> None:
-        """Take over what other processes were told, and what the table says now."""
-        if self._table is not None:
-            self._table.refresh()
-        if self._store is not None:
-            changed, self._generation = self._store.since(self._generation)
-            for of, decisions in changed.items():
-                self._decided[of] = {**self._decided.get(of, {}), **decisions}
+        """Take over what other processes were told, who was forgotten, and what the table says now."""
+        with self._lock:
+            if self._table is not None:
+                self._table.refresh()
+            if self._store is not None:
+                changed, self._generation = self._store.since(self._generation)
+                for of, decisions in changed.items():
+                    self._decided[of] = {**self._decided.get(of, {}), **decisions}
+            try:
+                if self._erasures is not None:
+                    self._erasures.refresh()
+            except DataError as error:  # who was forgotten before stays forgotten
+                log.error("receipts refused", extra={"reason": str(error)})
 
     def close(self) -> None:
         """Release the files."""
-        if self._store is not None:
-            self._store.close()
+        for file in (self._store, self._bell):
+            if file is not None:
+                file.close()

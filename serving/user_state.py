@@ -38,10 +38,16 @@ class StoredUser:
     def before(self, moment: int) -> "StoredUser":
         """The same without the events at `moment` (microseconds UTC) or after it; those of unknown time stay."""
         kept = [place for place, time in enumerate(self.timestamps) if time < moment]
-        if len(kept) == len(self.timestamps):
-            return self
+        return self if len(kept) == len(self.timestamps) else self._of(kept, self.features)
+
+    def after(self, moment: int) -> "StoredUser | None":
+        """What is left of a user of whom everything up to `moment` is forgotten: later events, no feature, for nothing dates those."""
+        kept = [place for place, time in enumerate(self.timestamps) if time > moment]
+        return self._of(kept, {}) if kept else None
+
+    def _of(self, kept: Sequence[int], features: Mapping[str, Any]) -> "StoredUser":
         items, events = list(self.items), list(self.events)
-        return StoredUser([items[i] for i in kept], [events[i] for i in kept], [self.timestamps[i] for i in kept], self.features)
+        return StoredUser([items[i] for i in kept], [events[i] for i in kept], [self.timestamps[i] for i in kept], features)
 
 
 class UserHistories:

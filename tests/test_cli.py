@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import serving.config
+import serving.subject_config
 import training.config
 from towers import __version__, cli, job
 from towers.combination import combination_dir, share_prepared
@@ -19,7 +20,7 @@ from towers.help_text import meanings
 from towers.verbs import VERBS, conf_dir, config_groups, missing_library
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVING = ("index", "serve", "recommend", "feedback")
+SERVING = ("index", "serve", "recommend", "feedback", "subject")
 TRAINING = tuple(name for name in VERBS if name not in SERVING)
 
 FAKE_JOB = """
@@ -51,7 +52,7 @@ def run(config):
 @pytest.fixture
 def composed() -> Iterator[None]:
     training.config.register()
-    serving.config.register()
+    serving.subject_config.register()
     OmegaConf.register_new_resolver("towers.meanings", lambda schema: schema, replace=True)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield
@@ -71,7 +72,8 @@ def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProce
 
 
 def check(name: str, config: DictConfig) -> None:
-    (serving.config if name in SERVING else training.config).validate(OmegaConf.to_object(config))
+    module = serving.subject_config if name == "subject" else serving.config if name in SERVING else training.config
+    module.validate(OmegaConf.to_object(config))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -19,7 +19,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import serving.config
+import serving.subject_config
 import training.config
 from serving.messages import RecommendRequest
 from towers.cli import usage
@@ -72,7 +72,7 @@ def first_of_sweep(setting: str) -> str:
 def settings() -> dict[str, Any]:
     """Every setting of both schemas, by group."""
     training.config.register()
-    serving.config.register()
+    serving.subject_config.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         both = [OmegaConf.to_container(compose(name)) for name in ("serve", "train")]
     return {**both[0], **both[1]}  # type: ignore[dict-item]
@@ -81,7 +81,7 @@ def settings() -> dict[str, Any]:
 @pytest.mark.parametrize("where", TEXTS)
 def test_every_command_named_is_one_that_composes(where: str) -> None:
     training.config.register()
-    serving.config.register()
+    serving.subject_config.register()
     named = list(commands(TEXTS[where]))
     assert named, "no command is named"
     own = {"data=shop"}  # the README's own example, run below

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,9 +51,14 @@ def write_shards(folder: Path, rows: int, rows_per_shard: int, fingerprint: str,
 
 def _write(target: Path, table: pa.Table) -> None:
     temporary = target.with_suffix(".parquet.tmp")
-    # floats of one vector component share their exponent bytes: splitting the streams lets zstd see it
-    split = [f"{field.name}.list.element" for field in table.schema if pa.types.is_fixed_size_list(field.type)]
-    plain = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    plain += [f"{field.name}.list.element" for field in table.schema if field.type == pa.list_(pa.string())]
-    pq.write_table(table, temporary, compression="zstd", use_byte_stream_split=split, use_dictionary=plain, row_group_size=len(table))
+    pq.write_table(table, temporary, row_group_size=len(table), **writing(table.schema))
     temporary.rename(target)
+
+
+def writing(schema: pa.Schema) -> dict[str, Any]:
+    """How tables for other systems are written: options of pyarrow's Parquet writer."""
+    # floats of one vector component share their exponent bytes: splitting the streams lets zstd see it
+    split = [f"{field.name}.list.element" for field in schema if pa.types.is_fixed_size_list(field.type)]
+    plain = [field.name for field in schema if pa.types.is_string(field.type)]
+    plain += [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.string())]
+    return {"compression": "zstd", "use_byte_stream_split": split, "use_dictionary": plain}

@@ -35,6 +35,7 @@ VERBS = {
         Verb("serve", "serving.serve:main", "serve", "Answer recommendation requests over HTTP from a bundle."),
         Verb("recommend", "serving.recommend:main", "serve", "Write the best items of every known user to Parquet."),
         Verb("feedback", "serving.feedback:main", "serve", "Join what people did to the lists that they were shown, as Parquet."),
+        Verb("subject", "serving.subject:main", "serve", "Forget a user, show what is held of one, delete what is old, look for raw ids."),
         Verb("demo", "training.demo:main", "train,serve", "All of the above in a row, then ask the running server for three users."),
     )
 }

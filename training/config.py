@@ -231,6 +231,8 @@ def validate(config: TrainingConfig) -> None:
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
     _choice("evaluate.unit", config.evaluate.unit, ("auto", "user", "event"))
     _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))
+    if config.data.retention_days is not None and not config.data.retention_days > 0:
+        raise ConfigError(f"data.retention_days: got {config.data.retention_days}, expected a number above 0, or null")
     _choice("export.users_for", config.export.users_for, PURPOSES)
     for name in config.evaluate.baselines:
         _choice("evaluate.baselines", name, BASELINES)

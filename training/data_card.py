@@ -14,8 +14,10 @@ from training.config import TrainingConfig
 from training.divide import Division
 from training.ingest import Ingested
 from training.people import People
+from training.permission import FORGOTTEN, NOT_ALLOWED, TOO_OLD
 from training.sources.base import SourceTables
 
+PASSED_OVER = {NOT_ALLOWED: "of users who did not grant `train`", FORGOTTEN: "of users who are forgotten", TOO_OLD: "older than is kept"}
 LENGTH_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOP_EVENTS = 10
 
@@ -60,7 +62,7 @@ def data_facts(stages: Stages) -> dict[str, Any]:
         "rows_read": log.rows,
         "duplicates": stages.duplicates,
         "rows_removed_by_users": stages.taken_out,
-        "rows_not_allowed": log.not_allowed,
+        **{f"rows_{reason}": log.passed_over[reason] for reason in (NOT_ALLOWED, FORGOTTEN, TOO_OLD)},
         "rows_below_least_events": kept.rows_filtered,
         "users_left_out": kept.users_read - kept.users,
         "event_types": {name: count for name, count in stages.events.items() if name != REMOVAL},
@@ -146,7 +148,7 @@ def _left_out_words(stages: Stages, facts: dict[str, Any], config: TrainingConfi
     rows = [
         ("read", data["rows_read"]),
         ("rejected", facts["rejected"]["rows"]),
-        *[("of users who did not grant `train`", count) for count in (data["rows_not_allowed"],) if count],
+        *[(words, data[f"rows_{reason}"]) for reason, words in PASSED_OVER.items() if data[f"rows_{reason}"]],
         ("duplicates", data["duplicates"]),
         *[("removed from their histories by users", count) for count in (data["rows_removed_by_users"],) if count],
         (least, data["rows_below_least_events"]),

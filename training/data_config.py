@@ -65,6 +65,7 @@ class DataConfig:
         max_rejected_share: share of bad rows past which prepare stops.
         chunk_rows: rows read at a time.
         live: folder of the events that a service was told (its state/events), read after the dataset's own log; null = none.
+        retention_days: rows older than this are passed over, and counted; null = none is for its age.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv); null = everything. With one, rows of
             users who did not grant `train` are not prepared, those without `personalize` are not exported, audit columns need `measure`.
     """
@@ -89,6 +90,7 @@ class DataConfig:
     chunk_rows: int = 1_000_000
     live: str | None = None
     consent: str | None = None
+    retention_days: float | None = None
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
 
@@ -99,10 +101,12 @@ class IdentityConfig:
     Attributes:
         key_file: null = $TOWERS_KEY_FILE or ~/.towers/user_key; made with mode 0600 where absent.
         keep_raw_ids: keep a table of raw user ids in the run, so that `export` may write them.
+        receipts: file of who was forgotten (`towers subject`), whose rows of before are passed over; null = beside the key file.
     """
 
     key_file: str | None = None
     keep_raw_ids: bool = False
+    receipts: str | None = None
 
 
 @dataclass

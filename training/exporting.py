@@ -29,7 +29,7 @@ from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
 from training.opening import digest_of, open_prepared
-from training.permission import Permission
+from training.permission import FORGOTTEN, NOT_ALLOWED, Permission
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
 
@@ -56,7 +56,7 @@ def run(config: TrainingConfig) -> Path:
     fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)
     permission = Permission.open(config)
-    personal_U = permission.allows(data.user_keys, PERSONALIZE)
+    personal_U = _personal(data, permission)
     vectors_for = np.flatnonzero(personal_U & permission.allows(data.user_keys, config.export.users_for))
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
     if config.export.users:
@@ -80,6 +80,14 @@ def run(config: TrainingConfig) -> Path:
         "onnx_max_difference": difference,
     }
     return write_json(run_dir / "export.json", document)
+
+
+def _personal(data: Interactions, permission: Permission) -> NDArray[np.bool_]:
+    """Users who may be personalized for, and of whom no prepared event is to be forgotten."""
+    first_U, filled_U = np.full(data.n_users, NO_TIME), np.diff(data.offsets) > 0
+    first_U[filled_U] = np.minimum.reduceat(data.timestamp, data.offsets[:-1][filled_U])
+    gone_U = permission.passed_over(data.user_keys, PERSONALIZE, np.arange(data.n_users), first_U)
+    return ~(gone_U[NOT_ALLOWED] | gone_U[FORGOTTEN])
 
 
 def _export_items(run_dir: Path, data: Interactions, vectors_ID: NDArray[np.float32], fingerprint: str, rows_per_shard: int) -> None:

@@ -42,7 +42,7 @@ class Ingested:
         rows: read, rejected ones included.
         dropped: undeclared columns -> rows that had a value in them.
         raw_users: user key -> raw id, where identity.keep_raw_ids asks for it.
-        not_allowed: rows of users who do not allow training.
+        passed_over: rows that may not be used, by reason (see `Permission`).
     """
 
     spill: Spill
@@ -53,7 +53,7 @@ class Ingested:
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     raw_users: dict[bytes, str] = field(default_factory=dict)
-    not_allowed: int = 0
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class Ingest:
@@ -145,23 +145,21 @@ class Ingest:
         return records
 
     def _permitted(self, result: Ingested, checked: CheckedChunk) -> CheckedChunk:
-        """Without the rows, good or bad, of users who do not allow training."""
-        if self._permission.consent is None:
+        """Without the rows, good or bad, that may not be used."""
+        if not self._permission.asks:
             return checked
-        good_n = self._allowed(checked.rows.column(c.USER_ID))
-        result.not_allowed += int(np.count_nonzero(~good_n))
-        rejected = checked.rejected
+        good_n, rejected = self._may_stay(result, checked.rows, checked.timestamp_n), checked.rejected
         if rejected is not None:
-            bad_n = self._allowed(rejected.column(c.USER_ID))
-            result.not_allowed += int(np.count_nonzero(~bad_n))
-            rejected = rejected.filter(pa.array(bad_n)) if bad_n.any() else None
+            rejected = rejected.filter(pa.array(self._may_stay(result, rejected, np.full(len(rejected), c.NO_TIME))))
+            rejected = rejected if len(rejected) else None
         return CheckedChunk(checked.rows.filter(pa.array(good_n)), checked.ingest_n[good_n], checked.timestamp_n[good_n], rejected)
 
-    def _allowed(self, ids: pa.ChunkedArray) -> NDArray[np.bool_]:
-        """bool [n]; a row without a user is nobody's, and stays."""
-        place_n, unique = distinct(ids)
-        known = self._permission.allows(self._keys_of(unique), TRAIN)
-        return np.append(known, True)[place_n]
+    def _may_stay(self, result: Ingested, rows: pa.Table, time_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+        place_n, unique = distinct(rows.column(c.USER_ID))
+        reasons = self._permission.passed_over(self._keys_of(unique), TRAIN, place_n, time_n)
+        result.passed_over.update({reason: int(np.count_nonzero(gone_n)) for reason, gone_n in reasons.items()})
+        stays_n: NDArray[np.bool_] = ~np.logical_or.reduce(list(reasons.values()))
+        return stays_n
 
     def _user_keys(self, result: Ingested, ids: pa.ChunkedArray) -> NDArray[np.uint64]:
         place_n, unique = distinct(ids)

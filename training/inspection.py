@@ -112,7 +112,9 @@ class Inspector:
     def _real_histories(self) -> list[list[int]]:
         """The newest training events of some users, whom the settings opted in and who allow to be looked at."""
         data, rng = self._data, np.random.default_rng(self._config.seed)
-        allowed = np.flatnonzero(Permission.open(self._config).allows(data.user_keys, MEASURE))
+        permission = Permission.open(self._config)
+        keys_U = data.user_keys
+        allowed = np.flatnonzero(permission.allows(keys_U, MEASURE) & (permission.forgotten(keys_U) == NO_TIME))
         found = []
         for user in np.sort(rng.permutation(allowed)[: self._config.inspect.real_users]):
             rows = np.arange(data.offsets[user], data.offsets[user + 1])

@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 
 from towers.columns import TRAIN
 from towers.errors import DataError
+from towers.prepared import COLUMNS, FEATURE_FOLDERS, ROW_COLUMNS
 from towers.preprocess import Preprocessor
 from towers.schema import Schema
 from training.shuffle import release
 
 Array = NDArray[Any]
 
-COLUMNS = ("offsets", "user_keys", "item", "timestamp", "event", "weight", "split")
-"""The NumPy files of a prepared folder, besides the feature folders."""
-FEATURE_FOLDERS = {"context": "context", "users": "user", "items": "item"}
-"""Folder of encoded features -> the owner of those features."""
 BLOCK_ROWS = 1 << 20
 """Rows looked at in one go, so that work on a log larger than memory stays bounded."""
 
@@ -131,9 +128,7 @@ class Interactions:
             DataError: names the column at fault.
         """
         rows, users, items = len(self.item), self.n_users, self.n_items
-        expected: dict[str, tuple[Array, int]] = {
-            name: (getattr(self, name), rows) for name in ("item", "timestamp", "event", "weight", "split")
-        }
+        expected: dict[str, tuple[Array, int]] = {name: (getattr(self, name), rows) for name in ROW_COLUMNS}
         expected |= {"user_keys": (self.user_keys, users)}
         expected |= {name: (array, rows) for name, array in self.context.items()}
         expected |= {name: (array, users) for name, array in self.user_features.items()}

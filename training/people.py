@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import USER_ID, USER_KEY
+from towers.columns import NO_TIME, USER_ID, USER_KEY
 from towers.consent import MEASURE
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
@@ -42,13 +42,14 @@ class People:
     missing: dict[str, int]
 
 
-def build_people(users: pa.Table, schema: Schema, keys: UserKeys, keys_U: NDArray[np.uint8]) -> People:
+def build_people(users: pa.Table, schema: Schema, keys: UserKeys, keys_U: NDArray[np.uint8], permission: Permission) -> People:
     """Align the users table with the users of the log; where an id repeats, its last row counts.
 
     Raises:
         DataError: no user_id column, or a declared feature has none.
     """
     at, repeated, unknown = _rows_of_users(users, keys, keys_U)
+    at[permission.forgotten(keys_U) != NO_TIME] = -1  # who comes back is known by later events; nothing dates a row of this table
     rows = users.take(pa.array(at, mask=at < 0))
     declared = [f for f in schema.owned_by("user") if f.source_column != USER_ID]
     values, missing = feature_values(rows, declared, "users")
@@ -74,7 +75,8 @@ def write_audit(path: Path, audit: pa.Table, keys: UserKeys, permission: Permiss
     ids = [text for text in _ids(audit, "audit") if text]
     audit = audit.filter(pc.fill_null(pc.not_equal(audit.column(USER_ID).cast(pa.string()), ""), False))
     keyed = audit.drop_columns([USER_ID]).add_column(0, USER_KEY, pa.array([keys.key(text) for text in ids], KeyColumn))
-    keyed = keyed.filter(pa.array(permission.allows(keys.keys(ids), MEASURE)))
+    keys_n = keys.keys(ids)
+    keyed = keyed.filter(pa.array(permission.allows(keys_n, MEASURE) & (permission.forgotten(keys_n) == NO_TIME)))
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(keyed, temporary)
     os.replace(temporary, path)

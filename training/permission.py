@@ -1,4 +1,4 @@
-"""What the training jobs may use of whom: the consent table as it is when a job begins."""
+"""What the training jobs may use of whom: consent, forgotten people and the bound on age, as they are when a job begins."""
 
 import hashlib
 import time
@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from towers.columns import NO_TIME
 from towers.consent import Consent
 from towers.identity import UserKeys
+from towers.receipts import Erasures, Receipts, receipts_file
 from training.config import TrainingConfig
+
+DAY_US = 86_400_000_000
+NOT_ALLOWED, FORGOTTEN, TOO_OLD = "not_allowed", "forgotten", "too_old"
+"""Why a row is passed over."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,14 @@ class Permission:
 
     Attributes:
         consent: of `data.consent`; None = everything is allowed.
-        digest: changes with the decisions; empty where none are asked.
+        erasures: people who are forgotten; None = nobody.
+        oldest: microseconds UTC; rows before it are passed over. None = none is for its age.
+        digest: changes with the decisions; empty where nobody made any.
     """
 
     consent: Consent | None = None
+    erasures: Erasures | None = None
+    oldest: int | None = None
     digest: str = ""
 
     @classmethod
@@ -31,18 +41,51 @@ class Permission:
         """As the settings say.
 
         Raises:
-            DataError: the consent table cannot be used.
+            DataError: the consent table or the receipts cannot be used.
             ConfigError: the secret of the user keys cannot be read.
         """
-        if config.data.consent is None:
-            return cls()
-        path = Path(config.data.consent).expanduser()
-        consent = Consent.open(path, keys or UserKeys.open(config.identity.key_file), time.time_ns() // 1000)
-        return cls(consent, hashlib.sha256(path.read_bytes()).hexdigest()[:16] + str(consent.future))
+        now, consent, digest = time.time_ns() // 1000, None, ""
+        receipts = Receipts(receipts_file(config.identity.receipts, config.identity.key_file))
+        erasures = Erasures(receipts)
+        if erasures.refresh():
+            digest = receipts.last[:16]
+        if config.data.consent is not None:
+            path = Path(config.data.consent).expanduser()
+            consent = Consent.open(path, keys or UserKeys.open(config.identity.key_file), now)
+            digest += hashlib.sha256(path.read_bytes()).hexdigest()[:16] + str(consent.future)
+        days = config.data.retention_days
+        return cls(consent, erasures if len(erasures) else None, None if days is None else now - round(days * DAY_US), digest)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is passed over at all."""
+        return self.consent is not None or self.erasures is not None or self.oldest is not None
 
     def allows(self, keys_n: NDArray[np.uint8], purpose: str) -> NDArray[np.bool_]:
         """Whether the rows of each user (keys uint8 [n, 16]) may be used: bool [n]."""
         return np.ones(len(keys_n), bool) if self.consent is None else self.consent.allowed(keys_n, purpose)
+
+    def forgotten(self, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Of each user, the moment (microseconds UTC) up to which everything is forgotten; NO_TIME = nothing is."""
+        return np.full(len(keys_n), NO_TIME, np.int64) if self.erasures is None else self.erasures.moments(keys_n)
+
+    def passed_over(
+        self, keys_u: NDArray[np.uint8], purpose: str, user_n: NDArray[np.int64], time_n: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Rows that may not be used, by reason; a row has one reason at most.
+
+        Args:
+            keys_u: of the users met, uint8 [u, 16].
+            user_n: the user of each row, by place in keys_u; len(keys_u) = nobody's.
+            time_n: microseconds UTC, NO_TIME where unknown: such a row is forgotten with its user, and is never too old.
+        """
+        refused_n = np.append(~self.allows(keys_u, purpose), False)[user_n]
+        moment_n = np.append(self.forgotten(keys_u), NO_TIME)[user_n]
+        forgotten_n = ~refused_n & (moment_n != NO_TIME) & (time_n <= moment_n)
+        old_n = np.zeros(len(user_n), bool)
+        if self.oldest is not None:
+            old_n = ~refused_n & ~forgotten_n & (time_n != NO_TIME) & (time_n < self.oldest)
+        return {NOT_ALLOWED: refused_n, FORGOTTEN: forgotten_n, TOO_OLD: old_n}
 
     def facts(self) -> dict[str, Any]:
         """For prepare.json; nothing where nobody is asked."""

@@ -1,10 +1,9 @@
 """The work of `towers prepare`: ingest, sort, assemble, split, fit, encode; then one rename makes the result visible."""
 
 import contextlib
-import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,12 @@ from towers.columns import NEGATIVE_EVENT_TYPES, NO_TIME
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.job import write_json
+from towers.prepared import digest
 from towers.schema import Schema
 from training.assemble import Assembler, Kept, sort_buckets
 from training.catalogue import Catalogue, build_catalogue
 from training.config import TrainingConfig
-from training.data_card import Stages, data_card, data_facts
+from training.data_card import PASSED_OVER, Stages, data_card, data_facts
 from training.divide import Divider
 from training.encode_columns import Encoder
 from training.facts import Stopwatch, run_facts
@@ -76,7 +76,7 @@ def prepare(source: SourceTables, config: TrainingConfig, folder: Path, keys: Us
     kept = assemble(log, items.row_of_code, weights, config, folder, work)
     division = Divider(folder, work, config.split, kept.offsets, len(items.ids)).run()
     keys_U = NpyReader(folder / "user_keys.npy").read(0, kept.users)
-    people = build_people(source.users, source.schema, keys, keys_U)
+    people = build_people(source.users, source.schema, keys, keys_U, permission)
     write_users(folder, people, keys, keys_U, log.raw_users)
     encoder = Encoder(folder, work, source.schema, log, items, people, division)
     encoder.write(encoder.fit())
@@ -124,7 +124,7 @@ def assemble(
         raise DataError(
             f"interactions: {kept.users} users left of {kept.users_read} read, expected at least 2: a recommender learns what users have"
             " in common. Check data.columns.user_id, or lower data.min_user_events and data.min_item_events"
-            + (f". {log.not_allowed:,} rows are of users who did not grant train in data.consent" if log.not_allowed else "")
+            + (f". Passed over were {_counted(log.passed_over)}" if log.passed_over.total() else "")
         )
     return kept
 
@@ -166,15 +166,6 @@ def new_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def digest(folder: Path) -> str:
-    """sha256 of every column: equal sizes do not make equal data, and a run must not go on with other data than it began with."""
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.npy")):
-        with path.open("rb") as column:
-            found.update(hashlib.file_digest(column, "sha256").digest())
-    return found.hexdigest()
-
-
 def time_range(timestamps: NpyReader) -> tuple[int, int] | None:
     """First and last time of the log in microseconds; None without times."""
     low, high = [], []
@@ -184,6 +175,10 @@ def time_range(timestamps: NpyReader) -> tuple[int, int] | None:
             low.append(int(known.min()))
             high.append(int(known.max()))
     return (min(low), max(high)) if low else None
+
+
+def _counted(rows: Mapping[str, int]) -> str:
+    return "; ".join(f"{count:,} rows {PASSED_OVER[reason]}" for reason, count in rows.items() if count)
 
 
 def _show(what: str, steps: Iterable[int]) -> None:

@@ -224,7 +224,7 @@ def test_the_start_page_and_the_document(client: httpx.Client, retriever: Retrie
     served = client.get("/openapi.json").json()
     assert served == document(retriever.limits, retriever.encoder.preprocessor)
     posts = {"/v1/recommend", "/v1/recommend:batch", "/v1/rerank", "/v1/events"}
-    others = {"/v1/items/{id}", "/v1/items/{id}/similar", "/v1/users/{id}/consent"}
+    others = {"/v1/items/{id}", "/v1/items/{id}/similar", "/v1/users/{id}", "/v1/users/{id}/consent"}
     assert set(served["paths"]) == {*posts, *others, "/health/live", "/health/ready", "/metrics"}
     assert all(f'"#/components/schemas/{name}"' in json.dumps(served) for name in served["components"]["schemas"])
     asked = served["components"]["schemas"]["RecommendRequest"]["properties"]

@@ -1,5 +1,6 @@
 """What users have not granted reaches no prepared column, no export and no picture."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from serving.receipt_writer import write_receipt
 from towers.errors import DataError
-from towers.identity import UserKeys
+from towers.identity import UserKeys, mark
 from towers.model import TwoTower
 from towers.model_config import ModelConfig
+from towers.receipts import FORGET, receipts_file
 from towers.runtime import save_model
 from training import exporting, prepare_run
 from training.config import TrainingConfig
@@ -21,7 +24,7 @@ from training.interactions import Interactions
 from training.sources.base import SourceTables
 
 TIME = pa.timestamp("us", "UTC")
-USERS, EVENTS = 20, 12
+USERS, EVENTS, START_US = 20, 12, 1_700_000_000_000_000
 PURPOSES_OF = {"personalize": 2, "train": 3, "measure": 5}
 """Every n-th user refuses the purpose."""
 
@@ -38,7 +41,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
         {
             "user_id": [f"u{i:02d}" for i in range(USERS) for _ in range(EVENTS)] + ["u00", "u03"],
             "item_id": [f"i{i}" for i in rng.integers(0, 9, USERS * EVENTS)] + ["i0", "x" * 300],
-            "timestamp": pa.array([1_700_000_000_000_000 + i * 1_000_000 for i in range(USERS * EVENTS + 2)], TIME),
+            "timestamp": pa.array([START_US + i * 1_000_000 for i in range(USERS * EVENTS + 2)], TIME),
         }
     )
     users = pa.table({"user_id": [f"u{i:02d}" for i in range(USERS)], "age": ["20"] * USERS})
@@ -83,7 +86,7 @@ def test_without_a_table_everything_is_allowed(config: TrainingConfig) -> None:
 def test_where_nobody_grants_training_the_error_says_so(config: TrainingConfig, tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("user_id,purpose,granted,timestamp\nu01,train,true,5\n")
     config.data.consent = str(tmp_path / "none.csv")
-    with pytest.raises(DataError, match="are of users who did not grant train in data.consent"):
+    with pytest.raises(DataError, match="Passed over were .* rows of users who did not grant `train`"):
         prepare_run.run(config)
 
 
@@ -133,3 +136,42 @@ def test_real_people_beside_a_model_are_those_who_allow_it(config: TrainingConfi
     config.inspect.real_users = 1000
     shown = Inspector(model, data, config)._real_histories()
     assert len(shown) == len(allowed("train") & allowed("measure"))
+
+
+def test_forgotten_people_return_with_what_they_did_later(config: TrainingConfig, tmp_path: Path) -> None:
+    """The next prepare, on a log that still has all: rows up to the moment are passed over, and what no time dates."""
+    config.data.consent, key = None, UserKeys.open(config.identity.key_file, create=True).key
+    gone, back = 4, 7
+    moment_of = {gone: START_US + 10**12, back: START_US + (back * EVENTS + 5) * 1_000_000}
+    for user, moment in moment_of.items():
+        line = {"what": FORGET, "moment": moment, "marks": [mark(key(f"u{user:02d}")).hex()]}
+        write_receipt(receipts_file(None, config.identity.key_file), line)
+    model, data = trained(config)
+    keys = {bytes(k): place for place, k in enumerate(data.user_keys)}
+    assert key("u04") not in keys and len(keys) == USERS - 1
+    assert np.diff(data.offsets)[keys[key("u07")]] == EVENTS - 6 and data.facts["data"]["rows_forgotten"] == EVENTS + 6
+    assert key("u04") not in pq.read_table(Path(config.run_dir) / "audit.parquet")["user_key"].to_pylist()
+    later = {"what": FORGET, "moment": START_US + 10**12, "marks": [mark(key("u09")).hex()]}
+    write_receipt(receipts_file(None, config.identity.key_file), later)
+    config.export.onnx, config.inspect.real_users = False, 1000
+    found = exported(config)
+    assert found["histories"] == found["vectors"] == set(keys) - {key("u09")}, "forgotten after prepare: not exported"
+    assert len(Inspector(model, data, config)._real_histories()) == USERS - 3
+
+
+def test_rows_past_their_time_are_passed_over(config: TrainingConfig) -> None:
+    config.data.consent = None
+    config.data.retention_days = (time.time() - START_US / 1e6 - EVENTS) / 86_400
+    data = Interactions.open(Path(prepare_run.run(config)))
+    dropped = data.facts["data"]["rows_too_old"]
+    assert EVENTS <= dropped < 3 * EVENTS and len(data) == USERS * EVENTS + 1 - dropped
+    assert data.timestamp.min() >= START_US + EVENTS * 1_000_000
+    config.data.retention_days = 1.0
+    with pytest.raises(DataError, match="rows older than is kept"):
+        prepare_run.run(config)
+
+
+def test_a_chain_that_was_changed_stops_prepare(config: TrainingConfig) -> None:
+    receipts_file(None, config.identity.key_file).write_text("{}\n")
+    with pytest.raises(DataError, match="line 1 is not what was written"):
+        prepare_run.run(config)

@@ -1,0 +1,96 @@
+"""Everything that is held of a person, in words that a person can read."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from serving.database import Database
+from serving.standing import Standing
+from serving.subjects import Places
+from towers.columns import ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
+from towers.consent import purposes_of
+from towers.identity import UserKeys
+
+_TIMES = (TIMESTAMP, "timestamps", "now")
+
+
+def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> dict[str, Any]:
+    """What a run and its service hold of a person, by file; an empty `held` where that is nothing.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    key, found = keys.key(user_id), {}
+    for path in places.databases():
+        for table, rows in _in_database(path, key).items():
+            found[f"{places.name(path)}: {table}"] = rows
+    for path in places.tables():
+        found[places.name(path)] = _in_table(path, key, user_id)
+    prepared = places.prepared()
+    if prepared is not None:
+        found[places.name(prepared)] = _in_prepared(prepared, key)
+    return {
+        "user_id": user_id,
+        "user_key": key.hex(),
+        "consent": purposes_of(standing.mask(key)),
+        "held": {place: rows for place, rows in found.items() if rows},
+    }
+
+
+def _in_database(path: Path, key: bytes) -> dict[str, list[dict[str, Any]]]:
+    database, found = Database(path, ()), {}
+    try:
+        for (table,) in database.read("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            columns = [str(row[1]) for row in database.read(f'PRAGMA table_info("{table}")')]
+            if USER_KEY in columns:
+                rows = database.read(f'SELECT * FROM "{table}" WHERE {USER_KEY} = ?', (key,))
+                found[str(table)] = [_readable(dict(zip(columns, row, strict=True))) for row in rows]
+    finally:
+        database.close()
+    return found
+
+
+def _in_table(path: Path, key: bytes, user_id: str) -> list[dict[str, Any]]:
+    keyed = USER_KEY in pq.read_schema(path).names
+    rows = pq.read_table(path, filters=[(USER_KEY, "=", key) if keyed else (USER_ID, "=", user_id)], partitioning=None)
+    return [_readable(row) for row in rows.to_pylist()]
+
+
+def _in_prepared(folder: Path, key: bytes) -> list[dict[str, Any]]:
+    """The person's rows of the training columns, and their declared features."""
+    keys_U = np.load(folder / "user_keys.npy", mmap_mode="r")
+    user = np.flatnonzero((keys_U == np.frombuffer(key, np.uint8)).all(axis=1))
+    if not len(user):
+        return []
+    start, stop = np.load(folder / "offsets.npy", mmap_mode="r")[user[0] : user[0] + 2].tolist()
+    items = pq.read_table(folder / "catalog.parquet", columns=[ITEM_ID]).column(0)
+    item_n, time_n = (np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop].tolist() for name in ("item", "timestamp"))
+    rows = [_readable({ITEM_ID: items[item].as_py(), TIMESTAMP: time}) for item, time in zip(item_n, time_n, strict=True)]
+    known = folder / "users.parquet"
+    return rows + ([_readable(pq.read_table(known).slice(user[0], 1).to_pylist()[0])] if known.is_file() else [])
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Keys as hex digits, times as people write them, JSON as what it says; without what is not known."""
+    return {name: _value(name, value) for name, value in row.items() if value is not None}
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return [_value(name, entry) for entry in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, int) and name in _TIMES:
+        return None if value == NO_TIME else datetime.fromtimestamp(value / 1e6, UTC).isoformat()
+    if isinstance(value, str) and value[:1] == "{":
+        try:
+            return _readable(json.loads(value))
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,54 @@
+"""From settings to what acts on people's rows: the same for the service and for `towers subject`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.bell import BELL_FILE, Bell
+from serving.config import ServingConfig, state_dir
+from serving.consent_store import CONSENT_FILE, ConsentStore
+from serving.held import held
+from serving.standing import ConsentTable, Standing
+from serving.subjects import Places, Subjects
+from towers.identity import UserKeys
+from towers.receipts import Erasures, Receipts, receipts_file
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What a process needs for people's wishes; connections in it belong to the process that opened them."""
+
+    places: Places
+    keys: UserKeys
+    standing: Standing
+    subjects: Subjects
+
+    @classmethod
+    def open(cls, config: ServingConfig, keys: UserKeys, table: ConsentTable | None = None) -> "Rights":
+        """As the settings say.
+
+        Args:
+            table: of serving.consent; read where it is not given.
+
+        Raises:
+            DataError: the consent table, the receipts or the state cannot be used.
+        """
+        settings, state = config.serving, state_dir(config)
+        receipts = receipts_file(settings.receipts, settings.key_file)
+        places = Places(Path(config.run_dir), state, Path(settings.history) if settings.history else None, receipts)
+        store = ConsentStore(state / CONSENT_FILE)
+        standing = Standing(table or consent_table(config, keys), store, Erasures(Receipts(receipts)), Bell(state / BELL_FILE))
+        return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store))
+
+    def held(self, user_id: str) -> dict[str, Any]:
+        """Everything that is held of a person; see `serving.held`."""
+        return held(user_id, self.places, self.keys, self.standing)
+
+    def close(self) -> None:
+        """Release the files."""
+        self.standing.close()
+
+
+def consent_table(config: ServingConfig, keys: UserKeys) -> ConsentTable | None:
+    """The table of users' decisions where one is named; raises DataError."""
+    return ConsentTable(Path(config.serving.consent).expanduser(), keys) if config.serving.consent else None

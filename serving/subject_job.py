@@ -1,0 +1,83 @@
+"""The work of `towers subject`."""
+
+import json
+import os
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from serving.raw_scan import read_ids, scan
+from serving.rights import Rights
+from serving.subject_config import SubjectJobConfig
+from serving.subjects import verify
+from towers.errors import ConfigError, GateError
+from towers.identity import UserKeys
+from towers.job import write_json
+from towers.prepared import USER_TABLES
+from towers.receipts import receipts_file
+
+
+def run(config: SubjectJobConfig) -> str:
+    """Do what `action` says.
+
+    Returns:
+        path of run_dir/subject.json, or of what action=export wrote.
+
+    Raises:
+        ConfigError: the secret of the user keys is not where it should be, or a setting is missing.
+        DataError: a file cannot be read or rewritten, or a receipt was changed.
+        GateError: action=scan found raw ids where none was asked for.
+    """
+    run_dir = Path(config.run_dir)
+    done: dict[str, Any] = {"action": config.action}
+    if config.action == "verify":
+        done |= verify(receipts_file(config.serving.receipts, config.serving.key_file))
+        print(f"   {done['receipts']} receipts are as they were written; last hash {done['last_hash']}", flush=True)
+    elif config.action == "scan":
+        return str(_scan(config, run_dir))
+    else:
+        keys = UserKeys.open(config.serving.key_file)
+        with closing(Rights.open(config, keys)) as rights:
+            if config.action == "export":
+                return str(_export(config, rights))
+            done |= _removed(config, rights)
+    return str(write_json(run_dir / "subject.json", done))
+
+
+def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:
+    if config.action == "purge":
+        days = config.subject.days or config.serving.event_days or 0.0
+        rows = rights.subjects.purge(days)
+        print(f"   {sum(rows.values()):,} rows older than {days:g} days removed", flush=True)
+        return {"days": days, "rows": rows}
+    users = [config.user] if config.user is not None else read_ids(Path(config.subject.users or ""))
+    receipt = rights.subjects.forget([rights.keys.key(user) for user in users])
+    print(f"   {sum(receipt['rows'].values()):,} rows removed; receipt {receipt['number']}, hash {receipt['hash']}", flush=True)
+    return {"receipt": receipt}
+
+
+def _export(config: SubjectJobConfig, rights: Rights) -> Path:
+    out = Path(config.subject.out or "")
+    try:
+        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as sink:
+            json.dump(rights.held(config.user or ""), sink, indent=2, ensure_ascii=False)
+    except OSError as error:
+        raise ConfigError(f"subject.out: {out} cannot be written: {error.strerror}") from error
+    return out
+
+
+def _scan(config: SubjectJobConfig, run_dir: Path) -> Path:
+    kept = run_dir / "prepared" / USER_TABLES[1]
+    source = Path(config.subject.ids).expanduser() if config.subject.ids else kept
+    if not source.is_file():
+        raise ConfigError(f"subject.ids: no file {source}; name one with the user ids to look for")
+    found, untold = scan(run_dir, read_ids(source))
+    hits, asked_for = [asdict(place) for place in found if not place.asked_for], [place.place for place in found if place.asked_for]
+    document = {"action": "scan", "hits": hits, "asked_for": asked_for, "not_looked_for": untold}
+    path = write_json(run_dir / "subject.json", document)
+    if hits:
+        shown = ", ".join(f"{place['place']} ({place['ids']})" for place in hits[:5])
+        raise GateError(f"{len(hits)} files hold raw user ids: {shown}. {path} lists them all")
+    print(f"   no raw user id in {run_dir}, besides where a setting asked for them: {', '.join(asked_for) or 'nowhere'}")
+    return path

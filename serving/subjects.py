@@ -1,0 +1,155 @@
+"""What people may ask of a run and its service: to be forgotten, to see what is held of them, and that nothing is kept too long."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from serving.consent_store import ConsentStore
+from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, tables_of_users
+from serving.events import DAY_US
+from serving.receipt_writer import write_receipt
+from serving.standing import Standing
+from towers.bundle import MANIFEST
+from towers.identity import UserKeys, mark
+from towers.partitions import only_one
+from towers.prepared import FACTS, USER_TABLES, remove_users
+from towers.receipts import FORGET, REMOVED, Erasures, Receipts
+
+GRACE_US = 300_000
+"""From the wish to be forgotten to the removal: requests that are being answered have ended, and what they leave is removed too."""
+PREPARED = "prepared"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where rows of people lie.
+
+    Attributes:
+        run_dir: of the run: exports, prepared data, recommendations, audit columns.
+        state_dir: what the service writes down.
+        histories: the exported ones, where they lie outside of run_dir.
+        receipts: the chain.
+    """
+
+    run_dir: Path
+    state_dir: Path
+    histories: Path | None
+    receipts: Path
+
+    def tables(self) -> list[Path]:
+        """Parquet files with a user in each row; those of prepared data with a row a user are left to `remove_users`."""
+        roots = [root for root in (self.run_dir, self.state_dir) if root.is_dir()]
+        found = dict.fromkeys(path.resolve() for root in roots for path in tables_of_users(root, USER_TABLES))
+        if self.histories is not None and self.histories.is_file():
+            found[self.histories.resolve()] = None
+        return list(found)
+
+    def databases(self) -> list[Path]:
+        """SQLite files of the service."""
+        return sorted(self.state_dir.glob("*.db"))
+
+    def prepared(self) -> Path | None:
+        """Prepared data, where there are any."""
+        folder = self.run_dir / PREPARED
+        return folder if (folder / FACTS).is_file() else None
+
+    def name(self, path: Path) -> str:
+        """As a receipt calls a file: within the run, where it lies there."""
+        for root, before in ((self.run_dir, ""), (self.state_dir, "state/")):
+            if path.resolve().is_relative_to(root.resolve()):
+                return before + path.resolve().relative_to(root.resolve()).as_posix()
+        return path.name
+
+
+class Subjects:
+    """Acts on everything that a run and its service hold.
+
+    Args:
+        places: where that is.
+        keys: makes user keys.
+        standing: told before anything is removed, so that no request uses it any more.
+        retrain_days: until when what was learned from a forgotten person is to be replaced.
+        consent: decisions told to the service.
+    """
+
+    def __init__(
+        self, places: Places, keys: UserKeys, standing: Standing, retrain_days: float = 30.0, consent: ConsentStore | None = None
+    ) -> None:
+        self._places, self._keys, self._standing = places, keys, standing
+        self._retrain_days, self._consent = retrain_days, consent
+
+    def forget(self, user_keys: Sequence[bytes]) -> dict[str, Any]:
+        """Forget people; from the first line of the receipt on, no request reads what is held of them.
+
+        Unknown people, and those forgotten before, are none the less: the receipt then says that nothing was found.
+
+        Returns:
+            the receipt of the removal, with its `number` and `hash`.
+
+        Raises:
+            DataError: a file cannot be rewritten, or the chain was changed.
+            ConfigError: the chain cannot be written.
+        """
+        moment, marks = _now_us() + GRACE_US, [mark(key) for key in user_keys]
+        wish = {"what": FORGET, "at": _iso(moment), "moment": moment, "marks": [of.hex() for of in marks]}
+        first = write_receipt(self._places.receipts, wish)
+        self._standing.tell()
+        time.sleep(max(0.0, (moment - _now_us()) / 1e6))
+        rows = self._cut(all_of(user_keys))
+        if self._consent is not None and (granted := self._consent.forget(marks)):
+            rows["state/consent.db"] = granted
+        return self._told(rows, {"forget": first.number})
+
+    def replay(self) -> dict[str, Any] | None:
+        """Forget again what a backup brought back; the receipt, or None where nothing was found. Raises DataError."""
+        erasures = Erasures(Receipts(self._places.receipts))
+        erasures.refresh()
+        rows = self._cut(Cut(erasures.moments)) if len(erasures) else {}
+        return self._told(rows, {"forget": None}) if rows else None
+
+    def purge(self, days: float) -> dict[str, int]:
+        """Delete everybody's rows older than so many days; how many by place. Prepared data are made anew instead: data.retention_days."""
+        return self._cut(older_than(_now_us() - round(days * DAY_US)), prepared=False)
+
+    def _cut(self, cut: Cut, prepared: bool = True) -> dict[str, int]:
+        folder = self._places.prepared()
+        with only_one(self._places.state_dir, wait=True):  # no log moves on to another file meanwhile
+            rows = {self._places.name(path): cut_database(path, cut) for path in self._places.databases()}
+            rows |= {self._places.name(path): cut_table(path, cut, self._keys) for path in self._places.tables()}
+            if prepared and folder is not None:
+                rows[PREPARED] = remove_users(folder, cut.moments)
+        return {place: count for place, count in rows.items() if count}
+
+    def _told(self, rows: Mapping[str, int], of: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the receipt of a removal."""
+        document = {
+            "what": REMOVED, **of, "at": _iso(_now_us()), "run": self._places.run_dir.name, "rows": dict(rows), "found": bool(rows),
+            "still_learned_from": self._influenced() if rows else [],
+            "retrain_by": _iso(_now_us() + round(self._retrain_days * DAY_US)) if rows else None,
+        }  # fmt: skip
+        written = write_receipt(self._places.receipts, document)
+        return {**document, **written._asdict()}
+
+    def _influenced(self) -> list[str]:
+        """What was learned before now: models, and vectors made of them, that may hold an influence of whoever was in the log."""
+        run = self._places.run_dir
+        bundles = [f"bundles/{path.parent.name}" for path in sorted(run.glob(f"bundles/*/{MANIFEST}"))]
+        return bundles + [name for name in ("model", "checkpoints", "tensorboard", "export/queries.npy") if (run / name).exists()]
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Read a whole chain: how many receipts it has, and the last hash. Raises DataError naming the line that was changed."""
+    receipts = Receipts(path)
+    found = receipts.fresh()
+    return {"receipts": receipts.count, "last_hash": receipts.last, "forgotten": sum(len(line.get("marks", ())) for line in found)}
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _iso(moment: int) -> str:
+    return (datetime.fromtimestamp(0, UTC) + timedelta(microseconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,135 @@
+"""Forgetting reaches every file of a run and every process of its service; what comes back from a backup goes again."""
+
+import json
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.subjects import verify
+
+USER, OTHER = "user-4", "user-9"
+HOLDERS = [
+    "audit.parquet", "export/histories.parquet", "export/users/part-00000.parquet", "prepared/raw_user_ids.parquet",
+    "prepared/rejected.parquet", "prepared/user_keys.npy", "prepared/users.parquet", "recommendations/part-00000.parquet",
+]  # fmt: skip
+
+
+def test_forgetting_leaves_no_byte_and_touches_nobody_else(used: Any) -> None:
+    state = ["state/events", "state/events.db", "state/impressions", "state/impressions.db"]
+    assert used.holders(USER) == sorted([*HOLDERS, *state])
+    before = {user: used.rows(user) for user in (USER, OTHER)}
+    with used.served() as (_, rights):
+        receipt = rights.subjects.forget([used.keys.key(USER)])
+    assert used.bytes_of(USER) == []
+    assert used.rows(OTHER) == before[OTHER], "nobody else lost a row"
+    removed = receipt["rows"]
+    assert receipt["found"] and removed["export/histories.parquet"] == removed["prepared"] == removed["audit.parquet"] == 1
+    assert removed["state/events.db"] == 2 and removed["state/impressions.db"] == 1 and sum(n.startswith("state/") for n in removed) == 4
+    assert receipt["still_learned_from"] == ["bundles/v1"] and receipt["retrain_by"] > receipt["at"]
+    assert verify(used.receipts) == {"receipts": 2, "last_hash": receipt["hash"], "forgotten": 1}
+
+
+def test_prepared_columns_agree_after_somebody_left(used: Any) -> None:
+    folder = used.dir / "prepared"
+    before = {path.relative_to(folder).as_posix(): np.load(path) for path in folder.rglob("*.npy")}
+    place = [key.tobytes() for key in before["user_keys.npy"]].index(used.keys.key(USER))
+    with used.served() as (_, rights):
+        rights.subjects.forget([used.keys.key(USER)])
+    gone = slice(3 * place, 3 * place + 3)
+    for name in ("item", "timestamp", "weight", "split", "event", "context/hour"):
+        assert np.array_equal(np.load(folder / f"{name}.npy"), np.delete(before[f"{name}.npy"], gone))
+    for name in ("user_keys", "users/age"):
+        assert np.array_equal(np.load(folder / f"{name}.npy"), np.delete(before[f"{name}.npy"], place, axis=0))
+    assert np.array_equal(np.load(folder / "offsets.npy"), before["offsets.npy"][:-1])
+    assert len(pq.read_table(folder / "users.parquet")) == len(before["user_keys.npy"]) - 1
+    facts = json.loads((folder / "prepare.json").read_text())["data"]
+    assert facts["forgotten_users"] == 1 and facts["users"] == len(before["user_keys.npy"]) - 1 and facts["digest"] != "before"
+    assert not list(folder.rglob("*.leaving"))
+
+
+def test_nobody_and_twice_are_no_errors_and_say_that_nothing_was_found(used: Any) -> None:
+    with used.served() as (_, rights):
+        rights.subjects.forget([used.keys.key(USER)])
+        for user in (USER, "nobody"):
+            receipt = rights.subjects.forget([used.keys.key(user)])
+            assert (receipt["found"], receipt["rows"], receipt["still_learned_from"], receipt["retrain_by"]) == (False, {}, [], None)
+    assert verify(used.receipts)["receipts"] == 6
+
+
+def test_it_counts_at_the_next_request_of_every_process_and_later_events_count_anew(used: Any) -> None:
+    with used.served() as (one, _), used.served() as (two, rights):
+        assert one.recommend(user_id=USER).profile == two.recommend(user_id=USER).profile == "used"
+        moment = time.time() - 60
+        rights.subjects.forget([used.keys.key(USER)])
+        reply = one.recommend(user_id=USER)
+        assert (reply.mode, reply.profile, reply.fallback and reply.fallback.reason) == ("fallback", "none", "unknown_user")
+        late = {"user_id": USER, "item_id": "item-02", "timestamp": moment}
+        assert one.add_events([late]).ignored == 1, "what happened before and comes late is forgotten as well"
+        assert one.add_events([{"user_id": USER, "item_id": "item-03", "event_id": "new"}]).added == 1
+        assert two.recommend(user_id=USER, k=40).items == two.recommend(history=["item-03"], k=40).items
+        assert one.recommend(user_id=OTHER).profile == "used"
+
+
+def test_what_other_processes_were_about_to_write_is_not_written(used: Any) -> None:
+    with used.served() as (one, _), used.served() as (_, rights):
+        one.recommend(user_id=USER, k=3)
+        one.recommend(user_id=OTHER, k=3)
+        rights.subjects.forget([used.keys.key(USER)])
+        assert one.outbox is not None
+        one.outbox.flush()
+        one.recommend(user_id=USER, k=4)
+        waiting = one.outbox
+        waiting.flush()
+        assert [json.loads(row)["k"] for row in waiting.waiting(100, 1 << 20).rows][-2:] == [3, 4], "the other's list, and a later one"
+
+
+def test_what_a_backup_brings_back_goes_at_the_next_start(used: Any, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    shutil.copytree(used.dir, backup)
+    with used.served() as (_, rights):
+        rights.subjects.forget([used.keys.key(USER)])
+        assert rights.subjects.replay() is None, "nothing came back yet"
+    shutil.rmtree(used.dir)
+    backup.rename(used.dir)
+    assert used.bytes_of(USER)
+    with used.served() as (retriever, rights):
+        assert retriever.profiles.get(used.keys.key(USER), "time", time.time_ns() // 1000) == (None, 0), "nobody reads it, removed or not"
+        before = used.rows(OTHER)
+        receipt = rights.subjects.replay()
+    assert receipt is not None and receipt["forget"] is None and receipt["rows"]["prepared"] == 1
+    assert used.bytes_of(USER) == [] and used.rows(OTHER) == before
+
+
+def test_a_history_with_later_events_keeps_those_alone(used: Any, tmp_path: Path) -> None:
+    path = used.dir / "export" / "histories.parquet"
+    with used.served() as (_, rights):
+        rights.subjects.forget([used.keys.key(USER)])
+    moment = time.time_ns() // 1000
+    row = {"user_key": used.keys.key(USER), "item_ids": ["old", "undated", "new"], "event_types": ["play"] * 3,
+           "timestamps": [moment - 10**9, None, moment + 10**9], "likes": ["drama"]}  # fmt: skip
+    table = pq.read_table(path)
+    grown = pa.concat_tables([table, pa.Table.from_pylist([row], schema=table.schema)])
+    pq.write_table(grown.take(pa.array(np.argsort([k for k in grown["user_key"].to_pylist()], kind="stable"))), path)
+    with used.served() as (retriever, rights):
+        known = retriever.profiles.get(used.keys.key(USER), "time", moment)[0]
+        assert known is not None and known.items == ["new"] and not known.features
+        rights.subjects.replay()
+    (left,) = [r for r in pq.read_table(path).to_pylist() if r["user_key"] == used.keys.key(USER)]
+    assert (left["item_ids"], left["event_types"], left["likes"]) == (["new"], ["play"], None)
+    assert pq.read_schema(path).metadata == table.schema.metadata
+
+
+def test_grants_are_forgotten_and_refusals_are_not(used: Any) -> None:
+    with used.served() as (_, rights):
+        rights.standing.decide(used.keys.key(USER), {"train": False, "measure": True})
+        assert rights.subjects.forget([used.keys.key(USER)])["rows"]["state/consent.db"] == 1
+    with used.served() as (_, rights):
+        assert rights.held(USER)["consent"] == {"personalize": True, "train": False, "marketing": True, "measure": True}
+    with sqlite3.connect(used.dir / "state" / "consent.db") as connection:
+        assert connection.execute("SELECT purpose FROM decisions").fetchall() == [("train",)]

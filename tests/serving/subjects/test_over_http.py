@@ -1,0 +1,86 @@
+"""People's wishes over HTTP, before one process and before several."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.app import ROUTE_NAMES, AppOptions, build_app
+from serving.engine import Engine
+from serving.metrics import Metrics
+from serving.subjects import verify
+
+USER, OTHER = "user-4", "user-9"
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.anyio
+async def test_seeing_and_forgetting(used: Any) -> None:
+    with used.served() as (retriever, rights):
+        app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), rights=rights))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            told = (await client.get(f"/v1/users/{USER}")).json()
+            assert told["user_id"] == USER and "export/histories.parquet" in told["held"]
+            receipt = (await client.delete(f"/v1/users/{USER}")).json()
+            assert receipt["found"] and receipt["hash"] == verify(used.receipts)["last_hash"]
+            assert (await client.get(f"/v1/users/{USER}")).json()["held"] == {} and used.bytes_of(USER) == []
+            reply = (await client.post("/v1/recommend", json={"user_id": USER})).json()
+            assert reply["fallback"]["reason"] == "unknown_user"
+            for method in ("GET", "DELETE"):
+                refused = await client.request(method, f"/v1/users/{'x' * 300}")
+                assert (refused.status_code, refused.json()["field"]) == (422, "id")
+            used.receipts.write_bytes(b"not a chain\n")
+            failed = await client.delete(f"/v1/users/{OTHER}")
+            assert failed.status_code == 500 and OTHER not in failed.text
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def test_a_service_of_this_process_alone_keeps_nothing(client: httpx.Client) -> None:
+    for method in ("GET", "DELETE"):
+        refused = client.request(method, "/v1/users/somebody")
+        assert (refused.status_code, refused.json()["field"]) == (404, "id")
+
+
+def test_every_worker_knows_at_its_next_request(used: Any) -> None:
+    command = [sys.executable, "-m", "towers", "serve", f"run_dir={used.dir}", "serving.port=0", "serving.workers=2"]
+    command += [f"serving.receipts={used.receipts}"]
+    environment = {**os.environ, "TOWERS_KEY_FILE": str(used.config.serving.key_file), "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        place, started = used.dir / "serve.json", time.monotonic()
+        while not place.exists():
+            assert server.poll() is None and time.monotonic() - started < 60
+            time.sleep(0.05)
+        url = json.loads(place.read_text())["url"]
+
+        def profiles(user: str) -> set[str]:
+            """What many requests get, each over a connection of its own, so that both workers are asked."""
+            body = {"user_id": user, "k": 3}
+            return {httpx.post(f"{url}/v1/recommend", json=body, trust_env=False).json()["profile"] for _ in range(12)}
+
+        def ask(method: str, path: str, **body: Any) -> Any:
+            return httpx.request(method, f"{url}/v1/users/{path}", trust_env=False, timeout=20, **body).json()
+
+        assert profiles(USER) == profiles(OTHER) == {"used"}
+        ask("PUT", f"{OTHER}/consent", json={"personalize": False})
+        assert profiles(OTHER) == {"no_consent"}
+        ask("PUT", f"{OTHER}/consent", json={"personalize": True})
+        assert profiles(OTHER) == {"used"}
+        assert ask("DELETE", USER)["found"] is True
+        assert profiles(USER) == {"none"} and profiles(OTHER) == {"used"}
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    # lists shown after the wish are of somebody new, and are kept like anybody's
+    assert {name.partition("/date")[0] for name in used.bytes_of(USER)} <= {"state/impressions", "state/impressions.db"}

@@ -1,0 +1,108 @@
+"""The chain of receipts: every changed byte is found, and who is forgotten is known by a mark alone."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.receipt_writer import write_receipt
+from towers.columns import NO_TIME
+from towers.errors import ConfigError, DataError
+from towers.identity import UserKeys, mark
+from towers.receipts import FORGET, REMOVED, Erasures, Receipts, receipts_file
+
+KEYS = UserKeys(b"k" * 32)
+
+
+def written(path: Path, users: int = 3) -> bytes:
+    for user in range(users):
+        write_receipt(path, {"what": FORGET, "moment": 1000 + user, "marks": [mark(KEYS.key(f"u{user}")).hex()]})
+        write_receipt(path, {"what": REMOVED, "rows": {"export/histories.parquet": user}, "found": bool(user)})
+    return path.read_bytes()
+
+
+def test_a_chain_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "receipts.jsonl"
+    written(path)
+    receipts = Receipts(path)
+    assert [line["what"] for line in receipts.fresh()] == [FORGET, REMOVED] * 3 and receipts.count == 6
+    assert json.loads(path.read_text().splitlines()[-1])["hash"] == receipts.last
+    assert receipts.fresh() == []
+    told = write_receipt(path, {"what": REMOVED})
+    assert (told.number, len(receipts.fresh()), receipts.last) == (7, 1, told.hash)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("xor", [0x01, 0x20, 0x80])
+def test_every_changed_byte_is_found(tmp_path: Path, xor: int) -> None:
+    path = tmp_path / "receipts.jsonl"
+    content = written(path, 2)
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= xor
+        path.write_bytes(changed)
+        line = content[:place].count(b"\n") + 1
+        with pytest.raises(DataError, match=f"line {line} is not what was written"):
+            Receipts(path).fresh()
+
+
+def test_lines_taken_out_or_put_elsewhere_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    lines = written(path, 2).splitlines(keepends=True)
+    for one, other in product(range(4), range(4)):
+        changed = list(lines)
+        changed[one], changed[other] = changed[other], changed[one]
+        if one == other:
+            del changed[one]
+        path.write_bytes(b"".join(changed))
+        if one == other == 3:
+            assert len(Receipts(path).fresh()) == 3, "what is cut off at the end leaves no trace in what is left"
+            continue
+        with pytest.raises(DataError, match=f"line {min(one, other) + 1} is not"):
+            Receipts(path).fresh()
+
+
+def test_a_chain_that_became_shorter_while_it_was_read_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    content = written(path)
+    receipts = Receipts(path)
+    receipts.fresh()
+    path.write_bytes(content[:-200])
+    with pytest.raises(DataError, match="shorter than it was"):
+        receipts.fresh()
+    path.unlink()
+    with pytest.raises(DataError, match="is gone"):
+        receipts.fresh()
+
+
+def test_nothing_is_added_to_a_chain_that_was_changed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    content = written(path)
+    path.write_bytes(content.replace(b"1001", b"1002"))
+    with pytest.raises(DataError, match="line 3"):
+        write_receipt(path, {"what": REMOVED})
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="Set serving.receipts"):
+        write_receipt(tmp_path / "file" / "r.jsonl", {"what": REMOVED})
+
+
+def test_who_is_forgotten_is_known_by_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    erasures = Erasures(Receipts(path))
+    assert not erasures.refresh() and erasures.moment(KEYS.key("u1")) is None
+    content = written(path)
+    assert erasures.refresh() and len(erasures) == 3 and not erasures.refresh()
+    assert [erasures.moment(KEYS.key(f"u{user}")) for user in range(4)] == [1000, 1001, 1002, None]
+    assert erasures.moments(KEYS.keys(["u2", "other", "u0"])).tolist() == [1002, NO_TIME, 1000]
+    assert erasures.moments(np.empty((0, 16), np.uint8)).tolist() == []
+    write_receipt(path, {"what": FORGET, "moment": 5000, "marks": [mark(KEYS.key("u1")).hex()]})
+    assert erasures.refresh() and erasures.moment(KEYS.key("u1")) == 5000, "forgotten again, later"
+    keys = [KEYS.key(f"u{user}") for user in range(3)]
+    assert not any(key in content or key.hex().encode() in content for key in keys)
+
+
+def test_the_chain_lies_beside_the_secret(tmp_path: Path) -> None:
+    assert receipts_file(None, str(tmp_path / "user_key")) == tmp_path / "user_key.receipts.jsonl"
+    assert receipts_file(str(tmp_path / "r"), None) == tmp_path / "r"

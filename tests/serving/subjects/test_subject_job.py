@@ -1,0 +1,111 @@
+"""Seeing what is held, deleting what is old, and `towers subject` over all of it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from serving.subject_config import SubjectJobConfig, validate
+from serving.subject_job import run
+from towers.errors import ConfigError, DataError, GateError
+
+USER, OTHER = "user-4", "user-9"
+
+
+def test_what_is_held_of_a_person_can_be_read(used: Any) -> None:
+    with used.served() as (_, rights):
+        told = rights.held(USER)
+        nobody = rights.held("nobody")
+    found = json.loads(json.dumps(told))["held"]
+    assert {place.partition(":")[0] for place in found} >= {
+        "state/events.db",
+        "state/impressions.db",
+        "prepared",
+        "audit.parquet",
+        "export/histories.parquet",
+    }
+    assert sorted(event["event_id"] for event in found["state/events.db: events"]) == ["False", "True"]
+    assert found["state/events.db: events"][0]["timestamp"].startswith("20")
+    (history,) = found["export/histories.parquet"]
+    assert len(history["item_ids"]) == 5 and history["timestamps"][0].startswith("2024")
+    (shown,) = found["state/impressions.db: waiting"]
+    assert len(shown["row"]["item_id"]) == 20 and shown["row"]["user_key"] == used.keys.key(USER).hex()
+    assert len([row for row in found["prepared"] if "item_id" in row]) == 3 and found["prepared/rejected.parquet"][0]["reason"] == "bad"
+    assert nobody["held"] == {} and nobody["consent"]["train"] is True
+
+
+def test_purge_removes_what_is_old_everybodys(used: Any) -> None:
+    day = 86_400_000_000
+    with used.served() as (retriever, rights):
+        retriever.add_events([{"user_id": USER, "item_id": "item-05", "timestamp": time.time() - 40 * 86_400}])
+        removed = rights.subjects.purge(30)
+        assert removed["state/events.db"] == 1 and removed["export/histories.parquet"] > 1 and "audit.parquet" not in removed
+        assert rights.subjects.purge(30) == {}
+    left = pq.read_table(used.dir / "export" / "histories.parquet").to_pylist()
+    assert all(t > time.time_ns() // 1000 - 30 * day for row in left for t in row["timestamps"])
+    assert {row["likes"] and tuple(row["likes"]) for row in left} == {None, ("drama",)}, "users without events keep what they declared"
+    assert used.holders(OTHER) and (used.dir / "prepared" / "user_keys.npy").exists()
+
+
+def job(used: Any, action: str, **settings: Any) -> dict[str, Any]:
+    config = SubjectJobConfig(**vars(used.config), action=action)
+    for name, value in settings.items():
+        setattr(config if name == "user" else config.subject, name, value)
+    validate(config)
+    document: dict[str, Any] = json.loads(Path(run(config)).read_text())
+    return document
+
+
+def test_the_job_does_the_same(used: Any, tmp_path: Path) -> None:
+    out = tmp_path / "held.json"
+    assert job(used, "export", user=USER, out=str(out))["held"] and out.stat().st_mode & 0o777 == 0o600
+    leavers = tmp_path / "leavers.txt"
+    leavers.write_text(f"{USER}\nnobody\n{OTHER}\n")
+    receipt = job(used, "forget", users=str(leavers))["receipt"]
+    assert receipt["rows"]["prepared"] == 2 and used.bytes_of(USER) == used.bytes_of(OTHER) == []
+    assert job(used, "verify") == {"action": "verify", "receipts": 2, "last_hash": receipt["hash"], "forgotten": 3}
+    assert job(used, "purge", days=1e6)["rows"] == {}
+    used.receipts.write_bytes(used.receipts.read_bytes().replace(b'"found":true', b'"found":True'))
+    with pytest.raises(DataError, match="line 2 is not what was written"):
+        job(used, "verify")
+
+
+@pytest.mark.parametrize(
+    ("action", "settings", "said"),
+    [
+        ("forgive", {}, "action: got 'forgive', expected one of forget, export, purge, scan, verify"),
+        ("forget", {}, "user: action=forget needs a user id"),
+        ("forget", {"user": "a", "users": "b.txt"}, "and not both"),
+        ("forget", {"user": ""}, "empty id"),
+        ("export", {"user": "a"}, "subject.out"),
+        ("export", {"user": "a", "out": "absent/folder/x"}, "absent/folder/x cannot be written"),
+        ("purge", {"days": 0}, "subject.days: got 0"),
+        ("scan", {"ids": "absent"}, "subject.ids: no file absent"),
+    ],
+)
+def test_settings_that_cannot_be_meant(used: Any, action: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        job(used, action, **settings)
+
+
+def test_without_the_secret_nobody_can_be_found(used: Any, tmp_path: Path) -> None:
+    used.config.serving.key_file = str(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="another secret would make every user unknown"):
+        job(used, "forget", user=USER)
+
+
+def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path) -> None:
+    ids = tmp_path / "ids.csv"
+    ids.write_text("user_id,city\n" + "".join(f"{user},x\n" for user in (USER, OTHER, "a", "12345678", "item-03")))
+    (used.dir / "notes.txt").write_text(f"called {USER} today")
+    with pytest.raises(GateError, match=r"1 files hold raw user ids: notes.txt \(1\)"):
+        job(used, "scan", ids=str(ids))
+    told = json.loads((used.dir / "subject.json").read_text())
+    assert told["hits"] == [{"place": "notes.txt", "ids": 1, "asked_for": False}]
+    assert told["asked_for"] == ["prepared/raw_user_ids.parquet", "prepared/rejected.parquet"]
+    assert told["not_looked_for"] == 3, "too short, a number, an item's id"
+    (used.dir / "notes.txt").unlink()
+    assert job(used, "scan", ids=str(ids))["hits"] == []

@@ -1,0 +1,127 @@
+"""Who was forgotten, when, and what was removed for it: a chain of receipts beside the secret of the user keys, outside every run.
+
+One JSON object a line. Each begins with the SHA-256 of the hash before it and of its own remaining bytes, so that any byte that is changed
+is found. Not found, from the file alone, is a chain that somebody made anew from a line on, or cut off at its end: keep the last hash
+elsewhere (every receipt is answered with it).
+
+A receipt knows a person by a mark of the user key (`towers.identity.mark`), and what happened up to its moment is forgotten: it is dropped
+wherever it turns up again, from a backup or in the log of the next `towers prepare`. What happens later counts anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from towers.columns import NO_TIME
+from towers.errors import DataError
+from towers.identity import KEY_BYTES, key_file, mark
+
+BEGINNING = "0" * 64
+"""The hash before the first line."""
+FORGET, REMOVED = "forget", "removed"
+_FIRST, _THEN = b'{"hash":"', b'",'
+
+
+def receipts_file(path: str | None, secret: str | None) -> Path:
+    """Where the chain lies: `path`, else beside the secret of the user keys."""
+    if path:
+        return Path(path).expanduser()
+    beside = key_file(secret)
+    return beside.with_name(f"{beside.name}.receipts.jsonl")
+
+
+def sealed(document: Mapping[str, Any], before: str) -> tuple[bytes, str]:
+    """A receipt's line and its hash.
+
+    Args:
+        before: hash of the line before.
+    """
+    rest = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()[1:]
+    found = _hash(before, rest)
+    return _FIRST + found.encode() + _THEN + rest + b"\n", found
+
+
+class Receipts:
+    """Reads a chain, and what is added to it.
+
+    Args:
+        path: the file; where there is none, nobody was forgotten.
+
+    Attributes:
+        count, last: lines read, and the hash of the last one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count, self.last = 0, BEGINNING
+        self._offset = 0
+
+    def fresh(self) -> list[dict[str, Any]]:
+        """What was added since the last call.
+
+        Raises:
+            DataError: a line was changed; names it. Or the file became shorter.
+        """
+        try:
+            with self.path.open("rb") as source:
+                source.seek(0, 2)
+                if source.tell() < self._offset:
+                    raise DataError(f"{self.path}: shorter than it was; put the file back as it was after {self.count} receipts")
+                source.seek(self._offset)
+                content = source.read()
+        except FileNotFoundError:
+            if self._offset:
+                raise DataError(f"{self.path} is gone; put it back: without it, forgotten people return with the next backup") from None
+            return []
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        return [self._read(line) for line in content.splitlines(keepends=True)]
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        start = len(_FIRST) + len(BEGINNING)
+        told, rest = line[len(_FIRST) : start], line[start + len(_THEN) : -1]
+        whole = line.endswith(b"\n") and line.startswith(_FIRST) and line[start : start + len(_THEN)] == _THEN
+        if not whole or told != _hash(self.last, rest).encode():
+            raise DataError(f"{self.path}: line {self.count + 1} is not what was written; every receipt before it is sound")
+        document: dict[str, Any] = json.loads(b"{" + rest)
+        self.count, self.last, self._offset = self.count + 1, told.decode(), self._offset + len(line)
+        return document
+
+
+class Erasures:
+    """Forgotten people, as far as a chain was read."""
+
+    def __init__(self, receipts: Receipts) -> None:
+        self._receipts = receipts
+        self._moment_of: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._moment_of)
+
+    def refresh(self) -> bool:
+        """Read what was added; whether somebody was forgotten. Raises DataError."""
+        fresh = [receipt for receipt in self._receipts.fresh() if receipt["what"] == FORGET]
+        for receipt in fresh:
+            self._moment_of |= dict.fromkeys(map(bytes.fromhex, receipt["marks"]), int(receipt["moment"]))
+        return bool(fresh)
+
+    def moment(self, user_key: bytes) -> int | None:
+        """What a user did up to this moment (microseconds UTC) is forgotten; None = nothing is."""
+        return self._moment_of.get(mark(user_key)) if self._moment_of else None
+
+    def moments(self, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The same for many: keys uint8 [n, 16] to int64 [n], NO_TIME where nothing is forgotten."""
+        if not self._moment_of:
+            return np.full(len(keys_n), NO_TIME, np.int64)
+        joined = np.ascontiguousarray(keys_n, np.uint8).tobytes()
+        found = [self._moment_of.get(mark(joined[at : at + KEY_BYTES]), NO_TIME) for at in range(0, len(joined), KEY_BYTES)]
+        return np.array(found, np.int64)
+
+
+def _hash(before: str, rest: bytes) -> str:
+    return hashlib.sha256(before.encode() + rest).hexdigest()
