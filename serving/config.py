@@ -131,9 +131,10 @@ def state_dir(config: ServingConfig) -> Path:
     return Path(config.serving.state_dir) if config.serving.state_dir else Path(config.run_dir) / "state"
 
 
-def register() -> None:
-    """Tell Hydra the schema; conf/index.yaml, conf/serve.yaml and conf/recommend.yaml start from it."""
-    ConfigStore.instance().store(name="serving_schema", node=ServingConfig)
+def register(**more: type) -> None:
+    """Tell Hydra the schema that conf/index.yaml, conf/serve.yaml and conf/recommend.yaml start from, and others by name."""
+    for name, schema in {"serving_schema": ServingConfig, **more}.items():
+        ConfigStore.instance().store(name=name, node=schema)
 
 
 def validate(config: ServingConfig) -> None:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from hydra.core.config_store import ConfigStore
-
 from serving import config as serving_config
 from serving.config import ServingConfig
 from towers.errors import ConfigError
@@ -40,8 +38,7 @@ class SubjectJobConfig(ServingConfig):
 
 def register() -> None:
     """Tell Hydra the schema; conf/subject.yaml starts from it."""
-    serving_config.register()
-    ConfigStore.instance().store(name="subject_schema", node=SubjectJobConfig)
+    serving_config.register(subject_schema=SubjectJobConfig)
 
 
 def validate(config: SubjectJobConfig) -> None:
