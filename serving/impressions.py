@@ -207,6 +207,7 @@ class Outbox:
             "item_id": ids_of(listed.items),
             "score": _plain(listed.chosen.scores_k),
             "propensity": _plain(listed.chosen.propensities_k),
+            "temperature": 0.0 if listed.policy.dials is None else listed.policy.dials.temperature,
             "candidate_count": len(listed.chosen.considered.rows_C),
             "policy": _JSON.encode(listed.policy.to_row()).decode(),
             "now": known.now,

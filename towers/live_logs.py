@@ -43,6 +43,7 @@ IMPRESSION_SCHEMA = pa.schema(
         _needed(c.ITEM_ID, pa.list_(pa.string())),  # best first
         _needed("score", pa.list_(pa.float32())),
         _needed("propensity", pa.list_(pa.float64())),  # of each item, given those before it
+        pa.field("temperature", pa.float64()),  # of the draws; 0 = the best at each position was taken
         _needed("candidate_count", pa.int32()),  # what the list was chosen from
         pa.field("candidate_item_id", pa.list_(pa.string())),  # the same in full, best first, for a share of the lists; else null
         pa.field("candidate_score", pa.list_(pa.float32())),

@@ -1,6 +1,6 @@
 """Feedback joined to what was shown, through a service's own stores: lists asked for and answered, late, out of order and twice.
 
-    python -m scripts.bench.feedback [--quick]
+    python scripts/bench/feedback.py [--quick]
 
 Every list draws a number of clicks (two on average). Clicks arrive up to a thousand lists later, shuffled, in calls of up to fifty, one in
 twenty of them sent again. The engine writes what it shows and moves it to Parquet as in `towers serve`; then `towers feedback` joins.
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import finish, say
+from serving_world import make_run
 
-from scripts.bench.report import finish, say
-from scripts.bench.serving_world import make_run
 from serving.config import ServingConfig, state_dir
 from serving.feedback_job import run
 from serving.profiles import Profiles

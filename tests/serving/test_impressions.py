@@ -63,7 +63,7 @@ def test_a_list_can_be_computed_again_from_its_row(logged: Retriever, asked: dic
     assert (row["item_id"], row["score"]) == ([item.item_id for item in reply.items], [item.score for item in reply.items])
     assert (row["recommendation_id"], row["mode"], row["k"]) == (reply.recommendation_id, reply.mode, reply.k)
     assert (row["model_version"], row["index_version"], row["item_changes"]) == ("v1", "v1", 0) and row["config_hash"] == "settings"
-    assert row["propensity"] == [1.0] * len(reply.items) and row["candidate_count"] == len(reply.items)
+    assert row["temperature"] == 0.0 and row["propensity"] == [1.0] * len(reply.items) and row["candidate_count"] == len(reply.items)
     assert len(rows(logged)) == 1, "computing again shows nobody anything"
 
 
