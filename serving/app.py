@@ -21,7 +21,6 @@ from serving.calls import Call, Endpoint, Front, Reply, problem, request_id_of
 from serving.engine import Engine
 from serving.handlers import Handlers
 from serving.metrics import Metrics
-from serving.openapi import document
 from serving.page import start_page
 from serving.rights import Rights
 
@@ -68,8 +67,7 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:
     metrics = options.metrics
     retriever = engine.retriever
     retriever.metrics = metrics
-    described = document(retriever.limits, retriever.encoder.preprocessor, retriever.chooser.settings.most)
-    handlers = Handlers(engine, metrics, described, options.rights)
+    handlers = Handlers(engine, metrics, options.rights)
     front = Front(metrics, options.keys, retriever.limits.max_body_bytes, options.access_log)
     routes = [
         Route(route.path, Endpoint(front, route.name, route.handler, route.scope, route.takes_body, route.slow), methods=[route.method])

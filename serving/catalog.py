@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.index.rowset import RowSet, distinct
-from serving.item_texts import Items, item_texts
+from serving.item_texts import Items, Texts, item_texts
 from towers.columns import FIRST_ROW, IS_HIDDEN, ITEM_ID
 from towers.vocab import Vocabulary
 
@@ -31,7 +31,7 @@ class Catalog:
 
     def __init__(self, ids: Vocabulary, texts: pa.LargeBinaryArray, hidden: RowSet, counts_I: NDArray[np.int64]) -> None:
         self.vocabulary = ids
-        self._texts = texts
+        self._texts = Texts(texts)
         self.hidden = hidden
         self.popular_I = np.argsort(-counts_I, kind="stable").astype(np.int64)
         self.interactions = int(counts_I.sum())
@@ -78,10 +78,9 @@ class Catalog:
         """log(1 + training interactions) over that of the most chosen item: 0 to 1."""
         return relative_popularity(self.share_I[rows], self)
 
-    def texts(self, rows: NDArray[np.integer]) -> list[bytes]:
+    def texts(self, rows: NDArray[np.integer]) -> list[memoryview]:
         """What a reply says of each row but its score, in the order given."""
-        found: list[bytes] = self._texts.take(pa.array(rows)).to_pylist()
-        return found
+        return self._texts.of(rows)
 
     def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> Items:
         """What a reply says about each row, in the order given."""

@@ -1,7 +1,6 @@
 """What each route does: a call in, a reply out. The work is the retriever's."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
@@ -13,11 +12,13 @@ from serving.decoding import decode
 from serving.engine import Engine
 from serving.messages import EventsRequest, ItemRequest, RecommendRequest
 from serving.metrics import Metrics
+from serving.openapi import document
 from serving.page_messages import BatchRequest, RerankRequest
 from serving.people_calls import PeopleCalls
 from serving.rights import Rights
 from serving.shelves import answer_rerank, answer_rows
 from towers.errors import RequestError
+from towers.preprocess import Preprocessor
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,14 @@ class Handlers:
     Args:
         engine: holds the retriever that answers the next call.
         metrics: what `/metrics` shows.
-        openapi: the document of the interface.
         rights: what acts on people's rows.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics, openapi: Mapping[str, object], rights: Rights | None) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, rights: Rights | None = None) -> None:
         self._engine = engine
         self._metrics = metrics
         self._people = PeopleCalls(engine, rights)
-        self._openapi = msgspec.json.encode(openapi)
+        self._documented: tuple[Preprocessor, Reply] | None = None
 
     def routes(self) -> list[Route]:
         """Everything that can be asked, most asked first."""
@@ -123,4 +123,9 @@ class Handlers:
         return Reply(self._metrics.text(gauges, info).encode(), b"text/plain; version=0.0.4; charset=utf-8")
 
     def openapi(self, call: Call) -> Reply:
-        return Reply(self._openapi, b"application/json")
+        now = self._engine.retriever
+        fitted, documented = now.encoder.preprocessor, self._documented
+        if documented is None or documented[0] is not fitted:  # a new bundle may declare other features
+            content = msgspec.json.encode(document(now.limits, fitted, now.chooser.settings.most))
+            self._documented = documented = fitted, Reply(content, b"application/json")
+        return documented[1]

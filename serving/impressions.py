@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from serving.asked import Asked
 from serving.database import Database
-from serving.item_texts import ids_of
+from serving.item_texts import ids_of, scores_of
 from serving.live_catalog import AnyCatalog
 from serving.messages import Asker, Item
 from serving.policy import Policy
@@ -205,8 +206,8 @@ class Outbox:
             "config_hash": self._config_hash,
             "k": listed.policy.k,
             "item_id": ids_of(listed.items),
-            "score": _plain(listed.chosen.scores_k),
-            "propensity": _plain(listed.chosen.propensities_k),
+            "score": scores_of(listed.items),
+            "propensity": _ones(len(listed.items)) if listed.policy.dials is None else _plain(listed.chosen.propensities_k),
             "temperature": 0.0 if listed.policy.dials is None else listed.policy.dials.temperature,
             "candidate_count": len(listed.chosen.considered.rows_C),
             "policy": _JSON.encode(listed.policy.to_row()).decode(),
@@ -227,6 +228,12 @@ def chance(recommendation_id: str) -> float:
     0.5
     """
     return int(recommendation_id[:8], 16) / 2**32
+
+
+@lru_cache(maxsize=1024)
+def _ones(count: int) -> msgspec.Raw:
+    """Propensities of a list of which nothing was drawn."""
+    return msgspec.Raw(_JSON.encode([1.0] * count))
 
 
 def _plain(values: NDArray[Any]) -> list[float]:

@@ -42,15 +42,17 @@ class OnnxRuntime:
         are the sums of: None of a bundle that was exported before its graph told."""
         length = batch[HISTORY_ITEM].shape[1]
         padding = _padding(batch[HISTORY_ITEM]) if self._user.free_history else 0
-        read = gather(
-            {n: array[:, padding:] if n in HISTORY_INPUTS else array for n, array in batch.items()}, self._user.inputs, self._tables
-        )
+        if padding:
+            batch = {n: array[:, padding:] if n in HISTORY_INPUTS else array for n, array in batch.items()}
+        read = gather(batch, self._user.inputs, self._tables)
         others = self._user.others if parts else []
         vectors_BHD, shares_BL, *each = self._user.run(read, others)
-        weights_BL = np.zeros((len(vectors_BHD), length), np.float32)
-        weights_BL[:, padding:] = shares_BL
         if not self._config.sums_user:
             return UserEncoding(vectors_BHD)
+        weights_BL = shares_BL
+        if padding:
+            weights_BL = np.zeros((len(vectors_BHD), length), np.float32)
+            weights_BL[:, padding:] = shares_BL
         found = user_parts(self._config, self._parts, shares_BL, read, each) if others else None
         return UserEncoding(vectors_BHD, weights_BL, found)
 
@@ -93,6 +95,8 @@ class _Graph:
 
 def _padding(item_BL: NDArray[np.generic]) -> int:
     """Leading columns in which no row has an event; one column is left in any case."""
+    if item_BL[:, 0].any():
+        return 0
     held_L = (item_BL != 0).any(axis=0)
     return int(held_L.argmax()) if held_L.any() else max(0, item_BL.shape[1] - 1)
 

@@ -43,7 +43,7 @@ from serving.messages import (  # fmt: skip
 from serving.metrics import Metrics
 from serving.policy import Policy, SelectorSettings
 from serving.profiles import Profiles
-from serving.runtimes import open_runtime
+from serving.runtimes import open_encoder
 from serving.selector import Candidates, Selection
 from serving.signals import FALLBACK, read_signals
 from serving.steering import steer
@@ -114,7 +114,7 @@ class Retriever:
             history: Parquet file of user histories; None = no user is known but by `add_events`.
             key_file: secret that user ids are keyed with; None = $TOWERS_KEY_FILE or ~/.towers/user_key. Read only with `history`.
             limits: of one request.
-            runtime, device: what runs the towers; see `open_runtime`.
+            runtime, device: what runs the towers; see `open_encoder`.
 
         Raises:
             BundleError: the bundle is damaged or incomplete.
@@ -132,10 +132,7 @@ class Retriever:
         device: str = "cpu",
     ) -> "Retriever":
         """From a verified bundle and what is stored of users; raises BundleError."""
-        preprocessor = bundle.preprocessor()
-        preprocessor.hold()
-        encoder = Encoder(preprocessor, open_runtime(bundle, preprocessor, runtime, device), bundle.model_config().history.length)
-        return cls(bundle, encoder, open_index(bundle), profiles, limits)
+        return cls(bundle, open_encoder(bundle, runtime, device), open_index(bundle), profiles, limits)
 
     def recommend(
         self,

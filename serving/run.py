@@ -1,6 +1,7 @@
 """The serve job: open what the run left, listen, say where, stop in good order."""
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -66,6 +67,8 @@ def run(config: ServingConfig) -> str:
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
         log_to_stderr()
 
+        settle_memory()
+
         def announce() -> None:
             write_json(place, {**announcement, "state": "listening"})
             print(f"serving on {announcement['url']}  ({retriever.model_version}, {len(retriever.catalog):,} items)", flush=True)
@@ -82,6 +85,17 @@ def run(config: ServingConfig) -> str:
         else:
             Workers(settings.workers, work).run(announce)
     return str(write_json(place, {**announcement, "state": "stopped"}))
+
+
+def settle_memory() -> None:
+    """To be called when everything is opened: what is there stays.
+
+    Objects that nobody frees any more are on no page that the collector writes to, and such pages stay shared between processes. Requests
+    leave no cycles, so it need not look through the lists that wait to be logged again and again: that took a tenth of a request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 50)
 
 
 def opened(bundle: Bundle, settings: ServeConfig, profiles: Profiles) -> Retriever:

@@ -4,8 +4,9 @@ import importlib
 
 from serving.onnx_runtime import OnnxRuntime
 from towers.bundle import Bundle
-from towers.encoder import Runtime
+from towers.encoder import Encoder, Runtime
 from towers.errors import BundleError, ConfigError
+from towers.lookups import time_inputs
 from towers.preprocess import Preprocessor
 
 _TORCH = "serving.torch_runtime"
@@ -36,3 +37,10 @@ def open_runtime(bundle: Bundle, preprocessor: Preprocessor, name: str = "auto",
         raise ConfigError(f"serving.runtime={name}, serving.device={device}: torch is not installed; install it, or leave both") from error
     runtime: Runtime = module.open_torch(bundle, preprocessor, device)
     return runtime
+
+
+def open_encoder(bundle: Bundle, runtime: str = "auto", device: str = "cpu") -> Encoder:
+    """A bundle's preprocessing and towers, ready for requests; arguments and errors as for `open_runtime`."""
+    preprocessor, config = bundle.preprocessor(), bundle.model_config()
+    preprocessor.hold()
+    return Encoder(preprocessor, open_runtime(bundle, preprocessor, runtime, device), config.history.length, time_inputs(config))

@@ -87,6 +87,8 @@ def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocess
     Raises:
         RequestError: an event type that the model does not know, or an absurd time; names the event.
     """
+    if not entries:
+        return StoredUser([], [], [])
     events = [HistoryEvent(entry) if isinstance(entry, str) else entry for entry in entries]
     kinds = [event.event_type or DEFAULT_EVENT_TYPE for event in events]
     check_types([(f"history[{i}].event_type", event.event_type) for i, event in enumerate(events)], preprocessor)
@@ -115,9 +117,9 @@ def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], pre
     Raises:
         RequestError: the model has no such feature, or several and a plain list was given.
     """
-    declared = [f.name for f in _preferences(preprocessor)]
     if not given:
         return {}
+    declared = [f.name for f in _preferences(preprocessor)]
     if not isinstance(given, Mapping):
         if len(declared) != 1:
             raise RequestError("preferences", f"a plain list needs exactly one declared preferences feature; this model has {declared}")

@@ -4,7 +4,6 @@ A worker that dies is started again. Told to stop, the parent tells its workers,
 """
 
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -51,9 +50,6 @@ class Workers:
         Raises:
             RuntimeError: they die again and again as soon as they start.
         """
-        # objects that nobody frees any more are on no page that the collector writes to, and such pages stay shared
-        gc.collect()
-        gc.freeze()
         try:
             for number in range(self._count):
                 self._start(number)

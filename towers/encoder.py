@@ -3,14 +3,14 @@
 rows -> Preprocessor (NumPy) -> FeatureBatch -> Runtime (torch or ONNX) -> vectors
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.batch import FeatureBatch, UserEncoding
+from towers.batch import HISTORY_AGE, HISTORY_GAP, FeatureBatch, UserEncoding
 from towers.columns import NO_TIME, TIMESTAMP
 from towers.preprocess import Preprocessor
 
@@ -57,12 +57,16 @@ class Encoder:
         preprocessor: fitted in training.
         runtime: torch or ONNX.
         length: history events the user tower takes.
+        times: which of the history's HISTORY_AGE and HISTORY_GAP it reads.
     """
 
-    def __init__(self, preprocessor: Preprocessor, runtime: Runtime, length: int) -> None:
+    def __init__(
+        self, preprocessor: Preprocessor, runtime: Runtime, length: int, times: Collection[str] = (HISTORY_AGE, HISTORY_GAP)
+    ) -> None:
         self.preprocessor = preprocessor
         self.runtime = runtime
         self.length = length
+        self._times = frozenset(times)
         self._context = [(f.name, f.source_column == TIMESTAMP) for f in preprocessor.schema.owned_by("context")]
         self._features = [f.name for f in preprocessor.schema.owned_by("user")]
 
@@ -81,6 +85,7 @@ class Encoder:
                 [row.history_timestamps for row in rows],
                 np.array([row.now for row in rows], np.int64),
                 self.length,
+                self._times,
             ),
             **self.preprocessor.encode("context", context, len(rows)),
             **self.preprocessor.encode("user", features, len(rows)),

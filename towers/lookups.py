@@ -70,6 +70,13 @@ class TowerPlan:
     reads_time: bool
 
 
+def time_inputs(config: ModelConfig) -> tuple[str, ...]:
+    """Which of the history's times a tower reads: ages by a mean, gaps by a transformer, which sees recency in the order of its columns."""
+    if not config.history.use_age:
+        return ()
+    return (HISTORY_GAP,) if config.history.name == "transformer" else (HISTORY_AGE,)
+
+
 def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: int) -> TowerPlan:
     """Decide what each core reads.
 
@@ -97,9 +104,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     width = config.spectral.dim
     spectral = (SPECTRAL_ITEM, SPECTRAL_HISTORY) if width else ()
     tables |= dict.fromkeys(spectral, tables[ITEM_TABLE])
-    # One real event type tells nothing. The transformer reads recency off the order of its columns, and pauses off the gaps.
-    reads_event = config.history.use_event_type and event_rows > FIRST_ROW + 1
-    time = HISTORY_GAP if config.history.name == "transformer" else HISTORY_AGE
+    reads_event = config.history.use_event_type and event_rows > FIRST_ROW + 1  # one real event type tells nothing
     length, dim = config.history.length, config.dim
     history = [
         CoreInput(HISTORY_ROWS, HISTORY_ITEM, "float32", (length, dim), table=history_table),
@@ -107,8 +112,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     ]
     if reads_event:
         history.append(CoreInput(HISTORY_EVENT, HISTORY_EVENT, "int32", (length,)))
-    if config.history.use_age:
-        history.append(CoreInput(time, time, "int32", (length,)))
+    history += [CoreInput(time, time, "int32", (length,)) for time in time_inputs(config)]
     item = _feature_inputs(item_specs, tables, dim)
     if spectral:
         history.append(CoreInput(SPECTRAL_HISTORY_ROWS, HISTORY_ITEM, "float32", (length, width), table=SPECTRAL_HISTORY))

@@ -1,7 +1,7 @@
 """Raw values to arrays: the only preprocessing there is. NumPy in, NumPy out; fitted on training rows, kept in the bundle."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,7 @@ class Preprocessor:
         timestamps: Sequence[Sequence[int]],
         now_B: NDArray[np.int64],
         length: int,
+        times: Collection[str] = (HISTORY_AGE, HISTORY_GAP),
     ) -> dict[str, NDArray[np.generic]]:
         """History arrays of raw events: the newest `length` of each row, right-aligned.
 
@@ -105,6 +106,7 @@ class Preprocessor:
             timestamps: microseconds UTC, or an empty sequence for unknown.
             now_B: time of each request, NO_TIME where unknown.
             length: L.
+            times: which of HISTORY_AGE and HISTORY_GAP are made.
         """
         size = len(items)
         item_BL = np.zeros((size, length), np.int32)  # PAD_ROW is 0
@@ -117,11 +119,12 @@ class Preprocessor:
                 continue
             item_BL[b, -count:] = ids[-count:] if isinstance(ids, np.ndarray) else item_rows(ids[-count:])
             event_BL[b, -count:] = event_rows(events[b][-count:] if events[b] else [DEFAULT_EVENT_TYPE] * count)
-            if timestamps[b]:
+            if len(timestamps[b]):
                 then_BL[b, -count:] = timestamps[b][-count:]
         mask_BL = item_BL != PAD_ROW
         timed = self.schema.order, now_B, then_BL, mask_BL
-        return {HISTORY_ITEM: item_BL, HISTORY_EVENT: event_BL, HISTORY_AGE: ages(*timed), HISTORY_GAP: gaps(*timed)}
+        made = {name: rows(*timed) for name, rows in ((HISTORY_AGE, ages), (HISTORY_GAP, gaps)) if name in times}
+        return {HISTORY_ITEM: item_BL, HISTORY_EVENT: event_BL, **made}
 
     def save(self, folder: Path) -> None:
         """Write schema.json, preprocess.json and vocab/."""

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from towers.errors import ConfigError
@@ -48,7 +49,7 @@ class Feature:
     def source_column(self) -> str:
         return self.column or self.name
 
-    @property
+    @cached_property
     def input_name(self) -> str:
         """Its name in a FeatureBatch: `item.categories`."""
         return f"{self.owner}.{self.name}"

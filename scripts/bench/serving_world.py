@@ -15,7 +15,7 @@ from vector_world import Topics, by_topic
 
 from serving.config import ServingConfig
 from serving.index_job import run as build_index
-from serving.onnx_runtime import OnnxRuntime
+from serving.runtimes import open_encoder
 from towers.bundle import Bundle, publish, write_vectors
 from towers.encoder import Encoder, UserRow
 from towers.fitting import PreprocessorFit
@@ -80,6 +80,7 @@ def make_run(run_dir: Path, items: int, users: int, history: str = "mean", index
     np.save(run_dir / "export" / "queries.npy", queries_QHD.reshape(len(held_out), vectors_ID.shape[1]))
     if index:
         config = ServingConfig(run_dir=str(run_dir))
+        config.index.name = "ivf"  # at 20,000 items too, where the exact scan would be taken and be most of a request
         config.index.k, config.index.recall_floor, config.index.parts = 100, 0.955, []
         build_index(config)
     done.touch()
@@ -88,9 +89,7 @@ def make_run(run_dir: Path, items: int, users: int, history: str = "mean", index
 
 def fast_encoder(bundle: Bundle) -> Encoder:
     """As `towers serve` opens it."""
-    fitted = bundle.preprocessor()
-    fitted.hold()
-    return Encoder(fitted, OnnxRuntime(bundle, fitted), bundle.model_config().history.length)
+    return open_encoder(bundle, "onnx")
 
 
 def _fitted(items: int) -> Preprocessor:

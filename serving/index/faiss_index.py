@@ -139,7 +139,12 @@ class FaissIndex:
                 rows_C = rows_C[~inside(rows_C, banned)]
             if len(rows_C) >= k:
                 found = self._exact.ranked(query_HD, rows_C, len(rows_C))
-                if fetch > 1 and (len(near_HC) > 1 or near_HC[0, -1] == near_HC[0, -2]) and _ties_at_the_edge(found, k, near_HC, found_HC):
+                if (
+                    _tied(found.scores, k)
+                    and fetch > 1
+                    and (len(near_HC) > 1 or near_HC[0, -1] == near_HC[0, -2])
+                    and _ties_at_the_edge(found, k, near_HC, found_HC)
+                ):
                     return None
                 return SearchResult(found.rows[:k], found.scores[:k])
             if nprobe >= self.nlist:
@@ -184,6 +189,11 @@ def _wide(nprobe: int, selector: faiss.IDSelector | None) -> faiss.IVFSearchPara
     if selector is not None:
         wide.sel = selector
     return wide
+
+
+def _tied(scores: NDArray[np.float32], k: int) -> bool:
+    """Whether the k-th of ordered scores has an equal beside it."""
+    return bool(len(scores) > k and (scores[k] == scores[k - 1] or (k > 1 and scores[k - 2] == scores[k - 1])))
 
 
 def _ties_at_the_edge(found: SearchResult, k: int, near_HC: NDArray[np.float32], found_HC: NDArray[np.int64]) -> bool:

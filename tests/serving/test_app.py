@@ -1,10 +1,12 @@
 """The service over a real socket: answers, errors that name the field, and calm beside hostile requests."""
 
 import asyncio
+import copy
 import json
 import re
 import threading
 from base64 import b64encode
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
@@ -14,11 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.app import build_app
+from serving.app import ROUTE_NAMES, build_app
+from serving.calls import Call, Deadline
 from serving.engine import Engine
+from serving.handlers import Handlers
 from serving.messages import Limits
+from serving.metrics import Metrics
 from serving.openapi import document
 from serving.retriever import Retriever
+from towers.encoder import Encoder
 from towers.preprocess import Preprocessor
 from towers.schema import Feature, make_schema
 from towers.vocab import Vocabulary
@@ -261,3 +267,19 @@ def test_the_start_page_asks_nobody_else(client: httpx.Client) -> None:
     assert "innerHTML" not in page.text and "eval(" not in page.text
     for path in ("/v1/recommend", "/health/ready", "/openapi.json"):
         assert f'"{path}"' in page.text
+
+
+def test_the_document_is_of_the_bundle_that_answers_now(retriever: Retriever) -> None:
+    fitted, answering = retriever.encoder.preprocessor, Engine(retriever)
+    handlers = Handlers(answering, Metrics(ROUTE_NAMES))
+
+    def declared() -> set[str]:
+        served = json.loads(handlers.openapi(Call({}, "", b"", Deadline(None))).content)
+        return set(served["components"]["schemas"]["RecommendRequest"]["properties"]["context"]["properties"])
+
+    assert declared() == {"hour", "budget"}
+    other, kept = copy.copy(retriever), tuple(f for f in fitted.schema.features if f.name != "hour")
+    schema = replace(fitted.schema, features=kept)
+    other.encoder = Encoder(Preprocessor(schema, fitted.vocabularies, fitted.numbers), retriever.encoder.runtime, retriever.encoder.length)
+    answering.retriever = other
+    assert declared() == {"budget"}
