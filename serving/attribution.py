@@ -43,8 +43,8 @@ class Carried:
 
 def exact(parts: UserParts, place: int, item_kD: NDArray[np.float32]) -> Carried:
     """Of the row `place` of an encoding."""
-    history_ND = parts.history_BLD[place]
-    return Carried(item_kD @ np.concatenate([history_ND, parts.others_BPD[place]]).T, len(history_ND), parts.names)
+    parts_SD = parts.parts_BSD[place]
+    return Carried(item_kD @ parts_SD.T, len(parts_SD) - len(parts.names), parts.names)
 
 
 def left_out(encoder: Encoder, row: UserRow, names: Sequence[str], item_kD: NDArray[np.float32]) -> Carried:

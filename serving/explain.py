@@ -1,10 +1,9 @@
 """Reasons of a list that was asked for with `explain`: what carried each score, and a sentence that says it.
 
-Legend: k items, M reasons told of an item, D dimensions.
+Legend: k items, S sources, E events, M reasons told of an item, D dimensions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +14,19 @@ from serving.live_catalog import AnyCatalog
 from serving.messages import Item
 from serving.reasons import CONTEXT, FEATURE, HISTORY, PREFERENCE, Explanation, Reason
 from serving.steering import without
-from serving.wording import POPULAR, sentence
+from serving.wording import POPULAR, Source, Wording
 from towers.columns import TIMESTAMP
 from towers.encoder import Encoder, UserRow
 from towers.schema import Feature
 
-MOST_REASONS = 5
+MOST_EVENTS, MOST_OTHERS = 3, 3
+"""Reasons told of an item."""
 MOST_EXPLAINED = 100
 """Of a list; items further down carry no explanation."""
 _UNTOLD = ("id", "text", "time", "dense")
 
 Told = str | list[str] | None
+Floats = NDArray[np.float32]
 
 
 class Explainer:
@@ -37,12 +38,10 @@ class Explainer:
     """
 
     def __init__(self, encoder: Encoder, phrases: Mapping[str, str]) -> None:
-        self._encoder, self._phrases = encoder, phrases
+        self._encoder, self._wording = encoder, Wording(phrases)
         self._inputs = {f.input_name: f for f in encoder.preprocessor.schema.features if f.owner != "item"}
 
-    def explained(
-        self, asked: Asked, items: Sequence[Item], item_kD: NDArray[np.float32], catalog: AnyCatalog, place: int = 0
-    ) -> list[Item]:
+    def explained(self, asked: Asked, items: Sequence[Item], item_kD: Floats, catalog: AnyCatalog, place: int = 0) -> list[Item]:
         """The same items with their explanations.
 
         Args:
@@ -76,40 +75,41 @@ class Explainer:
     ) -> list[Explanation]:
         """An event, or a value that was given, is a reason where it speaks for the item; all else is the rest."""
         parts_kS, events = carried.parts_kS, carried.events
-        told = [*range(events), *(events + place for place, name in enumerate(carried.names) if name in given)]
-        told_kT = parts_kS[:, told]
-        order_kM = np.argsort(-told_kT, axis=1, kind="stable")[:, :MOST_REASONS]
-        best_kM = np.take_along_axis(told_kT, order_kM, 1)
-        speaks_k = np.maximum(parts_kS, 0).sum(1)
-        rest_k = parts_kS.sum(1) - np.maximum(best_kM, 0).sum(1) + (0 if carried.rest_k is None else carried.rest_k)
-        chosen_kM = np.array(told, np.int64)[order_kM]
+        others = np.array([events + place for place, name in enumerate(carried.names) if name in given], np.int64)
+        event_kM, other_kM = _best(parts_kS[:, :events], MOST_EVENTS), others[_best(parts_kS[:, others], MOST_OTHERS)]
+        chosen_kM = np.concatenate([event_kM, other_kM], axis=1)
+        best_kM, for_kS = parts_kS[np.arange(len(parts_kS))[:, None], chosen_kM], np.maximum(parts_kS, 0)
+        speaks_k, lived_k, whole_k = for_kS.sum(1), for_kS[:, :events].sum(1), parts_kS.sum(1)
+        if carried.rest_k is not None:
+            whole_k = whole_k + carried.rest_k
         sources = self._sources(carried, set(chosen_kM[best_kM > 0].tolist()), row, given, catalog)
         found = []
-        for item, chosen, best, speaks, rest in zip(
-            items, chosen_kM.tolist(), best_kM.tolist(), speaks_k.tolist(), rest_k.tolist(), strict=False
-        ):
-            reasons = []
-            for source, part in zip(chosen, best, strict=True):
+        columns = (column.tolist() for column in (chosen_kM, best_kM, speaks_k, lived_k, whole_k))
+        for item, chosen, best, speaks, lived, rest in zip(items, *columns, strict=False):
+            reasons, told = [], []
+            for part, place in sorted(zip(best, chosen, strict=True), key=_by_part):
                 if part > 0:
-                    kind, *what = sources[source]
-                    reasons.append(Reason(kind, part, part / speaks, *what))
-            found.append(Explanation(sentence(reasons, item.categories, self._phrases), reasons, rest, carried.approximate))
+                    source = sources[place]
+                    rest -= part
+                    reasons.append(Reason(source.kind, part, part / speaks, *source.fields))
+                    told.append((source, part / speaks))
+            text = self._wording.sentence(told, lived / speaks if speaks else 0.0, item.categories)
+            found.append(Explanation(text, reasons, rest, carried.approximate))
         return found
 
     def _sources(
         self, carried: Carried, wanted: set[int], row: UserRow, given: Mapping[str, Told], catalog: AnyCatalog
-    ) -> dict[int, tuple[Any, ...]]:
-        """Kind and further fields of a `Reason`, by source."""
-        events = [source for source in wanted if source < carried.events]
+    ) -> dict[int, Source]:
+        """What may be told, by source."""
+        lived = [source for source in wanted if source < carried.events]
         first = len(row.history_items) - carried.events  # below 0 where padding is counted among the events
-        ids = [row.history_items[first + source] for source in events]
-        types = [row.history_events[first + source] if row.history_events else None for source in events]
-        sources: dict[int, tuple[Any, ...]] = {
-            source: (HISTORY, *what) for source, *what in zip(events, ids, catalog.titles(ids), types, strict=True)
-        }
-        for source in wanted.difference(events):
+        ids = [row.history_items[first + source] for source in lived]
+        types = [row.history_events[first + source] if len(row.history_events) else None for source in lived]
+        named = zip(lived, ids, catalog.titles(ids), types, strict=True)
+        sources = {source: self._wording.source(HISTORY, (item_id, title, kind)) for source, item_id, title, kind in named}
+        for source in wanted.difference(lived):
             name = carried.names[source - carried.events]
-            sources[source] = self._kind(name), None, None, None, name.partition(".")[2], given[name]
+            sources[source] = self._wording.source(self._kind(name), (None, None, None, name.partition(".")[2], given[name]))
         return sources
 
     def _kind(self, name: str) -> str:
@@ -117,6 +117,15 @@ class Explainer:
         if feature.owner == "context":
             return CONTEXT
         return PREFERENCE if feature.kind == "preferences" else FEATURE
+
+
+def _by_part(pair: tuple[float, int]) -> tuple[float, int]:
+    return -pair[0], pair[1]
+
+
+def _best(parts_kS: Floats, most: int) -> NDArray[np.int64]:
+    """Places of the greatest parts of each item, first the greatest; of equal ones the first."""
+    return np.argsort(-parts_kS, axis=1, kind="stable")[:, :most]
 
 
 def _said(feature: Feature, value: object) -> Told:

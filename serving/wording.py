@@ -1,36 +1,93 @@
 """Reasons as a sentence that a person understands: "because you watched “Dune” and “Alien”, and it is evening"."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from serving.reasons import CONTEXT, HISTORY, PREFERENCE, Reason
+from serving.reasons import CONTEXT, HISTORY, PREFERENCE
 from towers.columns import DEFAULT_EVENT_TYPE
 
 POPULAR = "because it is popular with everyone"
 NOTHING_NAMED = "because it suits what is known of you as a whole"
-MOST_NAMED = 3
+NAMED_EVENTS, NAMED_OTHERS = 2, 2
 LEAST_SHARE = 0.1
-"""Of a reason that is named beside the first."""
+"""Of the events together, and of any other reason, that is named beside what carried more."""
 
 _LONGEST = 80
 
 
-def sentence(reasons: Sequence[Reason], categories: Sequence[str], phrases: Mapping[str, str]) -> str:
-    """The first reasons in words; events of one type, or of types said alike, are told together.
+class Source(NamedTuple):
+    """An event or a value, ready to be told of several items.
+
+    Attributes:
+        kind: of `Reason`.
+        fields: of `Reason` from `item_id` on.
+        phrase: how it is said.
+        names: what stands in the phrase.
+    """
+
+    kind: str
+    fields: tuple[Any, ...]
+    phrase: str
+    names: Sequence[str]
+
+
+class Wording:
+    """Says reasons.
 
     Args:
-        reasons: greatest share first.
-        categories: of the item: of several declared likes, those that it fulfils are named.
         phrases: by event type and feature; plain words where there is none.
     """
-    said: dict[str, list[str]] = {}
-    for place, reason in enumerate(reasons[:MOST_NAMED]):
-        if place and reason.share < LEAST_SHARE:
-            break
-        names = said.setdefault(_phrase(reason, phrases), [])
-        names += [name for name in _named(reason, categories) if name not in names]
-    if not said:
-        return NOTHING_NAMED
-    return "because " + ", and ".join(phrase.replace("{}", _listed(names)) for phrase, names in said.items())
+
+    def __init__(self, phrases: Mapping[str, str]) -> None:
+        self._phrases = phrases
+
+    def source(self, kind: str, fields: tuple[str | list[str] | None, ...]) -> Source:
+        """See `Source`."""
+        if kind == HISTORY:
+            item_id, title, event_type = fields
+            named = [f"“{plain(str(title or item_id))}”"]
+            return Source(kind, fields, self._phrases.get(str(event_type or DEFAULT_EVENT_TYPE), "of {}"), named)
+        name, value = fields[3:]
+        values = [value] if isinstance(value, str) else value or []
+        return Source(kind, fields, self._phrase(kind, str(name), value is not None), [plain(value) for value in values])
+
+    def sentence(self, told: Sequence[tuple[Source, float]], lived: float, categories: Sequence[str]) -> str:
+        """Reasons in words: what the person did, then what he is like, then the situation.
+
+        A history of many events carries much by little shares, and a situation that suits all items carries each of them: so events are
+        named where they matter together.
+
+        Args:
+            told: sources and their shares, the greatest first.
+            lived: share of all events of the history together.
+            categories: of the item: of several declared likes, those that it fulfils are named.
+        """
+        events: list[Source] = []
+        likes: list[Source] = []
+        situation: list[Source] = []
+        for source, share in told:
+            if source.kind == HISTORY:
+                if lived >= LEAST_SHARE and len(events) < NAMED_EVENTS:
+                    events.append(source)
+            elif share >= LEAST_SHARE and len(likes) + len(situation) < NAMED_OTHERS:
+                (situation if source.kind == CONTEXT else likes).append(source)
+        said: dict[str, list[str]] = {}  # events of one type, or of types said alike, are told together
+        for source in events + likes + situation or [source for source, _ in told[:1]]:
+            names = said.setdefault(source.phrase, [])
+            fitting = [name for name in source.names if name in categories] if source.kind == PREFERENCE else ()
+            names += [name for name in fitting or source.names if name not in names]
+        if not said:
+            return NOTHING_NAMED
+        return "because " + ", and ".join([phrase.replace("{}", _listed(names)) for phrase, names in said.items()])
+
+    def _phrase(self, kind: str, name: str, has_value: bool) -> str:
+        found = self._phrases.get(name)
+        if found is not None:
+            return found
+        if kind == PREFERENCE:
+            return "you like {}"
+        whose = "" if kind == CONTEXT else "your "
+        return f"{whose}{name} is {{}}" if has_value else f"of {whose}{name}"
 
 
 def plain(text: str) -> str:
@@ -44,31 +101,11 @@ def plain(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1].rstrip() + "…"
 
 
-def _phrase(reason: Reason, phrases: Mapping[str, str]) -> str:
-    if reason.kind == HISTORY:
-        return phrases.get(reason.event_type or DEFAULT_EVENT_TYPE, "of {}")
-    name = reason.name or ""
-    found = phrases.get(name)
-    if found is not None:
-        return found
-    if reason.kind == PREFERENCE:
-        return "you like {}"
-    whose = "" if reason.kind == CONTEXT else "your "
-    return f"of {whose}{name}" if reason.value is None else f"{whose}{name} is {{}}"
-
-
-def _named(reason: Reason, categories: Sequence[str]) -> list[str]:
-    if reason.kind == HISTORY:
-        return [f"“{plain(reason.title or reason.item_id or '')}”"]
-    values = [reason.value] if isinstance(reason.value, str) else reason.value or []
-    if reason.kind == PREFERENCE:
-        values = [value for value in values if value in categories] or values
-    return [plain(value) for value in values]
-
-
 def _listed(names: Sequence[str]) -> str:
     """
     >>> _listed(["a", "b", "c"]), _listed(["a"]), _listed([])
     ('a, b and c', 'a', '')
     """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    if len(names) > 1:
+        return f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if names else ""

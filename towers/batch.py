@@ -50,13 +50,12 @@ class UserParts:
     """What the user vectors of a linear tower are the sums of.
 
     Attributes:
-        history_BLD: float32, the part of each history position; zeros where there is no event. Padding before the oldest may be left out.
-        others_BPD: float32, the other parts.
-        names: of these P: of an input (`context.device`), and NO_HISTORY of what stands for an empty history.
+        parts_BSD: float32; those of the history's events, oldest first (zeros where there is no event; padding before the oldest may be
+            left out), then the others.
+        names: of the others: inputs (`context.device`), and NO_HISTORY of what stands for an empty history.
     """
 
-    history_BLD: NDArray[np.float32]
-    others_BPD: NDArray[np.float32]
+    parts_BSD: NDArray[np.float32]
     names: tuple[str, ...]
 
 

@@ -3,7 +3,7 @@
 A linear user tower sums weighted history rows, the rows of features and, for an empty history, a learned vector; under cosine similarity
 the sum is then divided by its length. Given that length, the vector is the sum of its parts, and so is its dot product with any item.
 
-Legend: B rows, L history length, P parts besides the history's, D numbers of a vector.
+Legend: B rows, L history length, S parts, D and K numbers of the learned and of the spectral part of a vector.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,14 +40,13 @@ def user_parts(
         gathered: what the core read: history rows, and spectral ones.
         others: float32 [B, D] each, in the order of the names.
     """
-    history_BLD, others_BPD = gathered[HISTORY_ROWS] * weights_BL[:, :, None], np.stack(others, axis=1)
+    history_BLD = gathered[HISTORY_ROWS] * weights_BL[:, :, None]
+    parts_BSD = np.concatenate([history_BLD, *(other_BD[:, None] for other_BD in others)], axis=1)
     if config.similarity == "cosine":
-        whole_BD = history_BLD.sum(1) + others_BPD.sum(1)
-        scale_B11 = 1 / np.sqrt(np.square(whole_BD).sum(1) + 1e-12)[:, None, None]
-        history_BLD *= scale_B11
-        others_BPD *= scale_B11
+        whole_BD = parts_BSD.sum(1)
+        parts_BSD /= np.sqrt(np.einsum("bd,bd->b", whole_BD, whole_BD) + 1e-12)[:, None, None]
     if config.spectral.dim:
-        spectral_BLK = config.spectral.weight * gathered[SPECTRAL_HISTORY_ROWS]
-        history_BLD = np.concatenate([history_BLD, spectral_BLK], axis=2, dtype=np.float32)
-        others_BPD = np.pad(others_BPD, ((0, 0), (0, 0), (0, config.spectral.dim)))
-    return UserParts(history_BLD, others_BPD, names)
+        spectral_BSK = np.zeros((*parts_BSD.shape[:2], config.spectral.dim), np.float32)
+        spectral_BSK[:, : history_BLD.shape[1]] = config.spectral.weight * gathered[SPECTRAL_HISTORY_ROWS]
+        parts_BSD = np.concatenate([parts_BSD, spectral_BSK], axis=2)
+    return UserParts(parts_BSD, names)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from towers.columns import CATEGORIES, ITEM_ID, NO_TIME, TITLE, USER_ID, USER_KEY
+from towers.columns import CATEGORIES, EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, TITLE, USER_ID, USER_KEY
 from training.interactions import Interactions
 
 RECENT = 5
@@ -26,7 +26,7 @@ class Ask:
 def asks(run_dir: Path, k: int) -> list[Ask]:
     """Three requests that fit the run's data."""
     data = Interactions.open(run_dir / "prepared")
-    context, base = _context(data), {"k": k, **_moment(data)}
+    context, base = _context(data), {"k": k, "explain": True, **_moment(data)}
     return [_warm(data, run_dir, base, context), cold(data, base), _visitor(data, base, context)]
 
 
@@ -42,6 +42,8 @@ def show_reply(asked: dict[str, Any]) -> None:
         title = item.get("title") or item["item_id"]
         categories = ", ".join(item.get("categories") or [])
         print(f"  {place:2d}. {item['score']:7.4f}  {title}" + (f"  [{categories}]" if categories else ""))
+        if item.get("explanation"):
+            print(f"{'':15}{item['explanation']['text']}")
 
 
 def _warm(data: Interactions, run_dir: Path, base: dict[str, Any], context: dict[str, str]) -> Ask:
@@ -75,7 +77,8 @@ def _visitor(data: Interactions, base: dict[str, Any], context: dict[str, str]) 
     alike = [int(row) for row in order[: max(3, len(order) // 4)] if shared & set(categories[int(row)] or [])]
     chosen = alike[:3] if len(alike) >= 3 else [int(row) for row in order[:3]]
     ids = [str(data.catalog.column(ITEM_ID)[row].as_py()) for row in chosen]
-    body = {"history": ids, **base} | ({"context": context} if context else {})
+    kind = data.preprocessor.vocabularies[EVENT_TYPE].values()[int(np.bincount(data.event[data.weight > 0]).argmax()) - FIRST_ROW].as_py()
+    body = {"history": [{"item_id": item, "event_type": kind} for item in ids], **base} | ({"context": context} if context else {})
     return Ask("A visitor with this session's history only", body, [f"now {', '.join(_titles(data, chosen))}", *_said(context)])
 
 

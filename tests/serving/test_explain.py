@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.engine import Engine
-from serving.explain import MOST_REASONS, _said
+from serving.explain import MOST_EVENTS, MOST_OTHERS, _said
 from serving.item_changes import ItemChanges
 from serving.messages import Item
 from serving.retriever import Retriever
@@ -59,7 +59,7 @@ def test_parts_of_a_pooled_tower_sum_to_the_score(pooled: Retriever, asked: dict
         assert found is not None and not found.approximate
         assert abs(total(item) - item.score) <= 1e-5
         parts = [reason.part for reason in found.reasons]
-        assert parts == sorted(parts, reverse=True) and len(parts) <= MOST_REASONS and all(part > 0 for part in parts)
+        assert parts == sorted(parts, reverse=True) and len(parts) <= MOST_EVENTS + MOST_OTHERS and all(part > 0 for part in parts)
         assert sum(reason.share for reason in found.reasons) <= 1 + 1e-6
         assert found.text.startswith("because ")
 

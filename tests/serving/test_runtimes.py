@@ -103,11 +103,10 @@ def test_a_linear_towers_vectors_are_the_sums_of_their_parts(world: Any, name: s
     assert plain.parts is None and found.parts is not None
     np.testing.assert_allclose(found.vectors_BHD, plain.vectors_BHD, atol=1e-6)
     assert list(found.parts.names) == ["no_history", "context.hour", "context.budget", "user.likes"]
-    whole_BD = found.parts.history_BLD.sum(1) + found.parts.others_BPD.sum(1)
-    np.testing.assert_allclose(whole_BD, found.vectors_BHD[:, 0], atol=2e-6)
+    np.testing.assert_allclose(found.parts.parts_BSD.sum(1), found.vectors_BHD[:, 0], atol=2e-6)
     empty_B = np.array([not row.history_items for row in ROWS])
-    assert np.array_equal(np.abs(found.parts.others_BPD[:, 0]).max(1) > 0, empty_B)
-    assert np.abs(found.parts.history_BLD[~empty_B, -1]).min(1).max() > 0
+    assert np.array_equal(np.abs(found.parts.parts_BSD[:, -4]).max(1) > 0, empty_B)
+    assert np.abs(found.parts.parts_BSD[~empty_B, -5]).min(1).max() > 0
 
 
 def test_other_towers_tell_no_parts(transformer_world: Any) -> None:

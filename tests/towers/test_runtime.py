@@ -88,9 +88,8 @@ def test_a_linear_towers_vectors_are_the_sums_of_their_parts(similarity, spectra
     batch["history.item"][0], batch["history.item"][1, :2] = 0, 0
     found = TorchRuntime(model).user(batch, parts=True)
     assert found.vectors_BHD.shape[2] == 8 + spectral and found.parts.names == ("no_history",)
-    whole_BD = found.parts.history_BLD.sum(1) + found.parts.others_BPD.sum(1)
-    np.testing.assert_allclose(whole_BD, found.vectors_BHD[:, 0], atol=1e-6)
-    assert not found.parts.history_BLD[0].any() and found.parts.others_BPD[0, 0, :8].all() and not found.parts.others_BPD[1:].any()
+    np.testing.assert_allclose(found.parts.parts_BSD.sum(1), found.vectors_BHD[:, 0], atol=1e-6)
+    assert not found.parts.parts_BSD[0, :-1].any() and found.parts.parts_BSD[0, -1, :8].all() and not found.parts.parts_BSD[1:, -1].any()
     assert TorchRuntime(build("mean", "mlp")).user(history(), parts=True).parts is None
 
 

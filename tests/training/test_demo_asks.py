@@ -29,14 +29,14 @@ def test_table_shows_whole_set_figures_beside_baselines(tmp_path: Path, capsys: 
 def test_reply_shows_titles_scores_and_says_fallback(capsys: pytest.CaptureFixture[str]) -> None:
     items = [
         {"item_id": "a", "title": None, "score": 0.5, "categories": []},
-        {"item_id": "b", "title": "B!", "score": 0.4, "categories": ["x"]},
+        {"item_id": "b", "title": "B!", "score": 0.4, "categories": ["x"], "explanation": {"text": "because of “A”"}},
     ]
     fallback = {"strategy": "most_popular", "reason": "unknown_user"}
     reply = {"mode": "fallback", "fallback": fallback, "items": items}
     show_reply({"who": "Someone", "known": ["likes x"], "latency_ms": 1.25, "reply": reply})
     out = capsys.readouterr().out
     assert "most_popular, because unknown user" in out and "likes x" in out
-    assert "1.  0.5000  a" in out and "2.  0.4000  B!  [x]" in out
+    assert "1.  0.5000  a\n   2.  0.4000  B!  [x]\n               because of “A”\n" in out
 
 
 @pytest.mark.parametrize("declared", [[], ["likes"], ["likes", "moods"]])

@@ -11,6 +11,7 @@ import pytest
 from serving.events import StoredEvent
 from serving.rolling import roll_events
 from serving.sqlite_events import SqliteEvents
+from towers.columns import REMOVAL
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.partitions import parts
@@ -88,8 +89,11 @@ def test_a_log_with_live_events_is_prepared_like_the_whole_log(
     config: TrainingConfig, prepared: Any, events: Any, source: Any, tmp_path: Path
 ) -> None:
     log, keys = log_of(events, 200), UserKeys.open(config.identity.key_file, create=True)
+    for n in range(125, 200, 7):
+        log["event_type"][n] = REMOVAL  # of what stands in the log, and of what was told live
     live = write_live(tmp_path, rows_of(log, range(110, 200)), keys)  # ten of them stand in the log too
     whole = prepared(source_of(source, log))
+    assert 20 < len(whole) < 180
     columns = {name: np.array(getattr(whole, name)) for name in ("offsets", "item", "timestamp", "event", "weight", "split")}
     context = {name: np.array(values) for name, values in whole.context.items()}
     joined = prepared(source_of(source, rows_of(log, range(120))), live)
