@@ -6,8 +6,7 @@
 - deletion: a tenth of the history that the tower reads is deleted, the events that carried the first item of the list most or as many drawn
   at random, and the list is made anew among the same items (what was seen stays out). How many times as often is another item first
   (`deletion_ratio`), is the first item no longer among the first ten (`deletion_of_ten_ratio`), and how many times as far does its score
-  fall (`deletion_score_ratio`)? Near-tied
-  items change places at every touch: the first ratio can be no greater than 1 / the share of random tenths that do it
+  fall (`deletion_score_ratio`)? Near-tied items change places at every touch, so the first ratio cannot pass 1 / `displaced_random`
 - cost: the same requests with and without `explain`, in turns, from the decoded request to JSON, on a drawn world of 20,000 items
   (histories of 50 events, six context features, k = 10)
 
