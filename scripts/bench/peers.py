@@ -15,6 +15,8 @@ from towers.runtime import to_tensors
 from training.objective import CandidateItems
 
 TEMPERATURE = 0.07
+SPARSE_FROM_ROWS = 1000
+"""Tables that get sparse gradients where a peer has any."""
 FLOOR_ROWS = (512, 4096)
 """Rows of scores computed at a time by the floor; the faster one counts."""
 
@@ -42,11 +44,18 @@ class Naive:
 
 class Stock:
     """Our tower, of the same class and on the same batches, trained as torch's own parts do it best: cross entropy over all items by
-    autograd, fused AdamW, and where `half` is set autocast to bf16."""
+    autograd, fused AdamW, and where `half` is set autocast to bf16. With `sparse` the large tables get sparse gradients and SparseAdam."""
 
-    def __init__(self, model: TwoTower, items: CandidateItems, batches: Sequence[TrainBatch], half: bool) -> None:
+    def __init__(self, model: TwoTower, items: CandidateItems, batches: Sequence[TrainBatch], half: bool, sparse: bool) -> None:
         self.model, self.items, self.batches, self.half = model, items, batches, half
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.0, fused=True)
+        tables = [m for m in model.modules() if sparse and isinstance(m, nn.Embedding) and m.num_embeddings >= SPARSE_FROM_ROWS]
+        for table in tables:
+            table.sparse = True
+        weights = [table.weight for table in tables]
+        dense = [p for p in model.parameters() if not any(p is weight for weight in weights)]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(dense, lr=0.003, weight_decay=0.0, fused=True)]
+        if weights:
+            self.optimizers.append(torch.optim.SparseAdam(weights, lr=0.003))
         self._turn = 0
 
     def __call__(self) -> None:
@@ -54,13 +63,15 @@ class Stock:
         self._turn += 1
         target_BT = torch.from_numpy(batch.targets_BT >= 0)
         place_N = torch.from_numpy(self.items.places(batch.targets_BT[batch.targets_BT >= 0]))
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             user_ND = self.model.user_sequence(to_tensors(batch.user, self.items.device))[target_BT]
             logits_NI = user_ND @ self.model.item(self.items.inputs).t() / self.model.temperature()
             loss = F.cross_entropy(logits_NI, place_N)
         loss.backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 class Floor:

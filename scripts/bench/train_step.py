@@ -1,20 +1,22 @@
 """What a training step costs on one core: ours, plain torch's, the best of torch's own parts, and the matrix products alone.
 
-    TOWERS_DATA_DIR=... python scripts/bench/train_step.py [--quick]
+    TOWERS_DATA_DIR=... python scripts/bench/train_step.py [--quick] [--only ids ...] [--with <output of an earlier run> ...]
 
 Process CPU time, one thread, forms in turns; a ratio is the median over rounds of the ratio within a round. Ours is the Trainer's step on
 the parts that `towers train` assembles, with the logQ correction and accidental hits removed; peers do neither. Batches are loaded before
 the clock starts, for all alike; `train_over_step` is what loading, checkpoints, tracking and validation cost besides.
 Where there is a GPU, its examples a second over 1M items and their share of its own bf16 products are kept too (scripts/bench/on_gpu.py).
-Ids are generated, with the popularity of the Gowalla split. Without TOWERS_DATA_DIR the rows of MovieLens-1M are left out.
+Ids are generated, with the popularity of the Gowalla split. Without TOWERS_DATA_DIR the rows of MovieLens-1M and Gowalla are left out.
+`--only` runs some groups of rows, and `--with` takes the others from what earlier runs have printed, so that each can have a quiet hour.
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,14 +36,18 @@ from training.config import TrainingConfig
 from training.facts import Stopwatch
 from training.fit import Outcome, assemble, fit, write_results
 from training.interactions import Interactions
+from training.room import keep_memory
 
 B = 4096
+SMALL, LARGE = (30_000, 41_000), (1_000_000, 1_000_000)
+"""Users and items."""
 TARGETS = {
     "x_naive_41k_d64": ("3.5 (5)", "naive torch, 30k x 41k ids, d64"),
     "x_naive_41k_d128": ("3 (4)", "the same, d128"),
     "x_naive_1m_d64": ("12 (20)", "the same, 1M x 1M ids, d64"),
-    "x_stock_ml1m": ("1.8 (2.5)", "torch's fused AdamW, bf16 or fp32, on the MovieLens-1M tower"),
+    "x_stock_ml1m": ("1.8 (2.5)", "torch's own parts at their best, on the MovieLens-1M tower"),
     "x_user_grouped": ("2 (3)", "positives/s: exact softmax by user over 41k items, against in-batch by event"),
+    "x_user_grouped_gowalla": ("2 (3)", "the same on Gowalla, whose users `towers train` takes whole by default"),
     "share_bf16_floor_41k_d64": ("0.60 (0.80)", "the three products alone over the whole step, bf16, 4,096 x the candidates of a step"),
     "share_fp32_floor_41k_d64": ("0.85 (0.95)", "the same, fp32"),
     "x_two_processes": (
@@ -61,31 +67,41 @@ class Results(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and 20 steps of MovieLens-1M")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of rows to run")
+    parser.add_argument("--with", nargs="+", type=Path, default=[], dest="earlier", help="outputs whose last line has the other rows")
+    given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()  # for peers, too
     results = Results({}, {})
+    for path in given.earlier:
+        document = json.loads(path.read_text().splitlines()[-1])
+        results.ratios.update(document["ratios"])
+        results.figures.update(document["figures"])
     with tempfile.TemporaryDirectory() as folder:
-        ids(Path(folder), results, quick)
-        if torch.cuda.is_available():
-            results.figures.update(gpu_figures(Path(folder) / "large", 10 if quick else 50))
-        if os.environ.get("TOWERS_DATA_DIR"):
-            movielens(Path(folder) / "ml_1m", results, quick)
-        else:
-            say("TOWERS_DATA_DIR is not set: no MovieLens-1M, so no x_stock_ml1m, x_two_processes and train_over_step")
+        for name in given.only:
+            if name in OF_DATA and not os.environ.get("TOWERS_DATA_DIR"):
+                say(f"TOWERS_DATA_DIR is not set: nothing of {name}")
+                continue
+            GROUPS[name](Path(folder), results, given.quick)
     rows = [(key, f"{results.ratios[key]:.2f}", *about) for key, about in TARGETS.items() if key in results.ratios]
     finish("train_step", [("ratio", "value", "target (ambitious)", "against"), *rows], results.ratios, results.figures)
 
 
+def generated(folder: Path, sizes: tuple[int, int]) -> Path:
+    """A run's folder with so many users and items, about 27 events a user where there are few."""
+    run_dir = folder / f"{sizes[1]}"
+    if not run_dir.exists():
+        say(f"generate {sizes} ids")
+        id_world(run_dir / "prepared", *sizes, events=810_000 if sizes == SMALL else 1_200_000)
+    return run_dir
+
+
 def ids(folder: Path, results: Results, quick: bool) -> None:
-    """Two id towers on generated ids: naive torch, floors, and the exact softmax grouped by user."""
+    """Two id towers on generated ids: naive torch and floors."""
     rounds = 3 if quick else 15
-    small, large = (30_000, 41_000), (1_000_000, 1_000_000)
-    say(f"generate {small} and {large} ids")
-    id_world(folder / "small" / "prepared", *small, events=810_000)
-    id_world(folder / "large" / "prepared", *large, events=1_200_000)
-    for name, sizes, dim in (("41k_d64", small, 64), ("41k_d128", small, 128), ("1m_d64", large, 64)):
+    for name, sizes, dim in (("41k_d64", SMALL, 64), ("41k_d128", SMALL, 128), ("1m_d64", LARGE, 64)):
+        run_dir = generated(folder, sizes)
         say(f"{name}: ours and naive torch")
-        run_dir = folder / ("large" if sizes is large else "small")
         ours = OurStep(id_config(run_dir, dim, B))
         forms: dict[str, Form] = {"ours": ours, "naive": Naive(*sizes, dim, plain_batches(ours, sizes))}
         if name == "41k_d64":
@@ -103,7 +119,8 @@ def ids(folder: Path, results: Results, quick: bool) -> None:
                 floor = [min(turn) for turn in zip(*(seconds[f"{kind}_{rows}"] for rows in FLOOR_ROWS), strict=True)]
                 results.ratios[f"share_{kind}_floor_41k_d64"] = ratio(floor, seconds[form])
                 results.figures[f"floor_{kind}_41k_d64_examples_per_s"] = B / statistics.median(floor)
-    grouped(folder / "small", results, rounds)
+    if torch.cuda.is_available():
+        results.figures.update(gpu_figures(generated(folder, LARGE), 10 if quick else 50))
 
 
 def plain_batches(ours: OurStep, sizes: tuple[int, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -120,47 +137,80 @@ def floors(columns: int, dim: int) -> dict[str, Form]:
     return {f"{name}_{rows}": Floor(B, columns, dim, kind, rows) for name, kind in kinds.items() for rows in FLOOR_ROWS}
 
 
-def grouped(run_dir: Path, results: Results, rounds: int) -> None:
-    """Histories of 50, the same tower: all of a user's targets against every item at once, and one event against those of the batch."""
-    say("exact softmax by user against in-batch by event")
-    by_event = OurStep(id_config(run_dir, 64, B, length=50))
-    config = id_config(run_dir, 64, 0, length=50)
-    config.loss.name, config.trainer.sampler = "full_softmax", "user"
-    by_user = OurStep(config)
-    seconds = cpu_rounds({"event": by_event, "user": by_user}, rounds)
-    rates = {name: step.examples / statistics.median(seconds[name]) for name, step in (("event", by_event), ("user", by_user))}
-    results.ratios["x_user_grouped"] = ratio(seconds["event"], seconds["user"]) * by_user.examples / by_event.examples
-    results.figures.update({f"by_{name}_41k_d64_positives_per_s": rate for name, rate in rates.items()})
+def grouped(folder: Path, results: Results, quick: bool) -> None:
+    """All of a user's targets against every item at once, and one event against those of the batch: the same tower, histories of 50."""
+    run_dir = generated(folder, SMALL)
+    by_event, by_user = (id_config(run_dir, 64, size, length=50) for size in (B, 0))
+    by_user.loss.name, by_user.trainer.sampler = "full_softmax", "user"
+    _grouped("", by_event, by_user, results, quick)
 
 
-def movielens(run_dir: Path, results: Results, quick: bool) -> None:
-    """The demo's tower on MovieLens-1M: its step, torch's own, and the whole of `towers train`."""
-    say("MovieLens-1M: prepare")
+def gowalla(folder: Path, results: Results, quick: bool) -> None:
+    """The same on real users, some with hundreds of places, with the settings of `data=lightgcn`."""
+    run_dir = folder / "gowalla"
     run_dir.mkdir()
-    prepare(run_dir, "data=ml_1m")
+    prepare(run_dir, "data=lightgcn")
+    by_event = composed(
+        run_dir, "data=lightgcn", "trainer.device=cpu", f"trainer.batch_size={B}", "loss=sampled_softmax", "negatives=in_batch",
+        "trainer.sampler=event",
+    )  # fmt: skip
+    _grouped("_gowalla", by_event, composed(run_dir, "data=lightgcn", "trainer.device=cpu"), results, quick)
+
+
+def _grouped(where: str, by_event: TrainingConfig, by_user: TrainingConfig, results: Results, quick: bool) -> None:
+    say(f"exact softmax by user against in-batch by event{where}")
+    event, user = OurStep(by_event), OurStep(by_user)
+    say(user.why)
+    seconds = cpu_rounds({"event": event, "user": user}, 3 if quick else 15)
+    results.ratios[f"x_user_grouped{where}"] = ratio(seconds["event"], seconds["user"]) * user.examples / event.examples
+    for name, step in (("event", event), ("user", user)):
+        results.figures[f"by_{name}{where or '_41k_d64'}_positives_per_s"] = step.examples / statistics.median(seconds[name])
+
+
+def movielens_config(folder: Path, quick: bool) -> TrainingConfig:
+    """The demo's tower on MovieLens-1M, as `towers train data=ml_1m` trains it."""
+    run_dir = folder / "ml_1m"
+    if not run_dir.exists():
+        say("MovieLens-1M: prepare")
+        run_dir.mkdir()
+        prepare(run_dir, "data=ml_1m")
     config = composed(run_dir, "data=ml_1m", "trainer.threads=1", "trainer.device=cpu", "trainer.epochs=2")
     if quick:
         config.trainer.max_steps, config.evaluate.max_queries = 20, 500
+    return config
+
+
+def stock(folder: Path, results: Results, quick: bool) -> None:
+    """A step of MovieLens-1M, and torch's own."""
+    config = movielens_config(folder, quick)
     ours = OurStep(config, batches=4)
     say(f"MovieLens-1M: ours ({ours.why}) and torch's own parts")
     forms: dict[str, Form] = {"ours": ours}
     for half in (False, True):
-        other = OurStep(config, batches=4)
-        forms["stock bf16" if half else "stock fp32"] = Stock(other.trainer.model, other.trainer.objective.items, other.batches, half)
-    seconds = cpu_rounds(forms, 2 if quick else 8, warm=1)
-    stock = min(seconds["stock fp32"], seconds["stock bf16"], key=statistics.median)
-    results.ratios["x_stock_ml1m"] = ratio(stock, seconds["ours"])
+        for sparse in (False, True):
+            other = OurStep(config, batches=4)
+            model, items = other.trainer.model, other.trainer.objective.items
+            name = f"stock {'bf16' if half else 'fp32'}{' sparse' if sparse else ''}"
+            forms[name] = Stock(model, items, other.batches, half, sparse)
+    seconds = cpu_rounds(forms, 2 if quick else 8, calls=4, warm=1)
+    best = min((values for name, values in seconds.items() if name != "ours"), key=statistics.median)
+    results.ratios["x_stock_ml1m"] = ratio(best, seconds["ours"])
     for name, values in seconds.items():
         results.figures[f"{name.replace(' ', '_')}_ml1m_examples_per_s"] = ours.examples / statistics.median(values)
+
+
+def processes(folder: Path, results: Results, quick: bool) -> None:
+    """Two processes on MovieLens-1M, and one."""
     say("MovieLens-1M: two processes and one")
-    turns = two_processes(config, 3 if quick else 9)
+    turns = two_processes(movielens_config(folder, quick), 3 if quick else 15)
     results.ratios["x_two_processes"] = turns.ratio()
     results.figures["two_processes_by_cpu_seconds"] = turns.cpu_ratio()
-    whole(config, ours, results)
 
 
-def whole(config: TrainingConfig, ours: OurStep, results: Results) -> None:
-    """`towers train` from opening the data to writing the model, all in, against the step alone before and after it."""
+def whole(folder: Path, results: Results, quick: bool) -> None:
+    """`towers train` on MovieLens-1M from opening the data to writing the model, all in, against the step alone before and after it."""
+    config = movielens_config(folder, quick)
+    ours = OurStep(config, batches=4)
     say("MovieLens-1M: towers train")
     bare = cpu_rounds({"step": ours}, 6, warm=1)["step"]
     validation = 0.0
@@ -184,6 +234,12 @@ def whole(config: TrainingConfig, ours: OurStep, results: Results) -> None:
     rate = ours.examples / statistics.median(bare)
     results.ratios["train_over_step"] = parts.progress.examples / seconds / rate
     results.figures["train_over_step_without_validation"] = parts.progress.examples / (seconds - validation) / rate
+
+
+GROUPS: dict[str, Callable[[Path, Results, bool], None]] = {
+    "ids": ids, "grouped": grouped, "gowalla": gowalla, "stock": stock, "processes": processes, "whole": whole,
+}  # fmt: skip
+OF_DATA = ("gowalla", "stock", "processes", "whole")
 
 
 if __name__ == "__main__":
