@@ -85,7 +85,7 @@ class Checkpointer:
             its step; None where there is no checkpoint.
 
         Raises:
-            ConfigError: it belongs to another config.
+            ConfigError: it belongs to another config, or a file stands where the folder should.
             DataError: there are checkpoints, and none of them is whole.
         """
         step = self._processes.lead(self._restore)
@@ -107,9 +107,23 @@ class Checkpointer:
         return found
 
     def clear(self) -> None:
-        """Remove every checkpoint: a run that starts anew must not continue from an old one later."""
-        self._processes.lead(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+        """Remove every checkpoint: a run that starts anew must not continue from an old one later.
+
+        Raises:
+            ConfigError: a file stands where the folder should.
+        """
+        self._processes.lead(self._clear)
         self.best = None
+
+    def _clear(self) -> None:
+        self._check_folder()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(
+                f"run_dir: {self.folder} is a file, and checkpoints need a folder of that name. Move it, or use another run_dir"
+            )
 
     def _save(self, step: int, best: bool) -> Path:
         names = self._names()
@@ -132,6 +146,7 @@ class Checkpointer:
         return self.folder / name
 
     def _restore(self) -> int | None:
+        self._check_folder()
         names = self._names()
         for name in reversed(names):
             try:
@@ -140,6 +155,8 @@ class Checkpointer:
                 self._say(f"{error}; taking the checkpoint before it")
                 shutil.rmtree(self.folder / (name + _DAMAGED), ignore_errors=True)
                 os.rename(self.folder / name, self.folder / (name + _DAMAGED))
+                for older in sorted(self.folder.glob("*" + _DAMAGED))[:-1]:  # one is enough to look into
+                    shutil.rmtree(older, ignore_errors=True)
                 continue
             self._check_config(name, state)
             self._load(name, state, list(self._parts))

@@ -99,7 +99,8 @@ class TrainerConfig:
             predicted from it.
         batch_size: examples a step. 0 = 1024 events, windows of at most 3000 targets together (240 steps an epoch or more), or 64 to 512
             users (58 steps an epoch).
-        device: auto | cpu | cuda.
+        device: auto | cpu | cuda. A run may be resumed on another one, or with other threads or processes; sums then round otherwise, so
+            the result equals that of an uninterrupted run to rounding, not bit for bit.
         precision: fp32 | bf16 (autocast).
         max_steps: 0 = no bound besides epochs.
         evaluate_every: epochs between validations; 0 = never.
@@ -112,7 +113,7 @@ class TrainerConfig:
         resume: continue from the newest checkpoint of run_dir.
         threads: torch CPU threads of each process; 0 = all cores, shared among the processes.
         processes: that train together on this machine, on one batch of batch_size; with GPUs one each. 0 = this one alone, or as many
-            as torchrun started.
+            as torchrun started; another number than that is refused.
         init_from: start from the weights of a trained model: a bundle, a folder of bundles, a run_dir or its model/. Rows follow their
             ids, new ids start from the OOV or the mean row.
     """

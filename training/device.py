@@ -3,6 +3,7 @@
 import torch
 
 from towers.errors import ConfigError
+from training.distributed import Processes
 
 
 def choose_device(name: str) -> torch.device:
@@ -14,6 +15,12 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device: got cuda, and torch finds no GPU here. Use trainer.device=auto, or a CUDA build of torch")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def place_of(device: torch.device, processes: Processes) -> str:
+    """What computes, in words: runs of the same settings in the same place end with the same bits."""
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{device.type}{threads}" + (f" in {processes.size} processes" if processes.size > 1 else "")
 
 
 def choose_autocast(precision: str, device: torch.device) -> tuple[bool, str]:

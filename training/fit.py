@@ -16,7 +16,7 @@ from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
 from training.choice import Sizes, choose, fitting_length
 from training.config import TrainingConfig
-from training.device import choose_autocast, choose_device
+from training.device import choose_autocast, choose_device, place_of
 from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
 from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
@@ -133,9 +133,13 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
     if weighed:
         model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed)
     save_model(model, run_dir / "model")
+    facts = run_facts(config, watch)
+    for training in {id(p): p for p in (chosen.progress, progress)}.values():  # the second one where there is a refit
+        facts["cpu_s"] = round(facts["cpu_s"] + training.earlier_cpu_s, 3)
+        facts["wall_s"] = round(facts["wall_s"] + training.earlier_wall_s, 3)
     document = {
         "run": {
-            **run_facts(config, watch),
+            **facts,
             "steps": progress.step,
             "examples_per_s": round(progress.examples / max(progress.seconds, 1e-9), 1),
             "loss": parts.objective.name,
@@ -193,7 +197,7 @@ def assemble(
     steps = total_steps(config.trainer, loader)  # of the schedule
     tables = choose_tables(config.optim, model.plan, batch_size, candidates_a_step(config, objective, sampler, batch_size))
     optimizer = Optimizer(model, config.optim, steps, {f"tables.{name}": kind for name, kind in tables.items()})
-    progress = Progress()
+    progress = Progress(place=place_of(device, processes))
     checkpointer = Checkpointer(
         Path(config.run_dir) / "checkpoints" / folder,
         {MODEL: model, "optimizer": optimizer, "loader": loader, "progress": progress, **objective.parts()},
@@ -247,11 +251,14 @@ def restore(parts: Parts, resume: bool) -> str:
     """Continue from the newest whole checkpoint, or start anew; returns what to say about it."""
     if not resume:
         parts.checkpointer.clear()
+    here = parts.progress.place
     step = parts.checkpointer.restore() if resume else None
     if step is None:
         parts.processes.copy_state(parts.model)  # equal already where all machines draw alike
         return ""
-    return f"; continuing after step {step}"
+    before, parts.progress.place = parts.progress.place, here
+    moved = f", then on {before} and now on {here}, so to rounding what it would have become there" if before != here else ""
+    return f"; continuing after step {step}{moved}"
 
 
 def make_sampler(name: str, config: TrainingConfig, events: TrainingEvents) -> Sampler:

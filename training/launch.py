@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from towers.errors import EXIT_INTERRUPTED, TowersError
+from towers.errors import EXIT_INTERRUPTED, ConfigError, TowersError
 from towers.job import LAUNCHED, config_dirs, overrides
 from training.config import TrainingConfig
 
@@ -28,8 +28,25 @@ class ProcessEnded(TowersError):
 
 
 def wanted(config: TrainingConfig) -> bool:
-    """Whether this process is to start others: it is asked for, and no launcher has done it."""
-    return config.trainer.processes > 1 and "RANK" not in os.environ
+    """Whether this process is to start others: it is asked for, and no launcher has done it.
+
+    Raises:
+        ConfigError: what a launcher has set is not whole, or it has started another number than is asked for.
+    """
+    if "RANK" not in os.environ:
+        return config.trainer.processes > 1
+    rank, size = os.environ["RANK"], os.environ.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise ConfigError(
+            f"RANK is {rank!r} and WORLD_SIZE is {size!r}, expected a rank below the number of processes, as a launcher sets both. Start"
+            " with torchrun, or unset RANK and use trainer.processes"
+        )
+    if config.trainer.processes not in (0, int(size)):
+        raise ConfigError(
+            f"trainer.processes: got {config.trainer.processes}, and the launcher has started {size} (WORLD_SIZE). Leave it at 0 under"
+            " torchrun"
+        )
+    return False
 
 
 def launch(config: TrainingConfig) -> None:

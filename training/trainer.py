@@ -17,6 +17,7 @@ from training.checkpoint import Checkpointer
 from training.config import TrainerConfig
 from training.device import choose_autocast
 from training.distributed import ALONE, Processes
+from training.facts import Stopwatch
 from training.loader import Loader
 from training.objective import Objective, not_finite
 from training.optim import Optimizer
@@ -39,6 +40,8 @@ class Progress:
         best_epoch: epoch of the best validation so far, counted from 1; 0 = none yet.
         best: its metrics.
         waited: validations since.
+        earlier_cpu_s, earlier_wall_s: seconds of the processes that came this far before this one took over.
+        place: what computes: a device and its threads.
     """
 
     step: int = 0
@@ -48,9 +51,17 @@ class Progress:
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
     waited: int = 0
+    earlier_cpu_s: float = 0.0
+    earlier_wall_s: float = 0.0
+    place: str = ""
+
+    def __post_init__(self) -> None:
+        self._since = Stopwatch()
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        own = self._since.facts()
+        earlier = {"earlier_cpu_s": self.earlier_cpu_s + own["cpu_s"], "earlier_wall_s": self.earlier_wall_s + own["wall_s"]}
+        return asdict(self) | earlier
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in asdict(self):

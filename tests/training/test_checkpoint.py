@@ -234,3 +234,22 @@ def test_nothing_is_pickled(make):
     folder = saver.folder / "000001-step-10"
     assert sorted(p.name for p in folder.iterdir()) == ["state.json", "tensors.safetensors"]
     assert json.loads((folder / "state.json").read_text())["values"]["part"]["value"] == 10
+
+
+def test_of_damaged_ones_the_newest_is_kept(make, said):
+    part, saver = make(keep=4)
+    save_steps(part, saver, [10, 20, 30, 40])
+    for step in (2, 3, 4):
+        (saver.folder / f"{step:06d}-step-{step * 10}" / "state.json").write_text("{")
+    _, reader = make(keep=4)
+    assert reader.restore() == 10 and len(said) == 3
+    assert names(reader) == ["000001-step-10", "000004-step-40.damaged"]
+
+
+@pytest.mark.parametrize("action", ["restore", "clear"])
+def test_a_file_in_the_place_of_the_folder_is_told_before_any_training(make, action):
+    _, saver = make()
+    saver.folder.write_text("not ours")
+    with pytest.raises(ConfigError, match="checkpoints is a file"):
+        getattr(saver, action)()
+    assert saver.folder.read_text() == "not ours"

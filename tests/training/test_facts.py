@@ -29,7 +29,15 @@ def test_settings_that_decide_the_weights_change_the_hash(config, section, key, 
 
 
 @pytest.mark.parametrize(
-    "section,key,value", [("", "run_dir", "b"), ("data", "path", "/elsewhere"), ("trainer", "resume", False), ("evaluate", "draws", 7)]
+    "section,key,value",
+    [
+        ("", "run_dir", "b"),
+        ("data", "path", "/elsewhere"),
+        ("trainer", "resume", False),
+        ("trainer", "threads", 3),
+        ("trainer", "device", "cuda"),
+        ("evaluate", "draws", 7),
+    ],
 )
 def test_settings_that_do_not_leave_it(config, section, key, value):
     other = copy.deepcopy(config)

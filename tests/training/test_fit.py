@@ -129,6 +129,25 @@ def test_an_interrupted_run_keeps_what_was_saved_and_continues(make_config, weig
     assert all(torch.equal(tensor, continued[name]) for name, tensor in weights().items())
 
 
+def test_a_run_goes_on_with_other_threads_and_counts_the_seconds_of_both(make_config, tmp_path, capsys, threads):
+    run(make_config(threads=1))
+    first, place = json.loads((tmp_path / "train.json").read_text())["run"], capsys.readouterr().out
+    assert "then on" not in place
+    run(make_config(threads=2, epochs=2))
+    both = json.loads((tmp_path / "train.json").read_text())["run"]
+    assert "then on cpu with 1 threads and now on cpu with 2 threads, so to rounding" in capsys.readouterr().out
+    trained = json.loads((newest(tmp_path) / "state.json").read_text())["values"]["progress"]
+    assert 0 < trained["earlier_cpu_s"] <= first["cpu_s"] and 0 < trained["earlier_wall_s"] <= first["wall_s"]
+    assert both["cpu_s"] > trained["earlier_cpu_s"] and both["wall_s"] > trained["earlier_wall_s"]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def test_data_without_order_train_by_user(make_config, make_toy, weights, tmp_path, monkeypatch, capsys):
     """The choice is made from sizes: a run that continues makes it again, and ends as one that was never cut off."""
     shutil.rmtree(tmp_path / "prepared")
