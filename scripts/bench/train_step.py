@@ -67,7 +67,9 @@ class Results(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and 20 steps of MovieLens-1M")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of rows to run")
+    parser.add_argument(
+        "--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="groups of rows to run; none to join what --with names"
+    )
     parser.add_argument("--with", nargs="+", type=Path, default=[], dest="earlier", help="outputs whose last line has the other rows")
     given = parser.parse_args()
     torch.set_num_threads(1)
