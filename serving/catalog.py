@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.index.rowset import RowSet, distinct
-from serving.item_texts import Items, Texts, item_texts
+from serving.item_texts import Items, Texts, item_texts, titles_of
 from towers.columns import FIRST_ROW, IS_HIDDEN, ITEM_ID
 from towers.vocab import Vocabulary
 
@@ -71,8 +71,8 @@ class Catalog:
     def titles(self, item_ids: Sequence[str]) -> list[str | None]:
         """Title of each id, None where there is none."""
         rows = self.vocabulary.rows(item_ids) - FIRST_ROW
-        known = iter(self.items(rows[rows >= 0], np.zeros(int((rows >= 0).sum()))))
-        return [next(known).title if row >= 0 else None for row in rows.tolist()]
+        known = iter(titles_of(self.texts(rows[rows >= 0])))
+        return [next(known) if row >= 0 else None for row in rows.tolist()]
 
     def popularity(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
         """log(1 + training interactions) over that of the most chosen item: 0 to 1."""

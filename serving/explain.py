@@ -4,6 +4,7 @@ Legend: k items, S sources, E events, M reasons told of an item, D dimensions.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from serving.wording import POPULAR, Source, Wording
 from towers.columns import TIMESTAMP
 from towers.encoder import Encoder, UserRow
 from towers.schema import Feature
+from towers.vocab import Coded
 
 MOST_EVENTS, MOST_OTHERS = 3, 3
 """Reasons told of an item."""
@@ -103,8 +105,9 @@ class Explainer:
         """What may be told, by source."""
         lived = [source for source in wanted if source < carried.events]
         first = len(row.history_items) - carried.events  # below 0 where padding is counted among the events
-        ids = [row.history_items[first + source] for source in lived]
-        types = [row.history_events[first + source] if len(row.history_events) else None for source in lived]
+        places = [first + source for source in lived]
+        ids = _at(row.history_items, places)
+        types = _at(row.history_events, places) if len(row.history_events) else [None] * len(lived)
         named = zip(lived, ids, catalog.titles(ids), types, strict=True)
         sources = {source: self._wording.source(HISTORY, (item_id, title, kind)) for source, item_id, title, kind in named}
         for source in wanted.difference(lived):
@@ -123,9 +126,18 @@ def _by_part(pair: tuple[float, int]) -> tuple[float, int]:
     return -pair[0], pair[1]
 
 
+def _at(values: Sequence[Any], places: list[int]) -> Sequence[Any]:
+    """Those at the places; coded ones stay so, to be looked up and decoded together."""
+    if isinstance(values, Coded):
+        return Coded(values.codes[places], values.distinct)
+    return [values[place] for place in places]
+
+
 def _best(parts_kS: Floats, most: int) -> NDArray[np.int64]:
-    """Places of the greatest parts of each item, first the greatest; of equal ones the first."""
-    return np.argsort(-parts_kS, axis=1, kind="stable")[:, :most]
+    """Places of the greatest parts of each item, in no order."""
+    if parts_kS.shape[1] <= most:
+        return np.broadcast_to(np.arange(parts_kS.shape[1]), parts_kS.shape)
+    return np.argpartition(-parts_kS, most - 1, axis=1)[:, :most]
 
 
 def _said(feature: Feature, value: object) -> Told:

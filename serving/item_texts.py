@@ -13,7 +13,8 @@ from towers.columns import CATEGORIES, ITEM_ID, TITLE
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(list[Item])
-_ID, _TITLE, _SCORE = b'{"item_id":', b',"title":', b',"score":'
+_TITLES = msgspec.json.Decoder(list[str | None])
+_ID, _TITLE, _CATEGORIES, _SCORE = b'{"item_id":', b',"title":', b',"categories":', b',"score":'
 
 
 class Items(Sequence[Item]):
@@ -103,6 +104,13 @@ class Texts:
         """In the order given."""
         content = self._content
         return [content[start:stop] for start, stop in zip(self._ends[rows].tolist(), self._ends[rows + 1].tolist(), strict=True)]
+
+
+def titles_of(texts: Sequence[memoryview]) -> list[str | None]:
+    """Titles of items, by their texts."""
+    # no string holds either mark: a quote inside a string has a backslash before it
+    titles = [text[text.index(_TITLE) + len(_TITLE) : text.index(_CATEGORIES)] for text in map(bytes, texts)]
+    return _TITLES.decode(b"[" + b",".join(titles) + b"]")
 
 
 def item_texts(catalog: pa.Table) -> pa.LargeBinaryArray:
