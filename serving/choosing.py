@@ -42,18 +42,19 @@ class Chooser:
         self._traits, self._catalog = traits, catalog
         self._against = frozenset(kind for kind, weight in schema.event_weights.items() if weight <= 0)
         dials = settings.dials()
+        self._valued = frozenset(traits.valued())
         self._usual: Dials | None = dials if turned(dials) else None
         asked = [f"caps.{name}" for name in settings.caps] + (["calibrate_on"] if settings.calibration else [])
         for setting in asked:
             name = settings.calibrate_on if setting == "calibrate_on" else setting.removeprefix("caps.")
-            if name not in traits.valued():
+            if name not in self._valued:
                 raise ConfigError(f"serving.selector.{setting}: {_unknown(name, traits)}")
 
     def over(self, traits: Traits, catalog: AnyCatalog) -> "Chooser":
         """The same over a changed catalogue."""
         changed = object.__new__(Chooser)
         changed.__dict__.update(self.__dict__)
-        changed._traits, changed._catalog = traits, catalog
+        changed._traits, changed._catalog, changed._valued = traits, catalog, frozenset(traits.valued())
         return changed
 
     def policy(self, k: int, steer: Steer | None) -> Policy:
@@ -66,7 +67,7 @@ class Chooser:
         if steer is not None and policy.dials is not None:
             names = [("policy.calibration", policy.dials.calibrate_on)] if policy.dials.calibration else []
             for field, name in [*((f"policy.caps.{name[:60]}", name) for name in steer.caps), *names]:
-                if name not in self._traits.valued():
+                if name not in self._valued:
                     raise RequestError(field, _unknown(name, self._traits))
         return policy
 

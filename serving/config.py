@@ -116,14 +116,44 @@ class RecommendConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What `towers recommend sweep=true` makes lists for.
+
+    Attributes:
+        split: valid | test, of the queries that `towers export` held out; choose by the first, then look at the second once.
+        k: items of each list.
+        dials: values of each dial (popularity, calibration, diversity, freshness, temperature), tried one at a time.
+        together: several dials at once, tried after them: [{popularity: -0.1, calibration: 0.1}].
+    """
+
+    split: str = "valid"
+    k: int = 50
+    dials: dict[str, list[float]] = field(
+        default_factory=lambda: {
+            "popularity": [-0.05, -0.1, -0.2, -0.4],
+            "calibration": [0.01, 0.02, 0.05, 0.1],
+            "diversity": [0.05, 0.1, 0.2, 0.4],
+            "temperature": [0.01, 0.02, 0.05],
+        }
+    )
+    together: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
 class ServingConfig:
-    """Everything the serving jobs share; `run_dir` is the run that training filled."""
+    """Everything the serving jobs share; `run_dir` is the run that training filled.
+
+    Attributes:
+        sweep: of `towers recommend`: lists for held-out queries at every value of every dial, in place of lists for users.
+    """
 
     run_dir: str = MISSING
     seed: int = 0
+    sweep: bool = False
     index: IndexConfig = field(default_factory=IndexConfig)
     serving: ServeConfig = field(default_factory=ServeConfig)
     recommend: RecommendConfig = field(default_factory=RecommendConfig)
+    sweeping: SweepConfig = field(default_factory=SweepConfig)
 
 
 def state_dir(config: ServingConfig) -> Path:
@@ -166,6 +196,7 @@ def validate(config: ServingConfig) -> None:
         ("index.part_items", config.index.part_items),
         ("serving.workers", config.serving.workers),
         ("recommend.k", config.recommend.k),
+        ("sweeping.k", config.sweeping.k),
         ("recommend.users_per_shard", config.recommend.users_per_shard),
         ("recommend.block_users", config.recommend.block_users),
         ("serving.max_k", config.serving.max_k),
@@ -189,8 +220,11 @@ def validate(config: ServingConfig) -> None:
         raise ConfigError(f"serving.candidate_share: got {config.serving.candidate_share}, expected a share in [0, 1]")
     if config.serving.event_days is not None and not config.serving.event_days > 0:
         raise ConfigError(f"serving.event_days: got {config.serving.event_days}, expected above 0, or null to delete none for its age")
-    if config.recommend.k > LARGEST_K:
-        raise ConfigError(f"recommend.k: got {config.recommend.k}, expected at most {LARGEST_K}")
+    for key, k in (("recommend.k", config.recommend.k), ("sweeping.k", config.sweeping.k)):
+        if k > LARGEST_K:
+            raise ConfigError(f"{key}: got {k}, expected at most {LARGEST_K}")
+    if config.sweeping.split not in ("valid", "test"):
+        raise ConfigError(f"sweeping.split: got {config.sweeping.split!r}, expected valid or test")
     if config.recommend.now is not None and not 0 <= config.recommend.now < 7_258_118_400:
         raise ConfigError(f"recommend.now: got {config.recommend.now}, expected Unix seconds from 1970 to 2199, or null")
     if config.index.exact_up_to < 0:

@@ -18,12 +18,20 @@ Values = NDArray[np.float64]
 Rows = NDArray[np.integer]
 Places = NDArray[np.int64]
 """Places among the candidates."""
+Barred = Places | NDArray[np.bool_]
+"""The same, or a mask [C] over them."""
 
 
 class Part(Protocol):
-    """What depends on the list so far: a gain, a mask, or both."""
+    """What depends on the list so far: a gain, a mask, or both.
 
-    def enter(self, rows_C: Rows) -> Places | None:
+    Attributes:
+        adds: it is a gain: `of` is asked at every position.
+    """
+
+    adds: bool
+
+    def enter(self, rows_C: Rows) -> Barred | None:
         """Take up candidates: the first ones, or further ones after those are used up. Returns those barred by the list so far."""
         ...
 
@@ -31,7 +39,7 @@ class Part(Protocol):
         """What is added to each candidate's value; None = nothing."""
         ...
 
-    def chose(self, c: int) -> Places | None:
+    def chose(self, c: int) -> Barred | None:
         """Candidate c joins the list. Returns candidates barred from now on."""
         ...
 
@@ -77,11 +85,14 @@ class Calibration:
     and what is missing weighs more the fewer places are left; at the last one this is Steck's own objective.
     """
 
+    adds = True
+
     def __init__(self, traits: Traits, attribute: str, taste: Taste, weight: float, k: int) -> None:
         self._traits, self._attribute, self._taste, self._k = traits, attribute, taste, k
         self._scale_G = weight * k * taste.share_G
-        self._base_G = (1 - 1 / k) * taste.share_G
-        """The list with this place empty: sum of what was chosen, and the taste for the places after it, over k."""
+        self._step_G = ((1.0 - _SMOOTHING) / k) * taste.share_G
+        # ~q with this place empty: of what was chosen, and of the taste at the places after it
+        self._smooth_G = taste.share_G - self._step_G
 
     def enter(self, rows_C: Rows) -> None:
         codes = self._traits.codes(self._attribute, rows_C)
@@ -95,20 +106,22 @@ class Calibration:
         self._cell_MC[slot_E, np.repeat(np.arange(len(rows_C)), codes.count_C)] = cell_E
         self._part_M1 = ((1.0 - _SMOOTHING) / self._k / np.arange(1, most + 1))[:, None]
         self._table_MG = np.zeros((most, groups + 1))
+        self._known_MG = self._table_MG[:, :-1]
 
     def of(self) -> Values:
-        smooth_G = (1.0 - _SMOOTHING) * self._base_G + _SMOOTHING * self._taste.share_G
-        np.multiply(np.log1p(self._part_M1 / smooth_G), self._scale_G, out=self._table_MG[:, :-1])
+        gain_MG = self._part_M1 / self._smooth_G
+        np.log1p(gain_MG, out=gain_MG)
+        np.multiply(gain_MG, self._scale_G, out=self._known_MG)
         worth_MC = self._table_MG.take(self._cell_MC)
         return np.asarray(worth_MC[0] if len(worth_MC) == 1 else np.add.reduce(worth_MC, 0))
 
     def chose(self, c: int) -> None:
-        groups = len(self._base_G)
-        self._base_G -= self._taste.share_G / self._k
+        groups = len(self._smooth_G)
+        self._smooth_G -= self._step_G
         for cell in self._cell_MC[:, c].tolist():
             row, column = divmod(cell, groups + 1)
             if column < groups:
-                self._base_G[column] += 1.0 / (self._k * (row + 1))
+                self._smooth_G[column] += (1.0 - _SMOOTHING) / (self._k * (row + 1))
 
 
 class Nearness:
@@ -121,25 +134,25 @@ class Nearness:
     """
 
     def __init__(self, traits: Traits, weight: float, same: float | None) -> None:
-        self._traits, self._weight = traits, weight
+        self._traits, self._weight, self.adds = traits, weight, weight > 0
         # the cosine of equal vectors may come out a rounding below 1
         self._same = None if same is None else min(same, 1 - 1e-6)
         self._chosen: list[NDArray[np.float32]] = []
 
-    def enter(self, rows_C: Rows) -> Places | None:
+    def enter(self, rows_C: Rows) -> Barred | None:
         self._unit_CD = self._traits.unit_vectors(rows_C)
         if not self._chosen:
             self._sum_C = np.zeros(len(rows_C))
             return None
         near_CN = self._unit_CD @ np.stack(self._chosen, 1)
         self._sum_C = near_CN.sum(1, dtype=np.float64)
-        return None if self._same is None else np.flatnonzero(near_CN.max(1) >= self._same)
+        return None if self._same is None else near_CN.max(1) >= self._same
 
     def of(self) -> Values | None:
-        return (-self._weight / len(self._chosen)) * self._sum_C if self._weight and self._chosen else None
+        return (-self._weight / len(self._chosen)) * self._sum_C if self._chosen else None
 
-    def chose(self, c: int) -> Places | None:
+    def chose(self, c: int) -> Barred | None:
         self._chosen.append(self._unit_CD[c])
         near_C = self._unit_CD @ self._unit_CD[c]
         self._sum_C += near_C
-        return None if self._same is None else np.flatnonzero(near_C >= self._same)
+        return None if self._same is None else near_C >= self._same

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from serving import sweep_job
 from serving.asked import USED, Asked, Known
 from serving.choosing import Search
 from serving.config import ServingConfig, state_dir
@@ -46,12 +47,14 @@ def run(config: ServingConfig) -> str:
     """Write run_dir/recommendations/part-*.parquet; interrupted, the same command goes on with the shards that are missing.
 
     Returns:
-        path of run_dir/recommend.json.
+        path of run_dir/recommend.json; of run_dir/sweep.json where the settings ask for a sweep.
 
     Raises:
         DataError: there is no bundle or no histories, or one is damaged.
         ConfigError: the users' secret is not where it should be.
     """
+    if config.sweep:
+        return sweep_job.run(config)
     began = time.perf_counter()
     settings, run_dir, folder = config.serving, Path(config.run_dir), Path(config.run_dir) / "recommendations"
     keys, known = users(settings, run_dir)

@@ -15,7 +15,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.gains import Part, Places, Rows, Values
+from serving.gains import Barred, Part, Places, Rows, Values
 from serving.policy import Policy
 
 DEEPEST = 7
@@ -111,7 +111,7 @@ class _Loop:
         self.temperature = policy.dials.temperature
         self._k, self._deeper = policy.k, deeper
         self._standing, self._parts = parts.standing, [*parts.page, *parts.each()]
-        self._asked, self._pools = policy.candidates, [candidates]
+        self._asked, self._pools, self._before = policy.candidates, [candidates], 0
         scores_C = candidates.scores_C
         self._low = float(scores_C[-1]) if len(scores_C) else 0.0
         self._span = float(scores_C[0]) - self._low if len(scores_C) else 0.0
@@ -119,13 +119,13 @@ class _Loop:
 
     def run(self, choose: Callable[[Values, int], _Chosen]) -> Selection:
         """Fill the list, position by position."""
-        rows: list[int] = []
-        scores: list[float] = []
+        places: list[int] = []  # among all candidates considered
         propensities: list[float] = []
-        while len(rows) < self._k:
+        gains, masks = [part.of for part in self._parts if part.adds], [part.chose for part in self._parts]
+        while len(places) < self._k:
             value_C = self._value_C
-            for part in self._parts:
-                gain_C = part.of()
+            for gain in gains:
+                gain_C = gain()
                 if gain_C is not None:
                     value_C = value_C + gain_C
             best = int(value_C.argmax()) if len(value_C) else -1
@@ -136,16 +136,16 @@ class _Loop:
             c, propensity = choose(value_C, best)
             if c < 0:
                 break
-            rows.append(self.pool.rows_C[c])
-            scores.append(self.pool.scores_C[c])
+            places.append(self._before + c)
             propensities.append(propensity)
-            self._bar(c)
-            for part in self._parts:
-                self._bar(part.chose(c))
+            self._value_C[c] = -inf
+            for mask in masks:
+                self._bar(mask(c))
         pools = self._pools
         considered = pools[0] if len(pools) == 1 else Candidates(self._rows(), np.concatenate([pool.scores_C for pool in pools]))
-        shortage = "" if len(rows) == self._k else POLICY if len(considered.rows_C) > len(rows) else ITEMS
-        return Selection(np.array(rows, np.int64), np.array(scores, np.float32), np.array(propensities), considered, shortage)
+        shortage = "" if len(places) == self._k else POLICY if len(considered.rows_C) > len(places) else ITEMS
+        chosen_k = np.array(places, np.int64)
+        return Selection(considered.rows_C[chosen_k], considered.scores_C[chosen_k], np.array(propensities), considered, shortage)
 
     def _enter(self) -> None:
         """Values of the candidates by themselves. Relevance goes on below 0 for those found later."""
@@ -154,7 +154,7 @@ class _Loop:
         for part in self._parts:
             self._bar(part.enter(self.pool.rows_C))
 
-    def _bar(self, places: Places | int | None) -> None:
+    def _bar(self, places: Barred | None) -> None:
         if places is not None:
             self._value_C[places] = -inf
 
@@ -162,7 +162,7 @@ class _Loop:
         """Take up further candidates; whether there were any."""
         if self._deeper is None or len(self._pools) == DEEPEST or len(self.pool.rows_C) < self._asked:
             return False
-        self._asked *= 2
+        self._asked, self._before = 2 * self._asked, self._before + len(self.pool.rows_C)
         self.pool = self._deeper(self._asked, self._rows())
         self._pools.append(self.pool)
         self._enter()
@@ -182,11 +182,14 @@ def _drawing(temperature: float, seed: int) -> Callable[[Values, int], _Chosen]:
     uniform = random.Random(seed).random
 
     def draw(value_C: Values, best: int) -> _Chosen:
-        mass_C = np.exp((value_C - value_C[best]) / temperature)
-        up_to_C = mass_C.cumsum()
-        c = int(up_to_C.searchsorted(uniform() * up_to_C[-1], side="right"))
+        mass_C = value_C - value_C[best]
+        mass_C *= 1.0 / temperature
+        np.exp(mass_C, out=mass_C)
+        up_to_C = np.add.accumulate(mass_C)
+        whole = float(up_to_C[-1])
+        c = int(up_to_C.searchsorted(uniform() * whole, side="right"))
         c = c if c < len(mass_C) else best  # only where the product rounds up to the whole
-        return c, float(mass_C[c] / up_to_C[-1])
+        return c, float(mass_C[c]) / whole
 
     return draw
 
@@ -197,5 +200,5 @@ def _given(places: Places, value_C: Values, best: int, temperature: float) -> _C
         return -1, 0.0
     if not temperature:
         return c, 1.0
-    mass_C = np.exp((value_C - value_C[best]) / temperature)
+    mass_C = np.exp((value_C - value_C[best]) * (1.0 / temperature))
     return c, float(mass_C[c] / mass_C.sum())

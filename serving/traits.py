@@ -64,6 +64,7 @@ class BundleTraits:
     def __init__(self, attributes: Attributes, vectors_RD: NDArray[np.float32]) -> None:
         self._attributes, self._vectors_RD = attributes, vectors_RD
         self._values: dict[str, _RowValues] = {}
+        self._last: tuple[str, Rows, Codes] | None = None
 
     def valued(self) -> list[str]:
         return [name for name, found in self._attributes.items() if isinstance(found, ValueLists) and len(found.rows_N)]
@@ -74,11 +75,16 @@ class BundleTraits:
         return found.vocabulary if isinstance(found, ValueLists) else None
 
     def codes(self, attribute: str, rows_C: Rows) -> Codes:
+        last = self._last
+        if last is not None and last[0] == attribute and last[1] is rows_C:  # a cap and calibration ask for the same
+            return last[2]
         if attribute not in self._values:
             found = self._attributes[attribute]
             assert isinstance(found, ValueLists)
             self._values[attribute] = _RowValues.of(found)
-        return self._values[attribute].at(rows_C)
+        codes = self._values[attribute].at(rows_C)
+        self._last = (attribute, rows_C, codes)
+        return codes
 
     def created(self, rows_C: Rows) -> NDArray[np.float64]:
         return self._created_R[rows_C]

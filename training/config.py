@@ -186,7 +186,11 @@ class EvaluateConfig:
 
 @dataclass
 class TrainingConfig:
-    """Everything the training jobs share. `run_dir` holds a run; `seed` is the only one training uses."""
+    """Everything the training jobs share. `run_dir` holds a run; `seed` is the only one training uses.
+
+    Attributes:
+        sweep: of `towers report`: what each dial of the selector gives and costs, from the lists of `towers recommend sweep=true`.
+    """
 
     run_dir: str = MISSING
     seed: int = 0
@@ -204,6 +208,7 @@ class TrainingConfig:
     inspect: InspectConfig = field(default_factory=InspectConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    sweep: bool = False
 
 
 def register() -> None:

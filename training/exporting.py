@@ -15,16 +15,18 @@ from tqdm import tqdm
 from towers import bundle
 from towers.batch import take
 from towers.columns import ITEM_ID, NO_TIME, USER_ID, USER_KEY
-from towers.consent import PERSONALIZE
+from towers.consent import MEASURE, PERSONALIZE
 from towers.errors import ConfigError, DataError
+from towers.held_out import HELD_OUT
 from towers.job import write_json
 from towers.model import TwoTower
-from towers.runtime import TorchRuntime, load_model
+from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_model
 from towers.shards import embedding_column, write_shards
 from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name
 from training.config import TrainingConfig
 from training.facts import Stopwatch, run_facts
+from training.held_out import write_queries
 from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
@@ -64,6 +66,11 @@ def run(config: TrainingConfig) -> Path:
     histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
     write_histories(histories, data, users, config.export.history_events, personal_U)
     _write_queries(run_dir / "export" / "queries.npy", data, runtime, config)
+    held_out = run_dir / "export" / HELD_OUT
+    held_out.unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
+    if config.export.held_out_queries:
+        measured_U = personal_U & permission.allows(data.user_keys, MEASURE)
+        write_queries(held_out, data, runtime, measured_U, config, bundle.sha256(run_dir / "model" / WEIGHTS_FILE))
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))

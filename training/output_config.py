@@ -16,6 +16,8 @@ class ExportConfig:
         raw_user_ids: write raw user ids beside the keys (needs identity.keep_raw_ids at prepare).
         onnx: write ONNX towers, checked equal to torch.
         history_events: newest events of each user kept for serving.
+        held_out_queries: most validation and most test queries left in export/held_out.parquet, by which `towers recommend sweep=true` is
+            judged; they hold histories by user key. 0 = none.
     """
 
     name: str = "towers"
@@ -25,6 +27,7 @@ class ExportConfig:
     raw_user_ids: bool = False
     onnx: bool = True
     history_events: int = 1000
+    held_out_queries: int = 0
 
 
 @dataclass

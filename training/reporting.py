@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from towers.errors import DataError
+from training import sweep_report
 from training.config import TrainingConfig
 from training.report_page import as_html, as_markdown
 from training.report_shown import shown_tables
@@ -13,11 +14,13 @@ METRICS = "metrics.json"
 
 
 def run(config: TrainingConfig) -> str:
-    """Write the report of config.report.runs into run_dir; returns the path of report.md.
+    """Write the report of config.report.runs into run_dir, or that of its sweep; returns the path of the report.
 
     Raises:
         DataError: there is no such run, or it was not evaluated.
     """
+    if config.sweep:
+        return sweep_report.run(config)
     results = [Result.read(path) for path in find(config.report.runs)]
     tables = [*make_tables(results, config.report.metrics), *shown_tables(results)]
     folder = Path(config.run_dir)

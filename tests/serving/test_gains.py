@@ -69,11 +69,11 @@ def test_diversity_takes_off_the_mean_cosine_and_near_duplicates_are_barred() ->
     rows = np.arange(20)
     near = Nearness(world.traits, 0.7, 0.6)
     assert near.enter(rows) is None
-    assert near.chose(4).tolist() == np.flatnonzero(cosine[4, :20] >= 0.6).tolist()
+    assert near.chose(4).tolist() == (cosine[4, :20] >= 0.6).tolist()
     near.chose(9)
     assert np.allclose(near.of(), -0.35 * (cosine[4, :20] + cosine[9, :20]), atol=1e-6)
     later = near.enter(np.arange(20, 40))
-    assert later.tolist() == np.flatnonzero(np.maximum(cosine[4, 20:], cosine[9, 20:]) >= 0.6).tolist()
+    assert later.tolist() == (np.maximum(cosine[4, 20:], cosine[9, 20:]) >= 0.6).tolist()
     assert np.allclose(near.of(), -0.35 * (cosine[4, 20:] + cosine[9, 20:]), atol=1e-6)
 
 

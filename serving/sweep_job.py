@@ -1,0 +1,119 @@
+"""The work of `towers recommend sweep=true`: lists for held-out queries, once for every value of every dial.
+
+What they are worth is told by `towers report sweep=true`, which reads these files.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from serving.choosing import further
+from serving.config import ServingConfig, SweepConfig
+from serving.messages import Steer
+from serving.policy import Policy
+from serving.profiles import Profiles
+from serving.retriever import Retriever
+from serving.run import opened
+from serving.selector import Candidates, Selection, select
+from serving.signals import PERSONALIZED, Signals
+from towers.bundle import Bundle, current
+from towers.columns import ITEM_ID
+from towers.encoder import UserRow
+from towers.errors import ConfigError, RequestError
+from towers.held_out import HELD_OUT, HeldOut
+from towers.job import write_json
+
+FOLDER = "sweep"
+_SCHEMA = pa.schema([("policy", pa.int32()), ("query", pa.int32()), ("item_ids", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
+
+
+def run(config: ServingConfig) -> str:
+    """Write run_dir/sweep/lists.parquet (policy, query, item_ids) and run_dir/sweep.json, whose path is returned.
+
+    Raises:
+        DataError: there is no bundle, or no held-out queries of its model.
+        ConfigError: a dial does not exist, is out of bounds, or needs an attribute that items lack.
+    """
+    settings, run_dir, sweep = config.serving, Path(config.run_dir), config.sweeping
+    bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
+    held = HeldOut.read(run_dir / "export" / HELD_OUT, sweep.split, bundle.manifest["files"]["weights.safetensors"]["sha256"])
+    retriever = opened(bundle, settings, Profiles.open(None, None))
+    policies = [Policy(sweep.k), *(_policy(retriever, sweep.k, point) for point in points(sweep))]
+    asked = [_Query.of(retriever, held, place, max(policy.candidates for policy in policies)) for place in range(len(held))]
+    ids = retriever.stock.table.column(ITEM_ID).combine_chunks()
+    told: list[dict[str, Any]] = []
+    target = run_dir / FOLDER / "lists.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(target.with_suffix(".tmp"), _SCHEMA, compression="zstd") as writer:
+        for number, policy in enumerate(tqdm(policies, desc="sweep", unit="policies", disable=not sys.stderr.isatty())):
+            began = time.process_time()
+            chosen = [query.listed(retriever, replace(policy, seed=place)) for place, query in enumerate(asked)]
+            us = 1e6 * (time.process_time() - began) / len(asked)
+            told.append({"policy": policy.to_row(), "us_per_list": round(us, 1)})
+            writer.write_table(_table(number, chosen, ids))
+    target.with_suffix(".tmp").rename(target)
+    document = {"bundle": str(bundle.folder), "split": sweep.split, "queries": len(held), "k": sweep.k, "policies": told}
+    return str(write_json(run_dir / "sweep.json", document))
+
+
+def points(sweep: SweepConfig) -> Iterator[Mapping[str, float]]:
+    """Every value of every dial by itself, then the combinations asked for."""
+    for name, values in sweep.dials.items():
+        yield from ({name: value} for value in values)
+    yield from sweep.together
+
+
+def _policy(retriever: Retriever, k: int, point: Mapping[str, float]) -> Policy:
+    try:
+        policy = retriever.chooser.policy(k, msgspec.convert(dict(point), Steer))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"sweeping.dials: {error}") from None
+    except RequestError as error:
+        raise ConfigError(f"sweeping.dials: {error.field.removeprefix('policy.')}: {error.message}") from None
+    return policy
+
+
+@dataclass(frozen=True)
+class _Query:
+    """A held-out query and its best candidates, which all policies choose from."""
+
+    vector_HD: NDArray[np.float32]
+    excluded: NDArray[np.int64]
+    found: Candidates
+    signals: Signals
+    now: int
+
+    @classmethod
+    def of(cls, retriever: Retriever, held: HeldOut, place: int, count: int) -> "_Query":
+        seen, liked = held.seen[place].as_py(), held.liked[place].as_py()
+        excluded = retriever.catalog.rows([*seen, *retriever.chooser.blocked])
+        found = retriever.index.search(held.vectors_QHD[place], count, retriever.item_filter.allowed(), excluded)
+        signals = Signals(UserRow(), liked, [None] * len(liked), PERSONALIZED, "", 0)
+        return cls(held.vectors_QHD[place], excluded, Candidates(found.rows, found.scores), signals, int(held.now_Q[place]))
+
+    def listed(self, retriever: Retriever, policy: Policy) -> Selection:
+        def search(count: int, excluded: NDArray[np.int64]) -> Candidates:
+            found = retriever.index.search(self.vector_HD, count, retriever.item_filter.allowed(), excluded)
+            return Candidates(found.rows, found.scores)
+
+        best = Candidates(self.found.rows_C[: policy.candidates], self.found.scores_C[: policy.candidates])
+        parts = retriever.chooser.parts(policy, self.signals, self.now)
+        return select(best, policy, parts, further(self.excluded, search))
+
+
+def _table(number: int, chosen: list[Selection], ids: pa.Array) -> pa.Table:
+    offsets = np.concatenate([[0], np.cumsum([len(one.rows_k) for one in chosen])])
+    flat = pa.DictionaryArray.from_arrays(pa.array(np.concatenate([one.rows_k for one in chosen]), pa.int32()), ids)
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+    queries = np.arange(len(chosen), dtype=np.int32)
+    return pa.table([pa.array(np.full(len(chosen), number, np.int32)), pa.array(queries), lists], schema=_SCHEMA)

@@ -1,0 +1,109 @@
+"""What each dial of the selector gives and costs: held-out queries from export, lists from recommend, the table from report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving import recommend_job
+from serving.config import ServingConfig
+from towers.bundle import Bundle, current
+from towers.errors import ConfigError, DataError
+from towers.held_out import HeldOut, write_held_out
+from training import reporting
+from training.config import TrainingConfig
+from training.interactions import Interactions
+from training.queries import make_queries
+
+DIALS = {"popularity": [-0.5], "calibration": [0.2], "temperature": [0.5]}
+
+
+@pytest.fixture(scope="module")
+def swept(spine: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ServingConfig]:
+    """A run whose export held queries out, and the settings of its sweep."""
+    other = spine.copy(tmp_path_factory.mktemp("sweep"))
+    done = other.again("export", "export.onnx=false", "export.held_out_queries=200")
+    assert done.returncode == 0, done.stderr
+    config = ServingConfig(run_dir=str(other.run_dir), sweep=True)
+    config.serving.runtime = "torch"
+    config.sweeping.k, config.sweeping.dials = 30, {name: list(values) for name, values in DIALS.items()}
+    config.sweeping.together = [{"popularity": -0.5, "calibration": 0.2}]
+    return other, config
+
+
+def lists(run_dir: Path, policy: int) -> list[list[str]]:
+    table = pq.read_table(run_dir / "sweep" / "lists.parquet").to_pylist()
+    return [row["item_ids"] for row in table if row["policy"] == policy]
+
+
+def test_the_held_out_queries_are_those_of_evaluate(swept: Any) -> None:
+    run, _ = swept
+    config, data = run.config("export"), Interactions.open(run.run_dir / "prepared")
+    asked = make_queries(data, "test", config.evaluate.unit, config.split.name, 200, config.seed).masked()
+    weights = Bundle.open(current(run.run_dir / "bundles")).manifest["files"]["weights.safetensors"]["sha256"]
+    held = HeldOut.read(run.run_dir / "export" / "held_out.parquet", "test", weights)
+    ids = np.array(data.catalog.column("item_id").to_pylist())
+    assert [key.as_py() for key in held.user_keys] == [data.user_keys[user].tobytes() for user in asked.user_Q]
+    assert held.relevant.flatten().to_pylist() == ids[asked.relevant[1]].tolist()
+    assert held.now_Q.tolist() == asked.now_Q.tolist()
+    for place in (0, len(held) // 2, len(held) - 1):
+        seen = asked.seen_items(slice(place, place + 1))[1]
+        assert held.seen[place].as_py() == ids[seen].tolist() and set(held.liked[place].as_py()) <= set(ids[seen])
+
+
+def test_a_sweep_and_its_report(swept: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run, config = swept
+    told = json.loads(Path(recommend_job.run(config)).read_text())
+    assert [policy["policy"].get("dials", {}) for policy in told["policies"]] == [
+        {}, {"popularity": -0.5}, {"calibration": 0.2}, {"temperature": 0.5}, {"popularity": -0.5, "calibration": 0.2},
+    ]  # fmt: skip
+    held = HeldOut.read(run.run_dir / "export" / "held_out.parquet", "valid", weights_of(run))
+    plain = lists(run.run_dir, 0)
+    assert len(plain) == told["queries"] == len(held)
+    vectors_ID, ids = Bundle.open(told["bundle"]).item_vectors(), Bundle.open(told["bundle"]).catalog()["item_id"].to_pylist()
+    scores_QI = held.vectors_QHD[:, 0] @ vectors_ID.T
+    for place in (0, len(held) - 1):
+        seen = set(held.seen[place].as_py())
+        ranked = [ids[row] for row in np.argsort(-scores_QI[place], kind="stable") if ids[row] not in seen]
+        assert plain[place] == ranked[:30]
+    settings = TrainingConfig(run_dir=str(run.run_dir), sweep=True)
+    document = json.loads(Path(reporting.run(settings)).read_text())
+    assert capsys.readouterr().out.strip() == (run.run_dir / "sweep.md").read_text().strip()
+    first, popularity, calibration, *_ = document["policies"]
+    hits = [len(set(items[:20]) & set(answers)) / len(answers) for items, answers in zip(plain, held.relevant.to_pylist(), strict=True)]
+    assert first["means"]["recall@20"]["value"] == pytest.approx(np.mean(hits))
+    assert all(0 < one["whole"]["coverage@20"] <= 1 and 0 <= one["whole"]["gini@20"] < 1 for one in (first, popularity))
+    change = calibration["means"]["c_kl@20"]
+    assert change["change_ci95"][0] <= change["change"] <= change["change_ci95"][1] < 0
+    assert set(first["means"]) == {"recall@20", "recall@30", "ndcg@20", "c_kl@20", "ild@20", "ild_vectors@20"}
+
+
+def weights_of(run: Any) -> str:
+    sha: str = Bundle.open(current(run.run_dir / "bundles")).manifest["files"]["weights.safetensors"]["sha256"]
+    return sha
+
+
+def test_what_cannot_be_swept_is_told(swept: Any, tmp_path: Path) -> None:
+    run, config = swept
+    for dials, message in (({"novelty": [1.0]}, "novelty"), ({"calibration": [7.0]}, "calibration: got 7, expected 0 to 1")):
+        wrong = ServingConfig(run_dir=config.run_dir, sweep=True)
+        wrong.serving.runtime, wrong.sweeping.dials = "torch", dials  # type: ignore[assignment]
+        with pytest.raises(ConfigError, match=message):
+            recommend_job.run(wrong)
+    held = HeldOut.read(run.run_dir / "export" / "held_out.parquet", "valid", weights_of(run))
+    with pytest.raises(DataError, match=r"export\.held_out_queries"):
+        HeldOut.read(tmp_path / "none", "valid", "sha")
+    write_held_out(tmp_path / "held", {"valid": held}, "sha")
+    assert HeldOut.read(tmp_path / "held", "valid", "sha").vectors_QHD.tolist() == held.vectors_QHD.tolist()
+    for split, sha, told in (("test", "sha", "no queries of split 'test'"), ("valid", "other", "another model")):
+        with pytest.raises(DataError, match=told):
+            HeldOut.read(tmp_path / "held", split, sha)
+    pq.write_table(pa.table({"split": ["valid"]}), tmp_path / "held")
+    with pytest.raises(DataError, match="not a file of held-out queries"):
+        HeldOut.read(tmp_path / "held", "valid", "sha")
+    with pytest.raises(DataError, match="towers recommend sweep=true"):
+        reporting.run(TrainingConfig(run_dir=str(tmp_path), sweep=True))
