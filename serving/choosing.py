@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from serving.asked import Asked
 from serving.caps import Cap
-from serving.gains import Calibration, Nearness, Part, Rows, Taste, Values, freshness
+from serving.gains import Calibration, Nearness, Part, Reach, Rows, Taste, Values, freshness
 from serving.live_catalog import AnyCatalog
 from serving.messages import Steer
 from serving.policy import Dials, Policy, SelectorSettings, decided, turned
+from serving.reach import FIRST
 from serving.selector import Candidates, Deeper, Parts, Selection, select
 from serving.signals import Signals
 from serving.traits import Traits
@@ -20,6 +21,7 @@ from towers.schema import Schema
 Search = Callable[[int, NDArray[np.int64]], Candidates]
 """The best candidates: how many, and rows left out."""
 
+_NO_REACH = "this bundle does not know what its items lack to be seen; run `towers index index.reach=0.001`"
 _NEWEST = 1000
 """History events that calibration looks at."""
 
@@ -44,6 +46,8 @@ class Chooser:
         dials = settings.dials()
         self._valued = frozenset(traits.valued())
         self._usual: Dials | None = dials if turned(dials) else None
+        if settings.reach and not traits.has_reach:
+            raise ConfigError(f"serving.selector.reach: {_NO_REACH}")
         asked = [f"caps.{name}" for name in settings.caps] + (["calibrate_on"] if settings.calibration else [])
         for setting in asked:
             name = settings.calibrate_on if setting == "calibrate_on" else setting.removeprefix("caps.")
@@ -65,6 +69,8 @@ class Chooser:
         """
         policy = decided(k, self.settings, self._usual, steer)
         if steer is not None and policy.dials is not None:
+            if policy.dials.reach and not self._traits.has_reach:
+                raise RequestError("policy.reach", _NO_REACH)
             names = [("policy.calibration", policy.dials.calibrate_on)] if policy.dials.calibration else []
             for field, name in [*((f"policy.caps.{name[:60]}", name) for name in steer.caps), *names]:
                 if name not in self._valued:
@@ -104,7 +110,11 @@ class Chooser:
             gain_C = dials.popularity * self._catalog.popularity(rows_C) if dials.popularity else np.zeros(len(rows_C))
             return gain_C + dials.freshness * freshness(self._traits.created(rows_C), dials.fresh_days, now) if dials.freshness else gain_C
 
-        return Parts(standing, page, lambda: [Cap(self._traits, name, most) for name, most in dials.caps.items()])
+        def each() -> list[Part]:
+            caps = [Cap(self._traits, name, most) for name, most in dials.caps.items()]
+            return [Reach(self._traits, dials.reach, FIRST), *caps] if dials.reach else [*caps]
+
+        return Parts(standing, page, each)
 
     def _taste(self, signals: Signals, attribute: str) -> Taste | None:
         rows = self._catalog.rows(liked(signals, self._against))

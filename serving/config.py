@@ -25,6 +25,8 @@ class IndexConfig:
         queries: held-out user vectors it is judged on.
         parts: item attributes whose frequent values get an index of their own: a filter on one such value then costs no more than none.
         part_items: least items of such a value; fewer are scanned as fast.
+        reach: share of the people whose first twenty every item is to reach where `reach` of the selector is turned on, such as 0.001;
+            needs `towers export export.held_out_queries=10000`. 0 = that dial cannot be turned.
     """
 
     name: str = "auto"
@@ -34,6 +36,7 @@ class IndexConfig:
     queries: int = 1000
     parts: list[str] = field(default_factory=lambda: ["categories"])
     part_items: int = 2000
+    reach: float = 0.0
 
 
 @dataclass
@@ -116,26 +119,35 @@ class RecommendConfig:
 
 
 @dataclass
+class SweepDials:
+    """Values of each dial that are tried, one at a time.
+
+    Attributes:
+        popularity, reach, calibration, diversity, freshness, temperature: see serving.selector.
+    """
+
+    popularity: list[float] = field(default_factory=lambda: [-0.05, -0.1, -0.2, -0.4])
+    reach: list[float] = field(default_factory=list)
+    calibration: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4])
+    diversity: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4])
+    freshness: list[float] = field(default_factory=list)
+    temperature: list[float] = field(default_factory=lambda: [0.01, 0.02, 0.05])
+
+
+@dataclass
 class SweepConfig:
     """What `towers recommend sweep=true` makes lists for.
 
     Attributes:
         split: valid | test, of the queries that `towers export` held out; choose by the first, then look at the second once.
         k: items of each list.
-        dials: values of each dial (popularity, calibration, diversity, freshness, temperature), tried one at a time.
+        dials: values of each dial.
         together: several dials at once, tried after them: [{popularity: -0.1, calibration: 0.1}].
     """
 
     split: str = "valid"
     k: int = 50
-    dials: dict[str, list[float]] = field(
-        default_factory=lambda: {
-            "popularity": [-0.05, -0.1, -0.2, -0.4],
-            "calibration": [0.01, 0.02, 0.05, 0.1],
-            "diversity": [0.05, 0.1, 0.2, 0.4],
-            "temperature": [0.01, 0.02, 0.05],
-        }
-    )
+    dials: SweepDials = field(default_factory=SweepDials)
     together: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -227,6 +239,8 @@ def validate(config: ServingConfig) -> None:
         raise ConfigError(f"sweeping.split: got {config.sweeping.split!r}, expected valid or test")
     if config.recommend.now is not None and not 0 <= config.recommend.now < 7_258_118_400:
         raise ConfigError(f"recommend.now: got {config.recommend.now}, expected Unix seconds from 1970 to 2199, or null")
+    if not 0 <= config.index.reach < 1:
+        raise ConfigError(f"index.reach: got {config.index.reach}, expected a share in [0, 1)")
     if config.index.exact_up_to < 0:
         raise ConfigError(f"index.exact_up_to: got {config.index.exact_up_to}, expected 0 (never by size) or more")
     if not 0 <= config.serving.port <= 65535:

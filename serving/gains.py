@@ -124,6 +124,25 @@ class Calibration:
                 self._smooth_G[column] += (1.0 - _SMOOTHING) / (self._k * (row + 1))
 
 
+class Reach:
+    """What an item lacks to be seen, added to its value at the first positions of a list; see serving.reach. Further down, where nobody is
+    reached, items stand where their relevance puts them."""
+
+    adds = True
+
+    def __init__(self, traits: Traits, weight: float, first: int) -> None:
+        self._traits, self._weight, self._left = traits, weight, first
+
+    def enter(self, rows_C: Rows) -> None:
+        self._gain_C = self._weight * self._traits.lacking(rows_C)
+
+    def of(self) -> Values | None:
+        return self._gain_C if self._left > 0 else None
+
+    def chose(self, c: int) -> None:
+        self._left -= 1
+
+
 class Nearness:
     """How near a candidate is to the list. The mean cosine with its items is taken off a candidate's value, which raises the mean distance
     of pairs, ILD (Smyth and McClave 2001); and a candidate whose cosine with any of them is at least `same` is barred.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from serving.attribute_files import FOLDER, open_attributes, save_attributes
 from serving.attributes import Attributes
-from serving.catalog_files import save_catalog
+from serving.catalog_files import open_catalog, save_catalog
 from serving.config import ServingConfig, state_dir
 from serving.fold_items import folded
 from serving.index.build import build_ivf, candidates_for, choose_kind, metrics_for
@@ -24,8 +24,10 @@ from serving.index.rowset import RowSet
 from serving.index.stored import save_index
 from serving.index.tune import Judge, exact_us, tune
 from serving.item_changes import ITEMS_FILE
+from serving.reach import REACH_FILE, lacking
 from towers.bundle import Bundle, current, publish
 from towers.errors import BundleError, DataError
+from towers.held_out import HELD_OUT, HeldOut
 from towers.job import write_json
 
 _SEALED = ("format_version", "version", "created", "parent", "files")
@@ -54,7 +56,8 @@ def run(config: ServingConfig) -> str:
         meta, index = _exact_meta(config, core, exact, query_QD), None
     else:
         meta, index = _tuned_ivf(config, core, exact, query_QD, values)
-    folder = _publish(run_dir, core, meta, index, attributes)
+    lacks_I = _reach(config, core, exact) if config.index.reach else None
+    folder = _publish(run_dir, core, meta, index, attributes, lacks_I)
     report = {"bundle": str(folder), "parent": core.version, "wall_s": round(time.perf_counter() - started, 2), **meta.to_json()}
     print(table(meta))
     return str(write_json(run_dir / "index.json", report))
@@ -154,7 +157,22 @@ def _tuned_ivf(
     return meta, tuned.index
 
 
-def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | None, attributes: Attributes) -> Path:
+def _reach(config: ServingConfig, core: Bundle, exact: ExactIndex) -> NDArray[np.float32]:
+    """What each item lacks to be seen by `index.reach` of the people; see serving.reach."""
+    _progress("reach of every item")
+    weights = core.manifest["files"]["weights.safetensors"]["sha256"]
+    held = HeldOut.read(Path(config.run_dir) / "export" / HELD_OUT, "valid", weights)
+    return lacking(exact, held, open_catalog(core, core.preprocessor(), len(exact.item_ID)), config.index.reach)
+
+
+def _publish(
+    run_dir: Path,
+    core: Bundle,
+    meta: IndexMeta,
+    index: FaissIndex | None,
+    attributes: Attributes,
+    lacks_I: NDArray[np.float32] | None,
+) -> Path:
     bundles_dir = run_dir / "bundles"
     number = next(n for n in range(1, 1_000_000) if not (bundles_dir / f"{core.version}-i{n}").exists())
     facts = {name: fact for name, fact in core.manifest.items() if name not in _SEALED}
@@ -164,6 +182,9 @@ def _publish(run_dir: Path, core: Bundle, meta: IndexMeta, index: FaissIndex | N
         files: dict[str, Path | bytes] = {META_FILE: (json.dumps(meta.to_json(), indent=2) + "\n").encode()}
         files |= save_attributes(attributes, meta.rows, Path(scratch) / FOLDER)
         files |= save_catalog(core, Path(scratch))
+        if lacks_I is not None:
+            files[REACH_FILE] = Path(scratch) / REACH_FILE
+            np.save(Path(scratch) / REACH_FILE, lacks_I, allow_pickle=False)
         if index is not None:
             saved = {FAISS_FILE: index, **{part.file: index.parts[part.key] for part in meta.parts}}
             for name, one in saved.items():

@@ -22,6 +22,7 @@ from serving.index.live_index import LiveIndex, LiveRows, offset_of, vectors_of
 from serving.index.rowset import Rows, RowSet, both, neither
 from serving.item_texts import Items
 from serving.messages import Clause
+from serving.reach import open_reach
 from serving.traits import BundleTraits, LiveTraits
 from towers.bundle import Bundle
 from towers.columns import ITEM_ID
@@ -158,7 +159,7 @@ class Stock:
     @cached_property
     def traits(self) -> BundleTraits:
         """What the selector knows of the items."""
-        return BundleTraits(self.attributes, self.vectors_ID)
+        return BundleTraits(self.attributes, self.vectors_ID, open_reach(self.bundle, self.catalog.size))
 
     def traits_with(self, came: pa.Table, came_ND: NDArray[np.float32], schema: Schema) -> LiveTraits:
         """The same after items came; see `with_changes`."""

@@ -82,6 +82,7 @@ class Steer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         popularity: below 0 holds popular items back, above 0 favours them.
+        reach: shows items that no list would hold to the few people whom they suit best.
         calibration: brings the list's categories to the shares that they have in the history.
         diversity: keeps items apart that are like each other.
         freshness: favours new items.
@@ -92,6 +93,7 @@ class Steer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     popularity: float | None = None
+    reach: float | None = None
     calibration: float | None = None
     diversity: float | None = None
     freshness: float | None = None

@@ -11,7 +11,7 @@ from towers.errors import ConfigError, RequestError
 LEAST_CANDIDATES = 200
 """Candidates that a steered list is chosen from, or twice its length where that is more."""
 
-_WEIGHTS = ("popularity", "calibration", "diversity", "freshness", "temperature")
+_WEIGHTS = ("popularity", "reach", "calibration", "diversity", "freshness", "temperature")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Dials:
     Attributes:
         popularity: added times an item's popularity: 0 for an item nobody chose, 1 for the most chosen one, as logarithms go. Below 0
             holds popular items back.
+        reach: added times what an item lacks to stand in the first twenty of the few people whom it suits best (serving.reach).
         calibration: added times what an item does for the shares of `calibrate_on` in the list to be those of the history.
         diversity: taken off times the mean cosine with the items of the list.
         freshness: added times 2^(-age / fresh_days).
@@ -32,6 +33,7 @@ class Dials:
     """
 
     popularity: float = 0.0
+    reach: float = 0.0
     calibration: float = 0.0
     diversity: float = 0.0
     freshness: float = 0.0
@@ -89,10 +91,11 @@ class MostSettings:
     """How far a request may turn each dial, in both directions; 0 = not at all.
 
     Attributes:
-        popularity, calibration, diversity, freshness, temperature: the greatest amount of each that `policy` of a request may name.
+        popularity, reach, calibration, diversity, freshness, temperature: the greatest amount of each that `policy` of a request may name.
     """
 
     popularity: float = 1.0
+    reach: float = 1.0
     calibration: float = 1.0
     diversity: float = 1.0
     freshness: float = 1.0
@@ -104,9 +107,11 @@ class SelectorSettings:
     """How every list is made, unless its request says otherwise in `policy`. All of it is off by default: the best items in score order.
 
     Attributes:
-        popularity, calibration, diversity, freshness: weights against relevance, which is 1 for the best of the candidates (200, or twice
-            the list's length) and 0 for the last of them.
+        popularity, reach, calibration, diversity, freshness: weights against relevance, which is 1 for the best of the candidates (200, or
+            twice the list's length) and 0 for the last of them.
             popularity: of how popular an item is (0 to 1, by the logarithm of its training events); below 0 holds popular items back.
+            reach: of what an item lacks to be seen at all: with 1, every item reaches the first twenty of about the share of people that
+                `towers index index.reach=0.001` was told.
             calibration: of how far an item brings the list's shares of `calibrate_on` to those of the person's history.
             diversity: against the mean cosine with the items that stand in the list already.
             freshness: of 2^(-age / fresh_days) by `created_at`.
@@ -121,6 +126,7 @@ class SelectorSettings:
     """
 
     popularity: float = 0.0
+    reach: float = 0.0
     calibration: float = 0.0
     diversity: float = 0.0
     freshness: float = 0.0

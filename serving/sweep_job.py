@@ -6,7 +6,7 @@ What they are worth is told by `towers report sweep=true`, which reads these fil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def run(config: ServingConfig) -> str:
 
 def points(sweep: SweepConfig) -> Iterator[Mapping[str, float]]:
     """Every value of every dial by itself, then the combinations asked for."""
-    for name, values in sweep.dials.items():
+    for name, values in asdict(sweep.dials).items():
         yield from ({name: value} for value in values)
     yield from sweep.together
 

@@ -52,6 +52,15 @@ class Traits(Protocol):
         """Item vectors, made 1 long: [C, D]."""
         ...
 
+    @property
+    def has_reach(self) -> bool:
+        """Whether `lacking` is known."""
+        ...
+
+    def lacking(self, rows_C: Rows) -> NDArray[np.float64]:
+        """What items lack to be seen; see serving.reach."""
+        ...
+
 
 class BundleTraits:
     """Of the items of one catalogue.
@@ -59,10 +68,11 @@ class BundleTraits:
     Args:
         attributes: values by row.
         vectors_RD: item vectors.
+        lacks_R: see serving.reach; None where nobody computed it.
     """
 
-    def __init__(self, attributes: Attributes, vectors_RD: NDArray[np.float32]) -> None:
-        self._attributes, self._vectors_RD = attributes, vectors_RD
+    def __init__(self, attributes: Attributes, vectors_RD: NDArray[np.float32], lacks_R: NDArray[np.float32] | None = None) -> None:
+        self._attributes, self._vectors_RD, self._lacks_R = attributes, vectors_RD, lacks_R
         self._values: dict[str, _RowValues] = {}
         self._last: tuple[str, Rows, Codes] | None = None
 
@@ -93,6 +103,13 @@ class BundleTraits:
         vectors_CD = np.asarray(self._vectors_RD[rows_C])
         length_C = np.sqrt(np.einsum("cd,cd->c", vectors_CD, vectors_CD))
         return np.asarray(vectors_CD / np.maximum(length_C, np.float32(1e-12))[:, None], np.float32)
+
+    @property
+    def has_reach(self) -> bool:
+        return self._lacks_R is not None
+
+    def lacking(self, rows_C: Rows) -> NDArray[np.float64]:
+        return np.zeros(len(rows_C)) if self._lacks_R is None else self._lacks_R[rows_C].astype(np.float64)
 
     @cached_property
     def _created_R(self) -> NDArray[np.float64]:
@@ -131,6 +148,14 @@ class LiveTraits:
         codes_E = np.empty(len(new_E), np.int64)
         codes_E[~new_E], codes_E[new_E] = here.codes_E, self._known(attribute)[there.codes_E]
         return Codes(count_C, codes_E)
+
+    @property
+    def has_reach(self) -> bool:
+        return self._base.has_reach
+
+    def lacking(self, rows_C: Rows) -> NDArray[np.float64]:
+        """Of what came nobody knows; it lacks nothing."""
+        return self._joined(rows_C, self._base.lacking, self._came.lacking, np.empty(len(rows_C)))
 
     def created(self, rows_C: Rows) -> NDArray[np.float64]:
         return self._joined(rows_C, self._base.created, self._came.created, np.empty(len(rows_C)))

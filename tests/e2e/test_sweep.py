@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import recommend_job
-from serving.config import ServingConfig
+from serving.config import ServingConfig, SweepDials
 from towers.bundle import Bundle, current
 from towers.errors import ConfigError, DataError
 from towers.held_out import HeldOut, write_held_out
@@ -18,8 +18,6 @@ from training import reporting
 from training.config import TrainingConfig
 from training.interactions import Interactions
 from training.queries import make_queries
-
-DIALS = {"popularity": [-0.5], "calibration": [0.2], "temperature": [0.5]}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def swept(spine: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Se
     assert done.returncode == 0, done.stderr
     config = ServingConfig(run_dir=str(other.run_dir), sweep=True)
     config.serving.runtime = "torch"
-    config.sweeping.k, config.sweeping.dials = 30, {name: list(values) for name, values in DIALS.items()}
+    config.sweeping.k, config.sweeping.dials = 30, SweepDials([-0.5], [], [0.2], [], [], [0.5])
     config.sweeping.together = [{"popularity": -0.5, "calibration": 0.2}]
     return other, config
 
@@ -89,9 +87,13 @@ def weights_of(run: Any) -> str:
 
 def test_what_cannot_be_swept_is_told(swept: Any, tmp_path: Path) -> None:
     run, config = swept
-    for dials, message in (({"novelty": [1.0]}, "novelty"), ({"calibration": [7.0]}, "calibration: got 7, expected 0 to 1")):
+    for point, message in (
+        ({"novelty": 1.0}, "novelty"),
+        ({"calibration": 7.0}, "calibration: got 7, expected 0 to 1"),
+        ({"reach": 1.0}, r"index\.reach"),
+    ):
         wrong = ServingConfig(run_dir=config.run_dir, sweep=True)
-        wrong.serving.runtime, wrong.sweeping.dials = "torch", dials  # type: ignore[assignment]
+        wrong.serving.runtime, wrong.sweeping.together = "torch", [point]
         with pytest.raises(ConfigError, match=message):
             recommend_job.run(wrong)
     held = HeldOut.read(run.run_dir / "export" / "held_out.parquet", "valid", weights_of(run))
