@@ -25,8 +25,9 @@ class IndexConfig:
         queries: held-out user vectors it is judged on.
         parts: item attributes whose frequent values get an index of their own: a filter on one such value then costs no more than none.
         part_items: least items of such a value; fewer are scanned as fast.
-        reach: share of the people whose first twenty every item is to reach where `reach` of the selector is turned on, such as 0.001;
-            needs `towers export export.held_out_queries=10000`. 0 = that dial cannot be turned.
+        reach: share of the people whose first twenty every item is to reach where `reach` of the selector is turned on, such as 0.001:
+            times the number of items, it is how many of the twenty places that takes at most. Needs `towers export
+            export.held_out_queries=20000`. 0 = that dial cannot be turned.
     """
 
     name: str = "auto"

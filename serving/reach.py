@@ -21,8 +21,8 @@ from towers.held_out import HeldOut
 REACH_FILE = "reach.npy"
 FIRST = 20
 """Positions of a list that are to be reached; after them items stand where their relevance puts them."""
-MOST_QUERIES = 5000
-_BLOCK_ITEMS = 1024
+MOST_QUERIES = 20_000
+_BLOCK_ITEMS = 512
 
 
 def lacking(exact: ExactIndex, held: HeldOut, catalog: Catalog, share: float) -> NDArray[np.float32]:
@@ -35,7 +35,7 @@ def lacking(exact: ExactIndex, held: HeldOut, catalog: Catalog, share: float) ->
     asked = np.unique(np.linspace(0, len(held) - 1, min(len(held), MOST_QUERIES)).round().astype(np.int64))
     seen = [catalog.rows(held.seen[place].as_py()) for place in asked.tolist()]
     vectors_QHD = held.vectors_QHD[asked]
-    twentieth_Q, span_Q = np.empty(len(asked)), np.empty(len(asked))
+    twentieth_Q, span_Q = np.empty(len(asked), np.float32), np.empty(len(asked), np.float32)
     for q, rows in enumerate(seen):
         scores = exact.search(vectors_QHD[q], LEAST_CANDIDATES, None, np.concatenate([rows, catalog.hidden.rows()])).scores
         twentieth_Q[q], span_Q[q] = scores[min(FIRST, len(scores)) - 1], float(scores[0] - scores[-1]) or 1.0
