@@ -109,8 +109,10 @@ def roll_events(store: SqliteEvents, root: Path, now: int, everything: bool = Fa
     hour = now // HOUR_US
     while True:
         done = store.exported()
+        if not (everything or done.hour < hour or store.taken() - done.last >= PART_ROWS):
+            return
         found = store.arrived(done.last, PART_ROWS)
-        if not found or not (everything or done.hour < hour or len(found) == PART_ROWS):
+        if not found:
             return
         written = last_written(root, store.name)
         fresh = [event for event in found if event.arrival > written]

@@ -115,6 +115,10 @@ class SqliteEvents:
         """Events of all users that came after the one of a number, at most so many, in the order in which they came."""
         return [ArrivedEvent(*row) for row in self._database.read(_ARRIVED, (after, most))]  # type: ignore[arg-type]
 
+    def taken(self) -> int:
+        """Number of the last event that was taken; some numbers before it are of repeated ones and name none."""
+        return int(str(self._fact("arrivals")))
+
     def exported(self) -> Exported:
         """What `note_exported` was told last; nothing at first."""
         return Exported(int(str(self._fact("exported"))), int(str(self._fact("exported_hour"))))

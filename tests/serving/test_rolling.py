@@ -18,7 +18,7 @@ from serving.asked import Asked, Known
 from serving.events import StoredEvent
 from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.messages import Item, RecommendRequest
-from serving.policy import Policy
+from serving.policy import Dials, Policy
 from serving.rolling import PART_BYTES, Rolling, roll_events, roll_impressions
 from serving.selector import Candidates, Selection
 from serving.signals import Signals
@@ -35,7 +35,9 @@ def shown(number: int, timestamp: int, request_id: str | None = None) -> Shown:
     scores = np.array([0.1, 1 / 3, -0.25], np.float32)
     rows = np.arange(3)
     items = [Item(f"item-{row}", None, float(score), []) for row, score in zip(rows, scores, strict=True)]
-    listed = Listed(Policy(3), Selection(rows, scores, np.array([1.0, 0.1, 1 / 3]), Candidates(rows, scores)), items)
+    listed = Listed(
+        Policy(3, Dials(temperature=0.5)), Selection(rows, scores, np.array([1.0, 0.1, 1 / 3]), Candidates(rows, scores)), items
+    )
     known = Known(bytes([number % 7]) * 16, timestamp, number)
     asked = Asked("cold", "", 0, "none", known, np.empty(0, np.int64), None, Signals(UserRow(), [], [], "cold", "", 0))
     return Shown(
@@ -80,7 +82,7 @@ def test_hours_that_are_over_leave_the_outbox(outbox: Outbox, tmp_path: Path) ->
     assert [part.parent.name for part in parts(tmp_path / "log")] == ["hour=06", "hour=07", "hour=08"]
     (row, *_), *_ = [table.to_pylist() for table in Reading(tmp_path / "log", IMPRESSION_SCHEMA)]
     assert row["score"] == np.array([0.1, 1 / 3, -0.25], np.float32).tolist() and row["propensity"] == [1.0, 0.1, 1 / 3]
-    assert (row["user_key"], row["request_id"], row["arrived"], row["mode"]) == (b"\1" * 16, "call", 1, "cold")
+    assert (row["user_key"], row["request_id"], row["arrived"], row["temperature"]) == (b"\1" * 16, "call", 1, 0.5)
     assert json.loads(row["request"])["k"] == 3 and "user_id" not in row["request"]
 
 
@@ -131,6 +133,15 @@ def test_events_are_copied_once_an_hour_in_the_order_of_their_arrival(events: Sq
     plain, told, _ = one.to_pylist()
     assert (told["value"], told["session_id"], told["recommendation_id"], json.loads(told["context"])) == (2.0, "s", "list", {"hour": "5"})
     assert (plain["value"], plain["context"], plain["recommendation_id"]) == (None, None, None)
+
+
+def test_many_events_become_a_file_at_once(events: SqliteEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.rolling.PART_ROWS", 10)
+    now = time.time_ns() // 1000
+    for number in range(25):
+        events.append([StoredEvent(b"k" * 16, f"e{number}", f"item-{number}", "play", number)], 0)
+        roll_events(events, tmp_path / "log", now)
+    assert [len(table) for table in Reading(tmp_path / "log", EVENT_SCHEMA)] == [10, 10]
 
 
 def test_events_of_a_death_before_it_was_noted_are_not_copied_twice(events: SqliteEvents, tmp_path: Path) -> None:
