@@ -39,6 +39,8 @@ from training.interactions import Interactions
 from training.room import keep_memory
 
 B = 4096
+CALLS = 3
+"""Steps of a form in a row, as training makes them: the first after another form's finds what that has left in the cache."""
 SMALL, LARGE = (30_000, 41_000), (1_000_000, 1_000_000)
 """Users and items."""
 TARGETS = {
@@ -100,7 +102,7 @@ def generated(folder: Path, sizes: tuple[int, int]) -> Path:
 
 def ids(folder: Path, results: Results, quick: bool) -> None:
     """Two id towers on generated ids: naive torch and floors."""
-    rounds = 3 if quick else 15
+    rounds = 3 if quick else 10
     for name, sizes, dim in (("41k_d64", SMALL, 64), ("41k_d128", SMALL, 128), ("1m_d64", LARGE, 64)):
         run_dir = generated(folder, sizes)
         say(f"{name}: ours and naive torch")
@@ -111,7 +113,7 @@ def ids(folder: Path, results: Results, quick: bool) -> None:
             columns = round(statistics.mean(len(np.unique(batch.targets_BT)) for batch in ours.batches))
             forms |= floors(columns, dim)
             results.figures["candidates_a_step_41k"] = columns
-        seconds = cpu_rounds(forms, rounds)
+        seconds = cpu_rounds(forms, rounds, CALLS)
         results.ratios[f"x_naive_{name}"] = ratio(seconds["naive"], seconds["ours"])
         for form in ("ours", "naive", "fp32"):
             if form in seconds:
@@ -163,7 +165,7 @@ def _grouped(where: str, by_event: TrainingConfig, by_user: TrainingConfig, resu
     say(f"exact softmax by user against in-batch by event{where}")
     event, user = OurStep(by_event), OurStep(by_user)
     say(user.why)
-    seconds = cpu_rounds({"event": event, "user": user}, 3 if quick else 15)
+    seconds = cpu_rounds({"event": event, "user": user}, 3 if quick else 10, CALLS)
     results.ratios[f"x_user_grouped{where}"] = ratio(seconds["event"], seconds["user"]) * user.examples / event.examples
     for name, step in (("event", event), ("user", user)):
         results.figures[f"by_{name}{where or '_41k_d64'}_positives_per_s"] = step.examples / statistics.median(seconds[name])
@@ -194,7 +196,7 @@ def stock(folder: Path, results: Results, quick: bool) -> None:
             model, items = other.trainer.model, other.trainer.objective.items
             name = f"stock {'bf16' if half else 'fp32'}{' sparse' if sparse else ''}"
             forms[name] = Stock(model, items, other.batches, half, sparse)
-    seconds = cpu_rounds(forms, 2 if quick else 8, calls=4, warm=1)
+    seconds = cpu_rounds(forms, 2 if quick else 10, CALLS)
     best = min((values for name, values in seconds.items() if name != "ours"), key=statistics.median)
     results.ratios["x_stock_ml1m"] = ratio(best, seconds["ours"])
     for name, values in seconds.items():
