@@ -13,7 +13,7 @@ import numpy as np
 BOUNDS_S = (0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0)
 """Upper bounds of the latency buckets, in seconds."""
 
-STAGES = ("state", "encode", "search", "reply")
+STAGES = ("state", "encode", "search", "select", "reply")
 MODES = ("personalized", "cold", "fallback")
 REASONS = ("no_history", "unknown_user", "no_user_histories", "unknown_history_items", "unknown_preferences", "not_wanted", "no_consent")
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 422, 500, 503)

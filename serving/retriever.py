@@ -174,6 +174,7 @@ class Retriever:
         found = self.candidates(asked, policy.candidates, allowed)
         started = self.metrics.lap("search", started)
         chosen = self.chooser.choose(found, policy, asked, lambda count, out: self.candidates(asked, count, allowed, excluded=out))
+        started = self.metrics.lap("select", started)
         items = self.items(chosen, asked, request.explain)
         reply = Recommendations(**self.told(asked), items=items, returned=len(items), k=request.k, shortage=chosen.shortage or None)
         if known is None:
