@@ -14,7 +14,9 @@ from towers.columns import CATEGORIES, ITEM_ID, TITLE
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(list[Item])
 _TITLES = msgspec.json.Decoder(list[str | None])
-_ID, _TITLE, _CATEGORIES, _SCORE = b'{"item_id":', b',"title":', b',"categories":', b',"score":'
+_NAMES = {b"\x01": b'{"item_id":', b"\x02": b',"title":', b"\x03": b',"categories":', b"\x04": b',"score":'}
+"""Names of fields are put in when a list is: they would be half of a catalogue's texts. No JSON holds these bytes."""
+_ID, _TITLE, _CATEGORIES, _SCORE = _NAMES
 
 
 class Items(Sequence[Item]):
@@ -23,16 +25,24 @@ class Items(Sequence[Item]):
     Args:
         texts: of `item_texts`, one an item.
         scores: of each.
+
+    Attributes:
+        json: of the list, as it is sent.
+        ids_json, scores_json: lists of the items' ids and scores alone.
     """
 
-    __slots__ = ("_made", "_texts", "json", "scores_json")
+    __slots__ = ("_made", "_texts", "ids_json", "json", "scores_json")
 
     def __init__(self, texts: Sequence[memoryview], scores: NDArray[np.floating]) -> None:
         self.scores_json = _ENCODER.encode(scores.tolist())
         parts: list[bytes | memoryview] = [b"},"] * (3 * len(texts))
         parts[::3], parts[1::3] = texts, self.scores_json[1:-1].split(b",") if texts else []
         parts[-1:] = [b"}]"] if texts else [b"]"]
-        self.json = b"".join([b"[", *parts])
+        text = b"".join([b"[", *parts])
+        self.ids_json = b"[" + b",".join([one[: one.index(_TITLE)] for one in text.split(_ID)[1:]]) + b"]"
+        for mark, name in _NAMES.items():
+            text = text.replace(mark, name)
+        self.json = text
         self._texts = texts
         self._made: list[Item] | None = None
 
@@ -54,12 +64,6 @@ class Items(Sequence[Item]):
 
     def __repr__(self) -> str:
         return repr(self._items)
-
-    @property
-    def ids_json(self) -> bytes:
-        """The ids alone, as a JSON list."""
-        # no string holds either mark: a quote inside a string has a backslash before it
-        return b"[" + b",".join([text[: text.index(_TITLE)] for text in self.json.split(_ID)[1:]]) + b"]"
 
     @property
     def _items(self) -> list[Item]:
@@ -108,16 +112,16 @@ class Texts:
 
 def titles_of(texts: Sequence[memoryview]) -> list[str | None]:
     """Titles of items, by their texts."""
-    # no string holds either mark: a quote inside a string has a backslash before it
     titles = [text[text.index(_TITLE) + len(_TITLE) : text.index(_CATEGORIES)] for text in map(bytes, texts)]
     return _TITLES.decode(b"[" + b",".join(titles) + b"]")
 
 
 def item_texts(catalog: pa.Table) -> pa.LargeBinaryArray:
-    """JSON of each item of a catalogue up to where its score follows."""
+    """JSON of each item of a catalogue up to where its score follows, with marks for the names of fields."""
+    encode = _ENCODER.encode
     columns = (catalog.column(name).to_pylist() for name in (ITEM_ID, TITLE, CATEGORIES))
     texts = [
-        _ENCODER.encode({"item_id": item_id, "title": title, "categories": labels or []})[:-1] + _SCORE
+        b"".join((_ID, encode(item_id), _TITLE, encode(title), _CATEGORIES, encode(labels or []), _SCORE))
         for item_id, title, labels in zip(*columns, strict=True)
     ]
     return pa.array(texts, pa.large_binary())

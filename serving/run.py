@@ -8,9 +8,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import pyarrow as pa
 
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
@@ -52,8 +55,10 @@ def run(config: ServingConfig) -> str:
     with listen(settings.host, settings.port) as listener:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
-        keys, known = users(settings, run_dir)
-        retriever = opened(Bundle.open(folder), settings, Profiles(keys, known))
+        with ThreadPoolExecutor(1) as aside:  # checksums are computed while the histories are read
+            bundle = aside.submit(Bundle.open, folder)
+            keys, known = users(settings, run_dir)
+            retriever = opened(bundle.result(), settings, Profiles(keys, known))
         folder_of_state = state_dir(config)
         events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
         ItemChanges(folder_of_state / ITEMS_FILE).close()
@@ -94,6 +99,7 @@ def settle_memory() -> None:
     leave no cycles, so it need not look through the lists that wait to be logged again and again: that took a tenth of a request.
     """
     gc.collect()
+    pa.default_memory_pool().release_unused()
     gc.freeze()
     gc.set_threshold(20_000, 10, 50)
 

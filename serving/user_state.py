@@ -144,7 +144,8 @@ def _coded(lists: pa.ListArray) -> tuple[_Lists, pa.StringArray]:
     codes, distinct = values.indices, values.dictionary
     if codes.null_count:
         codes, distinct = codes.fill_null(len(distinct)), pa.concat_arrays([distinct, pa.nulls(1, pa.string())])
-    return _Lists(lists.offsets.to_numpy(), codes.to_numpy()), distinct
+    small = np.int8 if len(distinct) < 128 else np.int32  # event types are few
+    return _Lists(lists.offsets.to_numpy(), codes.to_numpy().astype(small, copy=False)), distinct
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -85,13 +85,14 @@ class Bundle:
 
     def catalog(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Item ids, titles, categories and declared attributes, in catalogue row order; some of these columns, or all."""
-        with self.reading("catalog.parquet") as path:
-            return pq.read_table(path, columns=columns, memory_map=True)
+        # pq.read_table would import pandas first: a third of a second of a server's start
+        with self.reading("catalog.parquet") as path, pq.ParquetFile(path, memory_map=True) as file:
+            return file.read(columns)
 
     def popularity(self) -> NDArray[np.int64]:
         """Training interactions of each catalogue row: int64 [I]."""
-        with self.reading("popularity.parquet") as path:
-            return np.asarray(pq.read_table(path, columns=["count"]).column("count").to_numpy(), np.int64)
+        with self.reading("popularity.parquet") as path, pq.ParquetFile(path) as file:
+            return np.asarray(file.read(["count"]).column("count").to_numpy(), np.int64)
 
     def preprocessor(self) -> Preprocessor:
         """The preprocessing that training fitted; vocabularies are memory-mapped."""

@@ -168,4 +168,4 @@ def _write_histories(run_dir: Path, read_UL: NDArray[np.int64]) -> None:
         },
         metadata={SECRET_FINGERPRINT: keys.fingerprint()},
     )
-    pq.write_table(table, run_dir / "export" / "histories.parquet", compression="zstd")
+    pq.write_table(table, run_dir / "export" / "histories.parquet", compression="zstd", dictionary_pagesize_limit=1 << 28)
