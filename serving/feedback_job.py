@@ -3,16 +3,23 @@
 import os
 import shutil
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.answers import EVENT_COLUMNS, LISTS_READ, Answers
 from serving.config import ServingConfig, state_dir
 from serving.impressions import OUTBOX_FILE, Outbox
+from serving.rights import Rights
 from serving.rolling import roll_events, roll_impressions
 from serving.run import events, users
+from serving.standing import Standing
+from towers.columns import USER_KEY
+from towers.consent import BITS, MEASURE
 from towers.errors import DataError
 from towers.job import write_json
 from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
@@ -34,14 +41,21 @@ def run(config: ServingConfig) -> str:
     if not (state / OUTBOX_FILE).is_file() and not (state / IMPRESSIONS).is_dir():
         raise DataError(f"{state}: no list was shown from here. Run `towers serve` with serving.impression_days above 0, and ask it")
     bring_up_to_now(config, state)
-    told = Reading(state / EVENTS, EVENT_SCHEMA, columns=EVENT_COLUMNS)
+    with closing(Rights.open(config, users(config.serving, run_dir)[0])) as rights:
+        return _join(config, rights.standing, began)
+
+
+def _join(config: ServingConfig, standing: Standing, began: float) -> str:
+    """Of people who do not allow measuring no event is read, and lists are nobody's."""
+    run_dir, state = Path(config.run_dir), state_dir(config)
+    told = Reading(state / EVENTS, EVENT_SCHEMA, columns=[*EVENT_COLUMNS, USER_KEY])
     shown = Reading(state / IMPRESSIONS, IMPRESSION_SCHEMA, columns=LISTS_READ)
-    answers = Answers(told)
+    answers = Answers(table.filter(_allowed(table, standing)).select(EVENT_COLUMNS) for table in told)
     target, temporary = run_dir / "feedback", run_dir / "feedback.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for number, lists in enumerate(shown):
-        pq.write_table(answers.join(lists), temporary / f"part-{number:05d}.parquet", compression="zstd")
+        pq.write_table(answers.join(_nameless(lists, standing)), temporary / f"part-{number:05d}.parquet", compression="zstd")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     counts = answers.counts
@@ -57,6 +71,19 @@ def run(config: ServingConfig) -> str:
         f" {len(document['skipped_files'])} files skipped"
     )
     return str(write_json(run_dir / "feedback.json", document))
+
+
+def _allowed(table: pa.Table, standing: Standing) -> pa.Array:
+    """Whether the person of each row allows measuring; a row of nobody is allowed."""
+    coded = table.column(USER_KEY).combine_chunks().dictionary_encode()
+    allowed = [bool(standing.mask(key) & BITS[MEASURE]) for key in coded.dictionary.to_pylist()]
+    return pc.fill_null(pa.array(allowed, pa.bool_()).take(coded.indices), True)
+
+
+def _nameless(lists: pa.Table, standing: Standing) -> pa.Table:
+    """The lists, those of people who do not allow measuring without their keys."""
+    place, keys = lists.column_names.index(USER_KEY), lists.column(USER_KEY)
+    return lists.set_column(place, lists.schema.field(place), pc.if_else(_allowed(lists, standing), keys, pa.scalar(None, keys.type)))
 
 
 def bring_up_to_now(config: ServingConfig, state: Path) -> None:

@@ -14,7 +14,7 @@ from serving.policy import Policy
 from serving.retriever import Retriever
 from serving.shelves import answer_rerank, answer_rows
 from towers.columns import USER_KEY
-from towers.consent import EVERYTHING
+from towers.consent import BITS, EVERYTHING, PERSONALIZE
 from towers.live_logs import ROW
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -42,7 +42,7 @@ def recompute(retriever: Retriever, row: Mapping[str, Any]) -> Recomputed:
     Args:
         row: by column of `IMPRESSION_SCHEMA`, as `pyarrow.Table.to_pylist` gives it.
     """
-    consent = EVERYTHING if row["consent_mask"] is None else row["consent_mask"]
+    consent = (EVERYTHING if row["consent_mask"] is None else row["consent_mask"]) & _allowed_now(retriever, row)
     known = Known(row[USER_KEY], _microseconds(row["now"]), row["arrived"], consent)
     told, moved, policy = row["request"], _moved(retriever, row), Policy.from_row(msgspec.json.decode(row["policy"]))
     if row["kind"] == "recommend_batch":
@@ -53,6 +53,10 @@ def recompute(retriever: Retriever, row: Mapping[str, Any]) -> Recomputed:
         return Recomputed(ranked.items, ranked.mode, moved)
     reply = retriever.answer(_request(told, RecommendRequest), known, policy)
     return Recomputed(reply.items, reply.mode, moved)
+
+
+def _allowed_now(retriever: Retriever, row: Mapping[str, Any]) -> int:
+    return EVERYTHING if row[USER_KEY] is None else retriever.profiles.standing.mask(row[USER_KEY])
 
 
 def _request(told: str, kind: type[_T]) -> _T:
@@ -72,4 +76,6 @@ def _moved(retriever: Retriever, row: Mapping[str, Any]) -> tuple[str, ...]:
     moved = [f"{name}: {row[name]} then, {value} now" for name, value in now.items() if row[name] != value]
     if row["profile"] == USED and row[USER_KEY] is None:
         moved.append("user_key: what is stored of the person was used, and the row may not tell who it was")
+    if row["profile"] == USED and not _allowed_now(retriever, row) & BITS[PERSONALIZE]:
+        moved.append("consent: what is stored of the person was used then, and may not be used now")
     return tuple(moved)

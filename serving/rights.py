@@ -37,7 +37,8 @@ class Rights:
         receipts = receipts_file(settings.receipts, settings.key_file)
         places = Places(Path(config.run_dir), state, Path(settings.history) if settings.history else None, receipts)
         store = ConsentStore(state / CONSENT_FILE)
-        standing = Standing(table or consent_table(config, keys), store, Erasures(Receipts(receipts)), Bell(state / BELL_FILE))
+        erasures = Erasures(Receipts(receipts), keys.fingerprint())
+        standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))
         return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store))
 
     def held(self, user_id: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from serving.bell import Bell
 from serving.consent_store import ConsentStore, Decisions
 from towers.consent import BITS, EVERYTHING, PURPOSES, Consent
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys, mark
 from towers.receipts import Erasures
 
@@ -123,7 +123,7 @@ class Standing:
             try:
                 if self._erasures is not None:
                     self._erasures.refresh()
-            except DataError as error:  # who was forgotten before stays forgotten
+            except (DataError, ConfigError) as error:  # who was forgotten before stays forgotten
                 log.error("receipts refused", extra={"reason": str(error)})
 
     def close(self) -> None:

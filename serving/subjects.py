@@ -94,7 +94,8 @@ class Subjects:
             ConfigError: the chain cannot be written.
         """
         moment, marks = _now_us() + GRACE_US, [mark(key) for key in user_keys]
-        wish = {"what": FORGET, "at": _iso(moment), "moment": moment, "marks": [of.hex() for of in marks]}
+        secret = self._keys.fingerprint().decode()
+        wish = {"what": FORGET, "at": _iso(moment), "moment": moment, "secret": secret, "marks": [of.hex() for of in marks]}
         first = write_receipt(self._places.receipts, wish)
         self._standing.tell()
         time.sleep(max(0.0, (moment - _now_us()) / 1e6))
@@ -105,7 +106,7 @@ class Subjects:
 
     def replay(self) -> dict[str, Any] | None:
         """Forget again what a backup brought back; the receipt, or None where nothing was found. Raises DataError."""
-        erasures = Erasures(Receipts(self._places.receipts))
+        erasures = Erasures(Receipts(self._places.receipts), self._keys.fingerprint())
         erasures.refresh()
         rows = self._cut(Cut(erasures.moments)) if len(erasures) else {}
         return self._told(rows, {"forget": None}) if rows else None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.columns import NO_TIME
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.identity import KEY_BYTES, key_file, mark
 
 BEGINNING = "0" * 64
@@ -94,19 +94,34 @@ class Receipts:
 
 
 class Erasures:
-    """Forgotten people, as far as a chain was read."""
+    """Forgotten people, as far as a chain was read.
 
-    def __init__(self, receipts: Receipts) -> None:
-        self._receipts = receipts
+    Args:
+        secret: fingerprint of the secret that user keys are made with; None = it is not checked.
+    """
+
+    def __init__(self, receipts: Receipts, secret: bytes | None = None) -> None:
+        self._receipts, self._secret = receipts, secret
         self._moment_of: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._moment_of)
 
     def refresh(self) -> bool:
-        """Read what was added; whether somebody was forgotten. Raises DataError."""
+        """Read what was added; whether somebody was forgotten.
+
+        Raises:
+            DataError: the chain was changed.
+            ConfigError: it is of another secret, so that nobody in it would be known again.
+        """
         fresh = [receipt for receipt in self._receipts.fresh() if receipt["what"] == FORGET]
         for receipt in fresh:
+            if self._secret is not None and receipt["secret"] != self._secret.decode():
+                raise ConfigError(
+                    f"{self._receipts.path}: people in it were forgotten under another user-key secret, so none would be known again."
+                    " Restore that secret (serving.key_file, identity.key_file, $TOWERS_KEY_FILE), or name receipts of the new one"
+                    " (serving.receipts, identity.receipts) once no data keyed with the old one are left"
+                )
             self._moment_of |= dict.fromkeys(map(bytes.fromhex, receipt["marks"]), int(receipt["moment"]))
         return bool(fresh)
 

@@ -117,7 +117,8 @@ def _ask(url: str, ask: Ask) -> dict[str, Any]:
         said = error.read().decode(errors="replace")
         raise DataError(f"demo: the server refused the request {json.dumps(ask.body)}: {said}") from error
     latency_ms = 1e3 * (time.perf_counter() - began)
-    return {"who": ask.who, "known": ask.known, "request": ask.body, "latency_ms": round(latency_ms, 2), "reply": answer}
+    kept = {name: value for name, value in ask.body.items() if name != "user_id"}  # demo.json is no place for a raw id
+    return {"who": ask.who, "known": ask.known, "request": kept, "latency_ms": round(latency_ms, 2), "reply": answer}
 
 
 def _show_places(run_dir: Path, config: TrainingConfig, seconds: float) -> None:

@@ -46,12 +46,14 @@ class Permission:
         """
         now, consent, digest = time.time_ns() // 1000, None, ""
         receipts = Receipts(receipts_file(config.identity.receipts, config.identity.key_file))
-        erasures = Erasures(receipts)
+        asked = config.data.consent is not None or receipts.path.exists()
+        keys = UserKeys.open(config.identity.key_file) if keys is None and asked else keys
+        erasures = Erasures(receipts, None if keys is None else keys.fingerprint())
         if erasures.refresh():
             digest = receipts.last[:16]
-        if config.data.consent is not None:
+        if config.data.consent is not None and keys is not None:
             path = Path(config.data.consent).expanduser()
-            consent = Consent.open(path, keys or UserKeys.open(config.identity.key_file), now)
+            consent = Consent.open(path, keys, now)
             digest += hashlib.sha256(path.read_bytes()).hexdigest()[:16] + str(consent.future)
         days = config.data.retention_days
         return cls(consent, erasures if len(erasures) else None, None if days is None else now - round(days * DAY_US), digest)

@@ -10,17 +10,20 @@ import pytest
 import torch
 
 from serving.receipt_writer import write_receipt
-from towers.errors import DataError
+from towers.columns import NO_TIME
+from towers.consent import BITS, PURPOSES, Consent
+from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys, mark
 from towers.model import TwoTower
 from towers.model_config import ModelConfig
-from towers.receipts import FORGET, receipts_file
+from towers.receipts import FORGET, Erasures, Receipts, receipts_file
 from towers.runtime import save_model
 from training import exporting, prepare_run
 from training.config import TrainingConfig
 from training.data_config import DataConfig, schema_of
 from training.inspection import Inspector
 from training.interactions import Interactions
+from training.permission import Permission
 from training.sources.base import SourceTables
 
 TIME = pa.timestamp("us", "UTC")
@@ -138,25 +141,38 @@ def test_real_people_beside_a_model_are_those_who_allow_it(config: TrainingConfi
     assert len(shown) == len(allowed("train") & allowed("measure"))
 
 
+def secret(config: TrainingConfig) -> str:
+    return UserKeys.open(config.identity.key_file).fingerprint().decode()
+
+
 def test_forgotten_people_return_with_what_they_did_later(config: TrainingConfig, tmp_path: Path) -> None:
     """The next prepare, on a log that still has all: rows up to the moment are passed over, and what no time dates."""
     config.data.consent, key = None, UserKeys.open(config.identity.key_file, create=True).key
     gone, back = 4, 7
     moment_of = {gone: START_US + 10**12, back: START_US + (back * EVENTS + 5) * 1_000_000}
     for user, moment in moment_of.items():
-        line = {"what": FORGET, "moment": moment, "marks": [mark(key(f"u{user:02d}")).hex()]}
+        line = {"what": FORGET, "moment": moment, "secret": secret(config), "marks": [mark(key(f"u{user:02d}")).hex()]}
         write_receipt(receipts_file(None, config.identity.key_file), line)
     model, data = trained(config)
     keys = {bytes(k): place for place, k in enumerate(data.user_keys)}
     assert key("u04") not in keys and len(keys) == USERS - 1
     assert np.diff(data.offsets)[keys[key("u07")]] == EVENTS - 6 and data.facts["data"]["rows_forgotten"] == EVENTS + 6
     assert key("u04") not in pq.read_table(Path(config.run_dir) / "audit.parquet")["user_key"].to_pylist()
-    later = {"what": FORGET, "moment": START_US + 10**12, "marks": [mark(key("u09")).hex()]}
+    later = {"what": FORGET, "moment": START_US + 10**12, "secret": secret(config), "marks": [mark(key("u09")).hex()]}
     write_receipt(receipts_file(None, config.identity.key_file), later)
     config.export.onnx, config.inspect.real_users = False, 1000
     found = exported(config)
     assert found["histories"] == found["vectors"] == set(keys) - {key("u09")}, "forgotten after prepare: not exported"
     assert len(Inspector(model, data, config)._real_histories()) == USERS - 3
+
+
+def test_receipts_of_another_secret_stop_prepare(config: TrainingConfig) -> None:
+    """Under a rotated secret nobody forgotten would be known again."""
+    UserKeys.open(config.identity.key_file, create=True)
+    line = {"what": FORGET, "moment": 5, "secret": "f" * 16, "marks": ["00" * 16]}
+    write_receipt(receipts_file(None, config.identity.key_file), line)
+    with pytest.raises(ConfigError, match="forgotten under another user-key secret"):
+        prepare_run.run(config)
 
 
 def test_rows_past_their_time_are_passed_over(config: TrainingConfig) -> None:
@@ -175,3 +191,22 @@ def test_a_chain_that_was_changed_stops_prepare(config: TrainingConfig) -> None:
     receipts_file(None, config.identity.key_file).write_text("{}\n")
     with pytest.raises(DataError, match="line 1 is not what was written"):
         prepare_run.run(config)
+
+
+def test_no_row_of_a_hundred_thousand_users_crosses_what_they_deny() -> None:
+    """Random decisions, forgotten moments and times of everybody, against reading them one by one."""
+    rng = np.random.default_rng(0)
+    users, keys = 100_000, UserKeys(b"k" * 32).keys([f"u{i}" for i in range(100_000)])
+    order = np.argsort(keys.view("S16").ravel())
+    masks_U, moment_U = rng.integers(0, 16, users, np.uint8), np.where(rng.random(users) < 0.1, rng.integers(0, 100, users), NO_TIME)
+    consent = Consent(keys[order], masks_U[order], np.full((users, len(PURPOSES)), NO_TIME))
+    erasures = Erasures(Receipts(Path("none")))
+    erasures._moment_of = {mark(bytes(keys[u])): int(moment_U[u]) for u in np.flatnonzero(moment_U != NO_TIME)}
+    user_n, time_n = rng.integers(0, users + 1, 200_000), np.where(rng.random(200_000) < 0.1, NO_TIME, rng.integers(0, 100, 200_000))
+    for purpose, bit in BITS.items():
+        gone = Permission(consent, erasures, oldest=20).passed_over(keys, purpose, user_n, time_n)
+        denied_n = np.append(masks_U & bit == 0, False)[user_n]
+        forgotten_n = time_n <= np.append(moment_U, NO_TIME)[user_n]
+        forgotten_n &= np.append(moment_U != NO_TIME, False)[user_n]
+        assert np.array_equal(gone["not_allowed"], denied_n) and np.array_equal(gone["forgotten"], forgotten_n & ~denied_n)
+        assert np.array_equal(gone["too_old"], (time_n != NO_TIME) & (time_n < 20) & ~denied_n & ~forgotten_n)

@@ -103,6 +103,14 @@ def test_who_is_forgotten_is_known_by_a_mark(tmp_path: Path) -> None:
     assert not any(key in content or key.hex().encode() in content for key in keys)
 
 
+def test_a_chain_of_another_secret_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    write_receipt(path, {"what": FORGET, "moment": 1, "secret": KEYS.fingerprint().decode(), "marks": [mark(KEYS.key("u1")).hex()]})
+    assert Erasures(Receipts(path), KEYS.fingerprint()).refresh()
+    with pytest.raises(ConfigError, match="under another user-key secret"):
+        Erasures(Receipts(path), UserKeys(b"x" * 32).fingerprint()).refresh()
+
+
 def test_the_chain_lies_beside_the_secret(tmp_path: Path) -> None:
     assert receipts_file(None, str(tmp_path / "user_key")) == tmp_path / "user_key.receipts.jsonl"
     assert receipts_file(str(tmp_path / "r"), None) == tmp_path / "r"
