@@ -152,7 +152,7 @@ def _moments(users: pa.ChunkedArray, cut: Cut, keys: UserKeys) -> NDArray[np.int
 def _left(table: pa.Table, moment_n: NDArray[np.int64], undated: bool) -> tuple[pa.Table, int]:
     """The rows that stay, and how many went or lost something."""
     concerned_n = moment_n != NO_TIME
-    if TIMES in table.column_names:
+    if {ITEMS, EVENTS, TIMES} <= set(table.column_names):
         return _shorter(table, moment_n, undated)
     if TIMESTAMP in table.column_names:
         times = table.column(TIMESTAMP)

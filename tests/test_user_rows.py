@@ -31,6 +31,8 @@ DOORS = {
         ),
         PREPARED,
     ),
+    "training/held_out.py": PREPARED,
+    "training/sweep_report.py": "counts the people of held-out queries, which are of prepared data",
     "serving/asked.py": "personalize: the only reader of profiles for a request; measure: `Known.logged_key`",
     "serving/intake.py": "personalize, train or measure: else an event is not kept",
     "serving/impressions.py": "measure: `Known.logged_key`",
@@ -52,7 +54,7 @@ DOORS = {
     ),
     **dict.fromkeys(
         (
-            "serving/config.py", "serving/people_messages.py", "towers/columns.py", "towers/consent.py", "towers/encoder.py",
+            "serving/config.py", "serving/people_messages.py", "towers/columns.py", "towers/held_out.py", "towers/consent.py", "towers/encoder.py",
             "towers/identity.py", "towers/live_logs.py", "towers/model.py", "towers/receipts.py", "training/data_card.py",
             "training/data_config.py", "training/output_config.py",
         ),
