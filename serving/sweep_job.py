@@ -5,7 +5,7 @@ What they are worth is told by `towers report sweep=true`, which reads these fil
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from serving.retriever import Retriever
 from serving.run import opened
 from serving.selector import Candidates, Selection, select
 from serving.signals import PERSONALIZED, Signals
+from serving.waterfall import Stage, waterfall
 from towers.bundle import Bundle, current
 from towers.columns import ITEM_ID
 from towers.encoder import UserRow
@@ -38,7 +39,8 @@ _SCHEMA = pa.schema([("policy", pa.int32()), ("query", pa.int32()), ("item_ids",
 
 
 def run(config: ServingConfig) -> str:
-    """Write run_dir/sweep/lists.parquet (policy, query, item_ids) and run_dir/sweep.json, whose path is returned.
+    """Write run_dir/sweep/lists.parquet (policy, query, item_ids), stages.parquet (the same, by stage of the waterfall in place of policy)
+    and run_dir/sweep.json, whose path is returned.
 
     Raises:
         DataError: there is no bundle, or no held-out queries of its model.
@@ -49,7 +51,8 @@ def run(config: ServingConfig) -> str:
     held = HeldOut.read(run_dir / "export" / HELD_OUT, sweep.split, bundle.manifest["files"]["weights.safetensors"]["sha256"])
     retriever = opened(bundle, settings, Profiles.open(None, None))
     policies = [Policy(sweep.k), *(_policy(retriever, sweep.k, point) for point in points(sweep))]
-    asked = [_Query.of(retriever, held, place, max(policy.candidates for policy in policies)) for place in range(len(held))]
+    usual = retriever.chooser.policy(sweep.k, None)
+    asked = [_Query.of(retriever, held, place, max(policy.candidates for policy in (*policies, usual))) for place in range(len(held))]
     ids = retriever.stock.table.column(ITEM_ID).combine_chunks()
     told: list[dict[str, Any]] = []
     target = run_dir / FOLDER / "lists.parquet"
@@ -60,10 +63,23 @@ def run(config: ServingConfig) -> str:
             chosen = [query.listed(retriever, replace(policy, seed=place)) for place, query in enumerate(asked)]
             us = 1e6 * (time.process_time() - began) / len(asked)
             told.append({"policy": policy.to_row(), "us_per_list": round(us, 1)})
-            writer.write_table(_table(number, chosen, ids))
+            writer.write_table(_table(number, [one.rows_k for one in chosen], ids))
     target.with_suffix(".tmp").rename(target)
-    document = {"bundle": str(bundle.folder), "split": sweep.split, "queries": len(held), "k": sweep.k, "policies": told}
+    stages = waterfall(retriever, held, sweep.k, lambda place: asked[place].listed(retriever, replace(usual, seed=place)).rows_k)
+    names = _write_stages(target.with_name("stages.parquet"), stages, ids)
+    document = {"bundle": str(bundle.folder), "split": sweep.split, "queries": len(held), "k": sweep.k, "policies": told, "stages": names}
     return str(write_json(run_dir / "sweep.json", document))
+
+
+def _write_stages(target: Path, stages: Iterator[Stage], ids: pa.Array) -> list[str]:
+    """The lists of each stage, by number; their names."""
+    names: list[str] = []
+    with pq.ParquetWriter(target.with_suffix(".tmp"), _SCHEMA, compression="zstd") as writer:
+        for stage in tqdm(stages, desc="waterfall", unit="stages", disable=not sys.stderr.isatty()):
+            writer.write_table(_table(len(names), stage.lists, ids))
+            names.append(stage.name)
+    target.with_suffix(".tmp").rename(target)
+    return names
 
 
 def points(sweep: SweepConfig) -> Iterator[Mapping[str, float]]:
@@ -111,9 +127,10 @@ class _Query:
         return select(best, policy, parts, further(self.excluded, search))
 
 
-def _table(number: int, chosen: list[Selection], ids: pa.Array) -> pa.Table:
-    offsets = np.concatenate([[0], np.cumsum([len(one.rows_k) for one in chosen])])
-    flat = pa.DictionaryArray.from_arrays(pa.array(np.concatenate([one.rows_k for one in chosen]), pa.int32()), ids)
+def _table(number: int, chosen: Sequence[NDArray[np.integer]], ids: pa.Array) -> pa.Table:
+    """Lists of rows, of one policy or stage."""
+    offsets = np.concatenate([[0], np.cumsum([len(rows_k) for rows_k in chosen])])
+    flat = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(chosen), pa.int32()), ids)
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
     queries = np.arange(len(chosen), dtype=np.int32)
     return pa.table([pa.array(np.full(len(chosen), number, np.int32)), pa.array(queries), lists], schema=_SCHEMA)

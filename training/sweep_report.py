@@ -24,6 +24,8 @@ from towers.held_out import HELD_OUT, HeldOut
 from towers.job import write_json
 from training import bootstrap, exposure, metrics, ragged
 from training.config import TrainingConfig
+from training.waterfall_report import as_markdown as stage_table
+from training.waterfall_report import stage_figures
 
 K = 20
 """Of all but recall, which is taken of the whole lists too."""
@@ -89,7 +91,7 @@ def run(config: TrainingConfig) -> str:
     run_dir = Path(config.run_dir)
     try:
         told = json.loads((run_dir / "sweep.json").read_text())
-        lists = pq.read_table(run_dir / "sweep" / "lists.parquet")
+        lists, stages = (pq.read_table(run_dir / "sweep" / f"{name}.parquet") for name in ("lists", "stages"))
     except (OSError, ValueError) as error:
         raise DataError(f"{run_dir}: no sweep to report ({error}). Run `towers recommend sweep=true` with this run_dir first") from error
     bundle = Bundle.open(told["bundle"])
@@ -99,14 +101,16 @@ def run(config: TrainingConfig) -> str:
     plain: dict[str, NDArray[np.float64]] = {}
     measured: list[dict[str, Any]] = []
     for number, policy in enumerate(told["policies"]):
-        part = lists.filter(pc.field("policy") == number).column("item_ids").combine_chunks()
-        rows_Qk = _square(_rows(part, ids), told["k"])
+        rows_Qk = _lists(lists, number, ids, told["k"])
         found = judge.per_query(rows_Qk)
         plain = plain or found
         figures = _compared(found, plain, user_Q, config.evaluate.draws, config.seed)
         measured.append({**policy, "whole": judge.whole(rows_Qk), "means": figures})
-    document = {**told, "policies": measured}
-    text = as_markdown(document)
+    by_stage = {name: _lists(stages, number, ids, told["k"]) for number, name in enumerate(told["stages"])}
+    waterfall = stage_figures(by_stage, judge.relevant, len(ids), user_Q, config.evaluate.draws, config.seed)
+    document = {**told, "policies": measured, "waterfall": waterfall}
+    heading = "\nFrom the model's own scores to the list, a stage of serving at a time:\n\n"
+    text = as_markdown(document) + heading + stage_table(waterfall, told["k"])
     (run_dir / "sweep.md").write_text(text)
     print(text)
     return str(write_json(run_dir / "sweep_report.json", document))
@@ -158,6 +162,11 @@ def _mean(figure: Mapping[str, Any], is_plain: bool) -> str:
 
 def _change(value: float, plain: float, is_plain: bool) -> str:
     return f"{value:.4f}" if is_plain else f"{value:.4f} ({100 * (value / plain - 1):+.1f})"
+
+
+def _lists(table: pa.Table, number: int, ids: pa.StringArray, k: int) -> Rows:
+    """The lists of one policy, or stage, as rows."""
+    return _square(_rows(table.filter(pc.field("policy") == number).column("item_ids").combine_chunks(), ids), k)
 
 
 def _rows(lists: pa.ListArray, ids: pa.StringArray) -> ragged.Csr:

@@ -80,6 +80,31 @@ def test_a_sweep_and_its_report(swept: Any, capsys: pytest.CaptureFixture[str]) 
     assert set(first["means"]) == {"recall@20", "recall@30", "ndcg@20", "c_kl@20", "ild@20", "ild_vectors@20"}
 
 
+def test_the_waterfall_says_which_stage_loses_what(swept: Any) -> None:
+    """Exact scores are an index here, nothing is hidden but what the catalogue hides, and no dial of the deployment is turned."""
+    run, config = swept
+    config.serving.selector.diversity = 0.5
+    told = json.loads(Path(recommend_job.run(config)).read_text())
+    config.serving.selector.diversity = 0.0
+    document = json.loads(Path(reporting.run(TrainingConfig(run_dir=str(run.run_dir), sweep=True))).read_text())
+    stages = {stage["stage"]: stage for stage in document["waterfall"]}
+    assert list(stages) == told["stages"] == ["model", "index", "filters", "seen", "selector"]
+    assert stages["index"]["change"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+    assert stages["seen"]["recall"]["value"] == pytest.approx(document["policies"][0]["means"]["recall@30"]["value"])
+    assert stages["seen"]["change"]["ci95"][0] > 0, "seen items took places that answers now have"
+    low, high = stages["selector"]["change"]["ci95"]
+    assert low < high, "other lists than those in score order"
+    held = HeldOut.read(run.run_dir / "export" / "held_out.parquet", "valid", weights_of(run))
+    bundle = Bundle.open(told["bundle"])
+    ids, scores_QI = bundle.catalog()["item_id"].to_pylist(), held.vectors_QHD[:, 0] @ bundle.item_vectors().T
+    answers = held.relevant.to_pylist()
+    best = [{ids[row] for row in np.argsort(-scores, kind="stable")[:30]} for scores in scores_QI]
+    hits = [len(found & set(wanted)) / len(wanted) for found, wanted in zip(best, answers, strict=True)]
+    assert stages["model"]["recall"]["value"] == pytest.approx(np.mean(hits))
+    for before, after in zip(document["waterfall"], document["waterfall"][1:], strict=False):
+        assert after["change"]["value"] == pytest.approx(after["recall"]["value"] - before["recall"]["value"])
+
+
 def weights_of(run: Any) -> str:
     sha: str = Bundle.open(current(run.run_dir / "bundles")).manifest["files"]["weights.safetensors"]["sha256"]
     return sha

@@ -10,7 +10,7 @@ from ir_measures import AP, RR, R, Success, nDCG
 from numpy.typing import NDArray
 
 from towers import topk
-from training import baseline_choice, bootstrap, exposure, groups, metrics, ragged, ranking, slices, validation
+from training import baseline_choice, bootstrap, exposure, groups, metrics, ragged, ranking, slices, validation, waterfall_report
 
 
 def hits_of(text: str) -> NDArray[np.bool_]:
@@ -77,7 +77,9 @@ def test_agrees_with_ir_measures() -> None:
             np.testing.assert_allclose(ours, [expected[str(q)] for q in range(queries)], atol=1e-9, err_msg=f"{name}@{cut}")
 
 
-@pytest.mark.parametrize("module", [baseline_choice, bootstrap, exposure, groups, metrics, ragged, ranking, slices, topk, validation])
+@pytest.mark.parametrize(
+    "module", [baseline_choice, bootstrap, exposure, groups, metrics, ragged, ranking, slices, topk, validation, waterfall_report]
+)
 def test_doctests(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
