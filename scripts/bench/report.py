@@ -32,11 +32,20 @@ def finish(benchmark: str, rows: Sequence[Sequence[str]], ratios: Mapping[str, f
         "benchmark": benchmark,
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "ratios": {name: round(value, 4) for name, value in ratios.items()},
-        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "ratios": {name: rounded(value) for name, value in ratios.items()},
+        "figures": {name: rounded(value) for name, value in figures.items()},
     }
     print(table(rows))
     print(json.dumps(document))
+
+
+def rounded(value: float) -> float:
+    """To four places, and what is smaller to four digits: an error of 1e-7 is not none.
+
+    >>> rounded(12.34567), rounded(2.345678e-7), rounded(3)
+    (12.3457, 2.346e-07, 3)
+    """
+    return round(value, 4) if abs(value) >= 1e-3 or not value else float(f"{value:.4g}")
 
 
 def machine() -> str:

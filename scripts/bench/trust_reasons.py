@@ -74,8 +74,9 @@ def reasons(runs: Path, quick: bool) -> dict[str, float]:
         if name == "pooled":
             found["completeness_error"] = completeness(retriever, rows)
         top, random = deletions(retriever, rows)
+        least = 1 / (DRAWS * len(rows))  # where no random tenth did it, as if one had
         for measure, place in (("", 0), ("_of_ten", 1), ("_score", 2)):
-            found[f"deletion{measure}_ratio_{name}"] = float(top[place] / max(random[place], 1e-6))
+            found[f"deletion{measure}_ratio_{name}"] = float(top[place] / max(random[place], 1e-6 if measure == "_score" else least))
         found |= {f"displaced_top_{name}": float(top[0]), f"displaced_random_{name}": float(random[0])}
     return found
 

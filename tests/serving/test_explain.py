@@ -24,6 +24,7 @@ ASKED: list[dict[str, Any]] = [
     {"user_id": "user-11", "context": {"hour": 7, "budget": 30}},
     {"user_id": "user-3", "less_like": ["item-02", "item-20", "no such"]},
     {"user_id": "likes-only"},
+    {"user_id": "user-9", "policy": {"popularity": -0.2, "calibration": 0.2}},
     {"history": ["item-03"], "preferences": ["comedy", "news"], "context": {"hour": 7}},
     {
         "history": [
