@@ -61,6 +61,7 @@ BOUNDS: Final = {
     "evaluate.max_queries": Bound(0, _HUGE, "0 (all) or more"),
     "export.rows_per_shard": _SOME,
     "export.history_events": _ANY,
+    "export.held_out_queries": Bound(0, _HUGE, "0 (none) or more"),
     "inspect.every": _OFF,
     "inspect.users": Bound(1, 2000, "1 to 2000"),
     "inspect.real_users": Bound(0, 2000, "0 (none) to 2000"),

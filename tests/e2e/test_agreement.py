@@ -14,8 +14,9 @@ from serving.messages import RecommendRequest
 from serving.retriever import Retriever
 from serving.signals import read_signals
 from serving.user_state import UserHistories
+from towers.batch import HISTORY_GAP
 from towers.columns import ITEM_ID, TRAIN
-from towers.encoder import UserRow
+from towers.encoder import Encoder, UserRow
 from towers.identity import UserKeys
 from towers.runtime import TorchRuntime, load_model
 from training.batches import user_inputs
@@ -110,8 +111,10 @@ def test_a_training_row_equals_the_request_for_the_same_moment(
         rows.append(
             UserRow(known.items[past], known.events[past], known.timestamps[past], known.timestamps[place], context, known.features)
         )
-    served = encoder.user_batch(rows)
+    served = Encoder(encoder.preprocessor, encoder.runtime, encoder.length).user_batch(rows)
     assert set(served) == set(batch.user)
+    read = encoder.user_batch(rows)  # what this tower does not read is not made for a request
+    assert set(served) - set(read) == {HISTORY_GAP} and all(np.array_equal(read[name], served[name]) for name in read)
     for name, array in batch.user.items():
         np.testing.assert_array_equal(served[name], array, err_msg=name)
         assert served[name].dtype == array.dtype
