@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report import finish, say
+from trust_reasons import reasons
 from trust_selector import selector
 
-PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {"selector": selector}
+PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {"selector": selector, "reasons": reasons}
 """By name: from a folder for what a part makes, and whether it shall be quick, to its figures."""
 
 GOALS = {
