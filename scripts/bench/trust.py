@@ -12,9 +12,10 @@ from pathlib import Path
 
 from report import finish, say
 from trust_reasons import reasons
+from trust_rights import rights
 from trust_selector import selector
 
-PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {"selector": selector, "reasons": reasons}
+PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {"selector": selector, "reasons": reasons, "rights": rights}
 """By name: from a folder for what a part makes, and whether it shall be quick, to its figures."""
 
 GOALS = {
