@@ -53,8 +53,7 @@ def measure(name: str, items: int, folder: Path, rounds: int, ratios: dict[str, 
     world = two_towers(items, DIM)
     bundle = indexed(folder, world, 0.95, parts=True, queries=500)
     index, exact = open_index(bundle), ExactIndex(bundle.item_vectors())
-    catalog = bundle.catalog()
-    items_filter = ItemFilter(open_attributes(bundle, catalog), RowSet.of_rows(items, np.empty(0, np.int64)), items)
+    items_filter = ItemFilter(open_attributes(bundle, items), RowSet.of_rows(items, np.empty(0, np.int64)), items)
     query_QD = world.test_QD[:100]
     rng = np.random.default_rng(1)
     asks: dict[str, Callable[[], RowSet | None]] = {"1": items_filter.allowed}
