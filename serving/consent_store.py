@@ -4,7 +4,7 @@ They stand under a mark of the user's key, not under the key: a refusal outlives
 does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from serving.database import Database
@@ -13,8 +13,12 @@ _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS decisions (mark BLOB NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL,
         timestamp INTEGER NOT NULL, generation INTEGER NOT NULL, PRIMARY KEY (mark, purpose)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS decisions_by_generation ON decisions (generation)",
+    # counted apart: a number is never given twice, though decisions leave, else who has read up to it would miss the second
+    "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
+    "INSERT OR IGNORE INTO facts SELECT 'generation', coalesce(max(generation), 0) FROM decisions",
 )
-_PUT = """INSERT INTO decisions SELECT ?, ?, ?, ?, coalesce(max(generation), 0) + 1 FROM decisions WHERE true
+_NEXT = "UPDATE facts SET value = value + 1 WHERE name = 'generation'"
+_PUT = """INSERT INTO decisions SELECT ?, ?, ?, ?, value FROM facts WHERE name = 'generation'
     ON CONFLICT (mark, purpose)
     DO UPDATE SET granted = excluded.granted, timestamp = excluded.timestamp, generation = excluded.generation"""
 
@@ -38,6 +42,7 @@ class ConsentStore:
     def put(self, mark: bytes, granted: Mapping[str, bool], now: int) -> None:
         """Note a user's decisions; `now` in microseconds UTC."""
         with self._database.transaction() as connection:
+            connection.execute(_NEXT)
             connection.executemany(_PUT, [(mark, purpose, int(given), now) for purpose, given in granted.items()])
 
     def since(self, generation: int) -> tuple[dict[bytes, Decisions], int]:
@@ -51,11 +56,11 @@ class ConsentStore:
             generation = max(generation, int(number))  # type: ignore[call-overload]
         return found, generation
 
-    def forget(self, marks: Sequence[bytes]) -> int:
-        """Remove what users have granted; what they refused stays refused. How many decisions went."""
+    def forget(self, moments: Mapping[bytes, int]) -> int:
+        """Remove what users have granted up to a moment, by mark; what they refused stays refused. How many decisions went."""
         with self._database.transaction() as connection:
-            query = "DELETE FROM decisions WHERE mark = ? AND granted"
-            gone = sum(connection.execute(query, (of,)).rowcount for of in marks)
+            query = "DELETE FROM decisions WHERE mark = ? AND granted AND timestamp <= ?"
+            gone = sum(connection.execute(query, row).rowcount for row in moments.items())
         self._database.checkpoint()
         return gone
 

@@ -64,15 +64,22 @@ def older_than(moment: int) -> Cut:
 
 
 def tables_of_users(folder: Path, besides: Iterable[str] = ()) -> Iterator[Path]:
-    """Parquet files under a folder that have a user in each row.
+    """Parquet files under a folder that have a user in each row, and damaged ones, which may.
 
     Args:
         besides: names of files that are left out.
     """
     for path in sorted(folder.rglob("*.parquet")):
         elsewhere = path.name in besides or set(path.relative_to(folder).parts) & set(_NOT_HERE)
-        if not elsewhere and {USER_KEY, USER_ID} & set(pq.read_schema(path).names):
+        if not elsewhere and _may_name_users(path):
             yield path
+
+
+def _may_name_users(path: Path) -> bool:
+    try:
+        return bool({USER_KEY, USER_ID} & set(pq.read_schema(path).names))
+    except (OSError, pa.ArrowException):
+        return path.exists()
 
 
 def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:

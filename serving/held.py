@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.database import Database
@@ -21,15 +22,22 @@ _TIMES = (TIMESTAMP, "timestamps", "now")
 def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> dict[str, Any]:
     """What a run and its service hold of a person, by file; an empty `held` where that is nothing.
 
+    Files that cannot be read, which may hold more, stand in `unread` with the reason.
+
     Raises:
-        DataError: a file cannot be read.
+        DataError: a database cannot be read.
     """
-    key, found = keys.key(user_id), {}
+    key, found, unread = keys.key(user_id), {}, {}
     for path in places.databases():
         for table, rows in _in_database(path, key).items():
             found[f"{places.name(path)}: {table}"] = rows
     for path in places.tables():
-        found[places.name(path)] = _in_table(path, key, user_id)
+        try:
+            found[places.name(path)] = _in_table(path, key, user_id)
+        except FileNotFoundError:
+            continue  # its time was over meanwhile
+        except (OSError, pa.ArrowException) as error:
+            unread[places.name(path)] = str(error)
     prepared = places.prepared()
     if prepared is not None:
         found[places.name(prepared)] = _in_prepared(prepared, key)
@@ -38,6 +46,7 @@ def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> di
         "user_key": key.hex(),
         "consent": purposes_of(standing.mask(key)),
         "held": {place: rows for place, rows in found.items() if rows},
+        "unread": unread,
     }
 
 

@@ -55,6 +55,7 @@ class Receipt(Struct, frozen=True):
         run: name of the run's folder.
         rows: removed ones by place.
         found: whether there were any.
+        not_removed_from: why nothing could be removed there, by place: files that cannot be read or rewritten, and may still hold rows.
         still_learned_from: models and bundles of this run that may hold what was learned from the person.
         number, hash: of this receipt in the chain; keep the hash elsewhere.
     """
@@ -65,6 +66,7 @@ class Receipt(Struct, frozen=True):
     run: str
     rows: dict[str, int]
     found: bool
+    not_removed_from: dict[str, str]
     still_learned_from: list[str]
     retrain_by: str | None
     number: int
@@ -72,9 +74,15 @@ class Receipt(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """All that is held of a person; `held` has rows by place, each with what that place tells."""
+    """All that is held of a person.
+
+    Attributes:
+        held: rows by place, each with what that place tells.
+        unread: why not, by place: files that cannot be read, and may hold rows.
+    """
 
     user_id: str
     user_key: str
     consent: dict[str, bool]
     held: dict[str, list[dict[str, Any]]]
+    unread: dict[str, str]

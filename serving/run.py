@@ -59,6 +59,7 @@ def run(config: ServingConfig) -> str:
             bundle = aside.submit(Bundle.open, folder)
             keys, known = users(settings, run_dir)
             retriever = opened(bundle.result(), settings, Profiles(keys, known))
+        log_to_stderr()
         folder_of_state = state_dir(config)
         events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
         ItemChanges(folder_of_state / ITEMS_FILE).close()
@@ -70,8 +71,6 @@ def run(config: ServingConfig) -> str:
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
-        log_to_stderr()
-
         settle_memory()
 
         def announce() -> None:

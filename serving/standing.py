@@ -84,7 +84,11 @@ class Standing:
             return EVERYTHING
         consent = None if self._table is None else self._table.consent
         allowed = EVERYTHING if consent is None else consent.mask(user_key)
-        for purpose, (granted, moment) in self._decided.get(mark(user_key), {}).items():
+        decided = self._decided.get(mark(user_key))
+        forgotten = self.forgotten(user_key) if decided else None
+        for purpose, (granted, moment) in (decided or {}).items():
+            if granted and forgotten is not None and moment <= forgotten:
+                continue  # a grant is forgotten with the rest, a refusal is not
             if consent is None or moment >= consent.times(user_key)[PURPOSES.index(purpose)]:
                 allowed = allowed | BITS[purpose] if granted else allowed & ~BITS[purpose]
         return allowed

@@ -11,7 +11,7 @@ from serving.raw_scan import read_ids, scan
 from serving.rights import Rights
 from serving.subject_config import SubjectJobConfig
 from serving.subjects import verify
-from towers.errors import ConfigError, GateError
+from towers.errors import ConfigError, DataError, GateError
 from towers.identity import UserKeys
 from towers.job import write_json
 from towers.prepared import USER_TABLES
@@ -42,7 +42,10 @@ def run(config: SubjectJobConfig) -> str:
             if config.action == "export":
                 return str(_export(config, rights))
             done |= _removed(config, rights)
-    return str(write_json(run_dir / "subject.json", done))
+    path = write_json(run_dir / "subject.json", done)
+    if failed := done.get("receipt", {}).get("not_removed_from"):
+        raise DataError(f"{'; '.join(failed.values())}. Put {', '.join(failed)} back or delete it, then forget again; all else is done")
+    return str(path)
 
 
 def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:

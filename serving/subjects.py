@@ -1,18 +1,21 @@
 """What people may ask of a run and its service: to be forgotten, to see what is held of them, and that nothing is kept too long."""
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving.consent_store import ConsentStore
+from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, tables_of_users
 from serving.events import DAY_US
 from serving.receipt_writer import write_receipt
 from serving.standing import Standing
 from towers.bundle import MANIFEST
+from towers.errors import DataError
 from towers.identity import UserKeys, mark
 from towers.partitions import only_one
 from towers.prepared import FACTS, USER_TABLES, remove_users
@@ -21,6 +24,7 @@ from towers.receipts import FORGET, REMOVED, Erasures, Receipts
 GRACE_US = 300_000
 """From the wish to be forgotten to the removal: requests that are being answered have ended, and what they leave is removed too."""
 PREPARED = "prepared"
+log = logging.getLogger("towers.serving")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Places:
     receipts: Path
 
     def tables(self) -> list[Path]:
-        """Parquet files with a user in each row; those of prepared data with a row a user are left to `remove_users`."""
+        """Parquet files with a user in each row, and damaged ones; those of prepared data with a row a user are left to `remove_users`."""
         roots = [root for root in (self.run_dir, self.state_dir) if root.is_dir()]
         found = dict.fromkeys(path.resolve() for root in roots for path in tables_of_users(root, USER_TABLES))
         if self.histories is not None and self.histories.is_file():
@@ -84,13 +88,14 @@ class Subjects:
     def forget(self, user_keys: Sequence[bytes]) -> dict[str, Any]:
         """Forget people; from the first line of the receipt on, no request reads what is held of them.
 
-        Unknown people, and those forgotten before, are none the less: the receipt then says that nothing was found.
+        Unknown people, and those forgotten before, are none the less: the receipt then says that nothing was found. A file that cannot be
+        read or rewritten keeps nobody's rows in the others: the receipt names it in `not_removed_from`, with the reason.
 
         Returns:
             the receipt of the removal, with its `number` and `hash`.
 
         Raises:
-            DataError: a file cannot be rewritten, or the chain was changed.
+            DataError: the chain was changed.
             ConfigError: the chain cannot be written.
         """
         moment, marks = _now_us() + GRACE_US, [mark(key) for key in user_keys]
@@ -99,35 +104,55 @@ class Subjects:
         first = write_receipt(self._places.receipts, wish)
         self._standing.tell()
         time.sleep(max(0.0, (moment - _now_us()) / 1e6))
-        rows = self._cut(all_of(user_keys))
-        if self._consent is not None and (granted := self._consent.forget(marks)):
-            rows["state/consent.db"] = granted
-        return self._told(rows, {"forget": first.number})
+        rows, failed = self._cut(all_of(user_keys))
+        rows |= self._grants(dict.fromkeys(marks, moment))
+        return self._told(rows, failed, {"forget": first.number})
 
     def replay(self) -> dict[str, Any] | None:
         """Forget again what a backup brought back; the receipt, or None where nothing was found. Raises DataError."""
         erasures = Erasures(Receipts(self._places.receipts), self._keys.fingerprint())
         erasures.refresh()
-        rows = self._cut(Cut(erasures.moments)) if len(erasures) else {}
-        return self._told(rows, {"forget": None}) if rows else None
+        rows, failed = self._cut(Cut(erasures.moments)) if len(erasures) else ({}, {})
+        rows |= self._grants(erasures.marks())
+        return self._told(rows, failed, {"forget": None}) if rows else None
 
     def purge(self, days: float) -> dict[str, int]:
-        """Delete everybody's rows older than so many days; how many by place. Prepared data are made anew instead: data.retention_days."""
-        return self._cut(older_than(_now_us() - round(days * DAY_US)), prepared=False)
+        """Delete everybody's rows older than so many days; how many by place. Prepared data are made anew instead: data.retention_days.
 
-    def _cut(self, cut: Cut, prepared: bool = True) -> dict[str, int]:
-        folder = self._places.prepared()
+        Raises:
+            DataError: files cannot be read or rewritten; names them. The others are done.
+        """
+        rows, failed = self._cut(older_than(_now_us() - round(days * DAY_US)), prepared=False)
+        if failed:
+            raise DataError("; ".join(failed.values()))
+        return rows
+
+    def _cut(self, cut: Cut, prepared: bool = True) -> tuple[dict[str, int], dict[str, str]]:
+        """Rows removed by place, and why by place where none could be."""
+        work: list[tuple[str, Callable[[], int]]] = []
+        rows, failed, folder = {}, {}, self._places.prepared()
         with only_one(self._places.state_dir, wait=True):  # no log moves on to another file meanwhile
-            rows = {self._places.name(path): cut_database(path, cut) for path in self._places.databases()}
-            rows |= {self._places.name(path): cut_table(path, cut, self._keys) for path in self._places.tables()}
+            work += [(self._places.name(path), partial(cut_database, path, cut)) for path in self._places.databases()]
+            work += [(self._places.name(path), partial(cut_table, path, cut, self._keys)) for path in self._places.tables()]
             if prepared and folder is not None:
-                rows[PREPARED] = remove_users(folder, cut.moments)
-        return {place: count for place, count in rows.items() if count}
+                work.append((PREPARED, partial(remove_users, folder, cut.moments)))
+            for place, removed in work:
+                try:
+                    rows[place] = removed()
+                except DataError as error:
+                    log.error("rows of users cannot be removed", extra={"place": place, "reason": str(error)})
+                    failed[place] = str(error)
+        return {place: count for place, count in rows.items() if count}, failed
 
-    def _told(self, rows: Mapping[str, int], of: Mapping[str, Any]) -> dict[str, Any]:
+    def _grants(self, moments: Mapping[bytes, int]) -> dict[str, int]:
+        gone = self._consent.forget(moments) if self._consent is not None and moments else 0
+        return {f"state/{CONSENT_FILE}": gone} if gone else {}
+
+    def _told(self, rows: Mapping[str, int], failed: Mapping[str, str], of: Mapping[str, Any]) -> dict[str, Any]:
         """Write the receipt of a removal."""
         document = {
             "what": REMOVED, **of, "at": _iso(_now_us()), "run": self._places.run_dir.name, "rows": dict(rows), "found": bool(rows),
+            "not_removed_from": dict(failed),
             "still_learned_from": self._influenced() if rows else [],
             "retrain_by": _iso(_now_us() + round(self._retrain_days * DAY_US)) if rows else None,
         }  # fmt: skip

@@ -129,6 +129,10 @@ class Erasures:
         """What a user did up to this moment (microseconds UTC) is forgotten; None = nothing is."""
         return self._moment_of.get(mark(user_key)) if self._moment_of else None
 
+    def marks(self) -> Mapping[bytes, int]:
+        """The same of all, by mark of their keys."""
+        return self._moment_of
+
     def moments(self, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The same for many: keys uint8 [n, 16] to int64 [n], NO_TIME where nothing is forgotten."""
         if not self._moment_of:

@@ -133,3 +133,51 @@ def test_grants_are_forgotten_and_refusals_are_not(used: Any) -> None:
         assert rights.held(USER)["consent"] == {"personalize": True, "train": False, "marketing": True, "measure": True}
     with sqlite3.connect(used.dir / "state" / "consent.db") as connection:
         assert connection.execute("SELECT purpose FROM decisions").fetchall() == [("train",)]
+
+
+def test_a_grant_is_forgotten_in_every_process_and_stays_so_after_a_backup(used: Any, tmp_path: Path) -> None:
+    table = tmp_path / "consent.csv"
+    table.write_text("user_id,purpose,granted,timestamp\nsomebody,train,true,1\n")
+    used.config.serving.consent = str(table)
+    key, consent = used.keys.key(USER), used.dir / "state" / "consent.db"
+    with used.served() as (one, first), used.served() as (two, _):
+        first.standing.decide(key, {"personalize": True})
+        assert one.recommend(user_id=USER).profile == two.recommend(user_id=USER).profile == "used"
+        with sqlite3.connect(consent) as source, sqlite3.connect(tmp_path / "backup.db") as backup:
+            source.backup(backup)
+        first.subjects.forget([key])
+        assert one.recommend(user_id=USER).profile == two.recommend(user_id=USER).profile == "no_consent", "as the table says"
+        first.standing.decide(key, {"personalize": True})
+        assert two.recommend(user_id=USER).profile == "none", "who returns may grant anew"
+    for path in consent.parent.glob("consent.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "backup.db", consent)
+    with used.served() as (one, rights):
+        assert one.recommend(user_id=USER).profile == "no_consent"
+        receipt = rights.subjects.replay()
+        assert receipt is not None and receipt["rows"] == {"state/consent.db": 1}
+
+
+def test_a_refusal_reaches_every_process_after_the_last_grant_was_forgotten(used: Any) -> None:
+    with used.served() as (one, _), used.served() as (two, rights):
+        rights.standing.decide(used.keys.key(USER), {"marketing": True})
+        assert one.recommend(user_id=USER).profile == "used"
+        rights.subjects.forget([used.keys.key(USER)])
+        rights.standing.decide(used.keys.key(OTHER), {"personalize": False})
+        assert one.recommend(user_id=OTHER).profile == two.recommend(user_id=OTHER).profile == "no_consent"
+
+
+def test_a_log_file_cut_in_half_keeps_nobody_in_the_other_files(used: Any) -> None:
+    part = next((used.dir / "state" / "impressions").rglob("*.parquet"))
+    whole, name = part.read_bytes(), part.relative_to(used.dir).as_posix()
+    part.write_bytes(whole[: len(whole) // 2])
+    with used.served() as (_, rights):
+        told = rights.held(USER)
+        assert told["held"]["audit.parquet"] and list(told["unread"]) == [name]
+        receipt = rights.subjects.forget([used.keys.key(USER)])
+        assert receipt["found"] and list(receipt["not_removed_from"]) == [name]
+        part.unlink()
+        assert used.bytes_of(USER) == []
+        part.write_bytes(whole)
+        again = rights.subjects.replay()
+    assert again is not None and again["rows"] == {name: 1} and again["not_removed_from"] == {} and used.bytes_of(USER) == []

@@ -109,3 +109,13 @@ def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path) -> Non
     assert told["not_looked_for"] == 3, "too short, a number, an item's id"
     (used.dir / "notes.txt").unlink()
     assert job(used, "scan", ids=str(ids))["hits"] == []
+
+
+def test_what_the_job_could_not_do_is_said_and_the_rest_is_done(used: Any) -> None:
+    part = next((used.dir / "state" / "impressions").rglob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    for action, settings in (("forget", {"user": USER}), ("purge", {"days": 1e6})):
+        with pytest.raises(DataError, match=part.name):
+            job(used, action, **settings)
+    part.unlink()
+    assert used.bytes_of(USER) == []
