@@ -22,7 +22,6 @@ from serving import sweep_job
 from serving.asked import USED, Asked, Known
 from serving.choosing import Search
 from serving.config import ServingConfig, state_dir
-from serving.index.exact import ExactIndex
 from serving.index.interface import SearchResult
 from serving.index.rowset import RowSet
 from serving.messages import RecommendRequest
@@ -162,9 +161,7 @@ def _asked(
 
 
 def _searched(retriever: Retriever, asked: Sequence[Asked], count: int, allowed: RowSet | None) -> list[Candidates]:
-    """Candidates of each user; with an exact index the search of all is one."""
-    if not isinstance(retriever.index, ExactIndex):
-        return [retriever.candidates(one, count, allowed) for one in asked]
+    """Candidates of each user; the search of all is one."""
     personal = [one for one in asked if one.vectors_BHD is not None]
     vectors = [one.vectors_BHD for one in personal if one.vectors_BHD is not None]
     excluded = [one.excluded for one in personal]

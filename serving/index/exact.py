@@ -68,7 +68,7 @@ class ExactIndex:
         return self.scan(query, k, allowed, banned)
 
     def search_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Sequence[Rows]) -> list[SearchResult]:
-        """What `search` finds for each query with its own exclusions; whole blocks of queries are scored by one matrix product."""
+        """See `VectorIndex.search_many`: whole blocks of queries are scored by one matrix product."""
         results: list[SearchResult] = []
         few = allowed is not None and allowed.count <= GATHER_SHARE * len(self.item_ID)
         if few or query_BHD.shape[1] > 1:

@@ -4,13 +4,14 @@ Legend: H heads, D dimensions, W width inside FAISS, I items, C candidates.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.index.edge import kept, tied, ties_at_the_edge
 from serving.index.exact import ExactIndex, best_head
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.layout import Layout
@@ -22,8 +23,13 @@ _NOTHING = np.empty(0, np.int64)
 OVERFETCH_UP_TO = 100
 """Exclusions that are fetched and dropped afterwards; more of them become a bitmap inside FAISS."""
 
+_OVERFETCH_STEP = 25
+"""Exclusions are overfetched by whole steps: users who have excluded about as many items are then searched for by one call."""
+
 _MOST = 0.9
 """From this share of items allowed on, a search without the filter finds enough of them; what leaves out hidden items is such a filter."""
+
+_FEW = 16
 
 _SPARE = 8
 """Least candidates beyond k, so that half precision's rounding at the k-th place is undone by the exact scores."""
@@ -31,6 +37,14 @@ _SPARE = 8
 _ROW_NS, _LIST_NS, _SCORE_NS = 20.0, 500.0, (8.0, 2.5)
 """What a scan costs for each permitted row; what visiting a list costs, and each vector of it, of half-precision and of short codes. One
 core at 59k and 1M x 64, about."""
+
+
+class _Wide(NamedTuple):
+    """How wide FAISS searches for a query: items wanted, lists visited, candidates fetched for each head."""
+
+    k: int
+    nprobe: int
+    fetch: int
 
 
 class FaissIndex:
@@ -69,7 +83,8 @@ class FaissIndex:
         self._rows = len(exact.item_ID) if among is None else among.count
         self.codes = "PQ" in factory
         native: Any = index
-        self._find = native.search_c  # FAISS' own call: the one around it for Python checks and copies for several microseconds
+        # FAISS' own calls: those around them for Python check and copy for several microseconds
+        self._find, self._find_in = native.search_c, native.search_preassigned_c
         self.nlist = int(index.nlist)
         self._centres_LD = layout.centres(index.quantizer.reconstruct_n(0, self.nlist))
 
@@ -91,16 +106,32 @@ class FaissIndex:
         faiss.omp_set_num_threads(1)
         return (part or self)._search(query, k, allowed, banned)
 
+    def search_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Sequence[Rows]) -> list[SearchResult]:
+        """See `VectorIndex.search_many`. Queries that are searched equally wide are one call of FAISS, the others a call each."""
+        part = self.parts.get(allowed.key) if allowed is not None else None
+        asked = [self._exact.checked(query, k, None if part else allowed, rows) for query, rows in zip(query_BHD, excluded, strict=True)]
+        faiss.omp_set_num_threads(1)
+        owner = part or self
+        alike: dict[_Wide, list[int]] = {}
+        for place, (_, left, banned) in enumerate(asked):
+            wide = owner._one_probe(k, left, banned)
+            if wide is not None:
+                alike.setdefault(wide, []).append(place)
+        found: dict[int, SearchResult] = {}
+        for wide, places in alike.items():
+            for place, one in zip(places, owner._probed(wide, [asked[place] for place in places]), strict=True):
+                enough = None if one is None else kept(one, k, asked[place][1])
+                if enough is not None:
+                    found[place] = enough
+        return [found[at] if at in found else owner._search(query, k, left, banned) for at, (query, left, banned) in enumerate(asked)]
+
     def _search(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
-        if self._among is not None and len(banned):
-            banned = banned[self._among.has(banned)]
+        banned = self._here(banned)
         available = self._rows - len(banned) if allowed is None else allowed.count
         if allowed is not None and available >= _MOST * self._rows:
-            more = k + 2 * (self._rows - available) * k // self._rows + _SPARE
-            plain = self._search(query_HD, more, None, banned)
-            kept = allowed.has(plain.rows)
-            if np.count_nonzero(kept) >= k:
-                return SearchResult(plain.rows[kept][:k], plain.scores[kept][:k])
+            enough = kept(self._search(query_HD, self._more(k, available), None, banned), k, allowed)
+            if enough is not None:
+                return enough
         nprobe = self._breadth(min(k, available), available)
         if not self._scan_is_cheaper(nprobe, available):
             found = self._probe(query_HD, min(k, available), nprobe, allowed, banned)
@@ -115,41 +146,93 @@ class FaissIndex:
             allowed, banned = self._among.without(banned), banned[:0]
         return self._exact.scan(query_HD, k, allowed, banned)
 
+    def _one_probe(self, k: int, allowed: RowSet | None, banned: Rows) -> _Wide | None:
+        """How wide the first probe of `_search` is, where it usually is the only one."""
+        banned = self._here(banned)
+        if allowed is not None:
+            if allowed.count < _MOST * self._rows:
+                return None
+            k = self._more(k, allowed.count)
+        available = self._rows - len(banned)
+        k = min(k, available)
+        nprobe = self._breadth(k, available)
+        if not k or len(banned) > OVERFETCH_UP_TO or self._scan_is_cheaper(nprobe, available):
+            return None
+        return _Wide(k, nprobe, self._fetch(k, len(banned)))
+
+    def _probed(self, wide: _Wide, asked: Sequence[tuple[NDArray[np.float32], RowSet | None, Rows]]) -> Sequence[SearchResult | None]:
+        """What `_probe` finds for each query, with no filter and what it excludes; None where one probe does not tell.
+
+        Lists are chosen for a few queries at a time: of more, FAISS computes distances by a matrix product, which rounds otherwise.
+        """
+        query_BHD = np.stack([query for query, _, _ in asked])
+        if not query_BHD.any(2).all():
+            return [None] * len(asked)
+        query_NW = np.ascontiguousarray(self.layout.queries(query_BHD)).reshape(-1, self.layout.width)
+        centre_NP, list_NP = np.empty((len(query_NW), wide.nprobe), np.float32), np.empty((len(query_NW), wide.nprobe), np.int64)
+        for start in range(0, len(query_NW), _FEW):
+            few = slice(start, start + _FEW)
+            centre_NP[few], list_NP[few] = self.index.quantizer.search(query_NW[few], wide.nprobe)
+        near_NC, found_NC = np.empty((len(query_NW), wide.fetch), np.float32), np.empty((len(query_NW), wide.fetch), np.int64)
+        into = [faiss.swig_ptr(array) for array in (list_NP, centre_NP, near_NC, found_NC)]
+        self._find_in(len(query_NW), faiss.swig_ptr(query_NW), wide.fetch, *into, False, _parameters(wide.nprobe, None))
+        shape = *query_BHD.shape[:2], wide.fetch
+        return [
+            self._judged(query, wide.k, near_HC, found_HC, self._here(banned))
+            for (query, _, banned), near_HC, found_HC in zip(asked, near_NC.reshape(shape), found_NC.reshape(shape), strict=True)
+        ]
+
     def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, allowed: RowSet | None, banned: Rows) -> SearchResult | None:
         """Search lists, more of them until k permitted items are found; None where only a scan can tell which they are."""
         if allowed is None and len(banned) > OVERFETCH_UP_TO:
             allowed = neither(RowSet(len(self._exact.item_ID), len(banned), banned, None))
         bits = None if allowed is None else allowed.bits()
-        overfetched = len(banned) if bits is None else 0
-        fetch = min(self._rows, max(k + _SPARE, -(-self.setting.candidates * k // self._tuned_k)) + overfetched)
+        dropped = banned if bits is None else _NOTHING
+        fetch = self._fetch(k, len(dropped))
         query_HW = self.layout.queries(query_HD)
         if query_HW is None:
             return None
         selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
         while True:
-            near_HC = np.empty((len(query_HW), fetch), np.float32)
-            found_HC = np.empty((len(query_HW), fetch), np.int64)
-            self._find(
-                len(query_HW), faiss.swig_ptr(query_HW), fetch, faiss.swig_ptr(near_HC), faiss.swig_ptr(found_HC), _wide(nprobe, selector)
-            )
-            rows_C = found_HC[0] if len(found_HC) == 1 else np.unique(found_HC)
-            if rows_C[0] < 0 or rows_C[-1] < 0:  # what is missing is -1
-                rows_C = rows_C[rows_C >= 0]
-            if overfetched:
-                rows_C = rows_C[~inside(rows_C, banned)]
-            if len(rows_C) >= k:
-                found = self._exact.ranked(query_HD, rows_C, len(rows_C))
-                if (
-                    _tied(found.scores, k)
-                    and fetch > 1
-                    and (len(near_HC) > 1 or near_HC[0, -1] == near_HC[0, -2])
-                    and _ties_at_the_edge(found, k, near_HC, found_HC)
-                ):
-                    return None
-                return SearchResult(found.rows[:k], found.scores[:k])
+            near_HC, found_HC = np.empty((len(query_HW), fetch), np.float32), np.empty((len(query_HW), fetch), np.int64)
+            into = faiss.swig_ptr(near_HC), faiss.swig_ptr(found_HC)
+            self._find(len(query_HW), faiss.swig_ptr(query_HW), fetch, *into, _parameters(nprobe, selector))
+            found = self._judged(query_HD, k, near_HC, found_HC, dropped)
+            if found is None or len(found.rows) >= k:
+                return found
             if nprobe >= self.nlist:
                 return None
             nprobe = min(self.nlist, nprobe * 4)
+
+    def _judged(
+        self, query_HD: NDArray[np.float32], k: int, near_HC: NDArray[np.float32], found_HC: NDArray[np.int64], dropped: Rows
+    ) -> SearchResult | None:
+        """The k best of what FAISS found, by exact scores; fewer where it found fewer, None where equal ones may have been left out."""
+        rows_C = found_HC[0] if len(found_HC) == 1 else np.unique(found_HC)
+        if rows_C[0] < 0 or rows_C[-1] < 0:  # what is missing is -1
+            rows_C = rows_C[rows_C >= 0]
+        if len(dropped):
+            rows_C = rows_C[~inside(rows_C, dropped)]
+        if len(rows_C) < k:
+            return SearchResult(rows_C[:0], near_HC[0, :0])
+        found = self._exact.ranked(query_HD, rows_C, len(rows_C))
+        one_edge = near_HC.shape[1] > 1 and (len(near_HC) > 1 or near_HC[0, -1] == near_HC[0, -2])
+        if tied(found.scores, k) and one_edge and ties_at_the_edge(found, k, near_HC, found_HC):
+            return None
+        return SearchResult(found.rows[:k], found.scores[:k])
+
+    def _here(self, banned: Rows) -> Rows:
+        """Those that this index holds."""
+        return banned if self._among is None or not len(banned) else banned[self._among.has(banned)]
+
+    def _more(self, k: int, available: int) -> int:
+        """Items to search for without a filter, so that k are left after one that leaves most."""
+        return k + 2 * (self._rows - available) * k // self._rows + _SPARE
+
+    def _fetch(self, k: int, dropped: int) -> int:
+        """Candidates to ask FAISS for, of which some will be dropped."""
+        overfetched = -(-dropped // _OVERFETCH_STEP) * _OVERFETCH_STEP
+        return min(self._rows, max(k + _SPARE, -(-self.setting.candidates * k // self._tuned_k)) + overfetched)
 
     def _needed(self, query_HD: NDArray[np.float32], found: SearchResult, nprobe: int) -> int:
         """Lists to visit so that a filter costs no recall: where it leaves out what is near the query, the best of the rest lie elsewhere.
@@ -183,26 +266,9 @@ class FaissIndex:
         return available * _ROW_NS <= nprobe * _LIST_NS + visited * _SCORE_NS[self.codes]
 
 
-def _wide(nprobe: int, selector: faiss.IDSelector | None) -> faiss.IVFSearchParameters:
+def _parameters(nprobe: int, selector: faiss.IDSelector | None) -> faiss.IVFSearchParameters:
     wide = faiss.IVFSearchParameters()
     wide.nprobe = nprobe
     if selector is not None:
         wide.sel = selector
     return wide
-
-
-def _tied(scores: NDArray[np.float32], k: int) -> bool:
-    """Whether the k-th of ordered scores has an equal beside it."""
-    return bool(len(scores) > k and (scores[k] == scores[k - 1] or (k > 1 and scores[k - 2] == scores[k - 1])))
-
-
-def _ties_at_the_edge(found: SearchResult, k: int, near_HC: NDArray[np.float32], found_HC: NDArray[np.int64]) -> bool:
-    """Whether items equal to the k-th may have been left out: equal vectors are equally near, and the last ones fetched are such.
-
-    The lowest rows of them are to be returned, and the lists return any.
-    """
-    edge_HC = near_HC == near_HC[:, -1:]
-    if len(found.rows) <= k:
-        return False
-    tied = found.rows[found.scores == found.scores[k - 1]]
-    return len(tied) > 1 and bool(np.isin(found_HC[edge_HC], tied).any())

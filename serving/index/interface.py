@@ -1,8 +1,9 @@
 """What every item index does, whatever stands behind it.
 
-Legend: H heads (interests) of a query, D dimensions, I items (catalogue rows), C candidates.
+Legend: B queries, H heads (interests) of a query, D dimensions, I items (catalogue rows), C candidates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +73,18 @@ class VectorIndex(Protocol):
         Raises:
             RequestError: k is below 1, or the query holds NaN, infinity or numbers whose scores overflow.
             ValueError: shapes or rows do not belong to this catalogue.
+        """
+        ...
+
+    def search_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Sequence[Rows]) -> list[SearchResult]:
+        """What `search` finds for each of many queries, in their order; cheaper than one by one.
+
+        Args:
+            query_BHD: float32 [B, H, D].
+            excluded: of each query.
+
+        Raises:
+            RequestError, ValueError: as `search` does for any of them.
         """
         ...
 

@@ -52,14 +52,15 @@ class Layout:
         return item_CW if self.rotation_WW is None else item_CW @ self.rotation_WW
 
     def queries(self, query_HD: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """float32 [H, W]; None where a head is zero and scores all items alike."""
-        peak_H1 = np.abs(query_HD).max(1, keepdims=True)
+        """float32 [H, W]; None where a head is zero and scores all items alike. Of [B, H, D] each query is turned by itself, which rounds
+        as it does alone: [B, H, W]."""
+        peak_H1 = np.abs(query_HD).max(-1, keepdims=True)
         if 0 in peak_H1:
             return None
         query_HD = query_HD / peak_H1
         if self.rotation_WW is not None:
             return np.asarray(query_HD @ self.rotation_WW[: self.dim])
-        return query_HD if self.width == self.dim else np.pad(query_HD, ((0, 0), (0, self.width - self.dim)))
+        return query_HD if self.width == self.dim else np.pad(query_HD, (*[(0, 0)] * (query_HD.ndim - 1), (0, self.width - self.dim)))
 
     def centres(self, centre_LW: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors of the index as the model's: float32 [L, D]."""

@@ -1,9 +1,10 @@
 """An index that items come to and go from: an immutable base, the rows of it that are gone, and a scan of what came.
 
-Legend: I rows of the base, N items that came, H heads, D dimensions.
+Legend: B queries, I rows of the base, N items that came, H heads, D dimensions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,16 @@ class LiveIndex:
             return found
         return self._joined(found, self._came.search(query_HD, k, there, excluded[excluded >= offset] - offset), k)
 
+    def search_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Sequence[Rows]) -> list[SearchResult]:
+        """See `VectorIndex.search_many`, and `search` for `allowed`."""
+        offset = offset_of(self._size)
+        here, there = self._parts(allowed)
+        found = self._search_base_many(query_BHD, k, here, [rows[rows < offset] for rows in excluded])
+        if self._came is None:
+            return found
+        came = self._came.search_many(query_BHD, k, there, [rows[rows >= offset] - offset for rows in excluded])
+        return [self._joined(one, other, k) for one, other in zip(found, came, strict=True)]
+
     def _parts(self, allowed: RowSet | None) -> tuple[RowSet, RowSet | None]:
         """Rows of the base, and of what came."""
         if allowed is None:
@@ -100,18 +111,35 @@ class LiveIndex:
         return RowSet(self._size, cut, rows[:cut], None), RowSet(len(self._place_N), len(rows) - cut, rows[cut:] - offset, None)
 
     def _search_base(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet, excluded: Rows) -> SearchResult:
-        """Where only gone rows are not allowed, more are fetched than wanted: a bitmap costs the search a third more."""
+        fetch, filtered = self._plan(k, allowed)
+        found = self._base.search(query_HD, fetch, filtered, excluded)
+        if fetch == k:
+            return found
+        return self._alive_of(found, k) or self._base.search(query_HD, k, self._alive, excluded)
+
+    def _search_base_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet, excluded: Sequence[Rows]) -> list[SearchResult]:
+        fetch, filtered = self._plan(k, allowed)
+        found = self._base.search_many(query_BHD, fetch, filtered, excluded)
+        if fetch == k:
+            return found
+        return [
+            self._alive_of(one, k) or self._base.search(query_HD, k, self._alive, rows)
+            for one, query_HD, rows in zip(found, query_BHD, excluded, strict=True)
+        ]
+
+    def _plan(self, k: int, allowed: RowSet) -> tuple[int, RowSet | None]:
+        """How many items to ask the base for, and the filter. Where only gone rows are not allowed, more are fetched than wanted, without
+        one: a bitmap costs the search a third more."""
         if allowed.count < self._alive.count or k > self._alive.count:
-            return self._base.search(query_HD, k, allowed, excluded)
+            return k, allowed
         if self._alive.count == self._size:
-            return self._base.search(query_HD, k, None, excluded)
-        share = 1 - self._alive.count / self._size
-        fetch = k + _SPARE + math.ceil(2 * k * share)
-        found = self._base.search(query_HD, fetch, None, excluded)
+            return k, None
+        return k + _SPARE + math.ceil(2 * k * (1 - self._alive.count / self._size)), None
+
+    def _alive_of(self, found: SearchResult, k: int) -> SearchResult | None:
+        """The k best that are not gone; None where they are fewer."""
         kept = self._alive.has(found.rows)
-        if np.count_nonzero(kept) < k:
-            return self._base.search(query_HD, k, self._alive, excluded)
-        return SearchResult(found.rows[kept][:k], found.scores[kept][:k])
+        return SearchResult(found.rows[kept][:k], found.scores[kept][:k]) if np.count_nonzero(kept) >= k else None
 
     def _joined(self, base: SearchResult, came: SearchResult, k: int) -> SearchResult:
         rows = np.concatenate([base.rows, came.rows + offset_of(self._size)])

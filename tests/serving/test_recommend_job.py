@@ -13,8 +13,6 @@ import pytest
 
 from serving import recommend_job
 from serving.config import ServingConfig
-from serving.index.exact import ExactIndex
-from serving.index.rowset import RowSet
 from serving.recommend_job import run
 from serving.retriever import Retriever
 from towers.errors import DataError
@@ -81,16 +79,3 @@ def test_a_run_without_histories_says_what_to_do(config: ServingConfig) -> None:
     Path(config.run_dir, "export", "histories.parquet").unlink()
     with pytest.raises(DataError, match="towers export"):
         run(config)
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("share", [None, 0.1, 0.6])
-def test_many_searches_are_as_many_single_ones(heads: int, share: float | None) -> None:
-    rng = np.random.default_rng(0)
-    index = ExactIndex(np.round(rng.normal(size=(300, 8)), 1).astype(np.float32))  # ties
-    queries = np.round(rng.normal(size=(20, heads, 8)), 1).astype(np.float32)
-    excluded = [rng.integers(0, 300, size) for size in range(20)]
-    allowed = None if share is None else RowSet.of_rows(300, np.flatnonzero(rng.random(300) < share))
-    for one, query, rows in zip(index.search_many(queries, 30, allowed, excluded), queries, excluded, strict=True):
-        expected = index.search(query, 30, allowed, rows)
-        assert one.rows.tolist() == expected.rows.tolist() and one.scores.tolist() == expected.scores.tolist()
