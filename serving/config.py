@@ -115,7 +115,7 @@ class RecommendConfig:
     exclude_seen: bool = True
     now: float | None = None
     users_per_shard: int = 100_000
-    block_users: int = 256
+    block_users: int = 1024
     purpose: str = "personalize"
 
 

@@ -121,13 +121,14 @@ def lists(retriever: Retriever, user_keys: Sequence[bytes], request: RecommendRe
         retriever.chooser.choose(candidates, policy, one, _further(retriever, one, allowed))
         for candidates, policy, one in zip(found, policies, asked, strict=True)
     ]
-    ids = [retriever.catalog.ids(one.rows_k) for one in chosen]
+    ends = pa.array(np.cumsum([0, *(len(one.rows_k) for one in chosen)]), pa.int32())
+    ids = pa.array(retriever.catalog.ids(np.concatenate([one.rows_k for one in chosen])), pa.string())
     return pa.table(
         {
             USER_KEY: pa.array(list(user_keys), pa.binary(16)),
             "mode": [one.mode for one in signals],
-            "item_ids": pa.array(ids, pa.list_(pa.string())),
-            "scores": pa.array([one.scores_k for one in chosen], pa.list_(pa.float32())),
+            "item_ids": pa.ListArray.from_arrays(ends, ids),
+            "scores": pa.ListArray.from_arrays(ends, pa.array(np.concatenate([one.scores_k for one in chosen]), pa.float32())),
         }
     )
 
@@ -152,7 +153,7 @@ def _asked(
             unknown_items=one.unknown_items,
             profile=USED,
             known=Known(key, now, None),
-            excluded=retriever.catalog.rows([*(one.seen if request.exclude_seen else ()), *blocked]),
+            excluded=retriever.catalog.rows(one.seen if request.exclude_seen else (), blocked),
             vectors_BHD=None if one.mode == FALLBACK else next(vectors)[None],
             signals=one,
         )

@@ -52,7 +52,7 @@ from serving.run import events, users
 from towers.bundle import Bundle, current
 from towers.live_logs import IMPRESSIONS
 
-CONNECTIONS, K, USERS, BLOCK = 16, 100, 50_000, 256
+CONNECTIONS, K, USERS, BLOCK = 16, 100, 50_000, 1024
 HERE = Path(__file__).resolve().parent
 
 
