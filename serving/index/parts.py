@@ -17,7 +17,8 @@ from serving.index.tune import Judge, tune
 from towers.errors import ConfigError, GateError
 
 _MOST = 256
-_QUERIES = 200
+_QUERIES = 500
+"""With 200 the fastest setting that seemed to reach the floor of 0.95 had 0.943 on others."""
 
 
 def build_parts(
