@@ -1,10 +1,11 @@
 """Taking people's rows out of files: Parquet tables and SQLite files with a user in each row, wherever they lie.
 
-A Parquet file is written anew beside its place and renamed, under its name and with its other rows as they were. In SQLite deleted rows are
-overwritten (secure_delete), and the log beside the file is emptied.
+A Parquet file is written anew beside its place and renamed, under its name and with its other rows as they were. A SQLite file is written
+anew in its place, for copies of rows that stood elsewhere in it before, and the log beside it is emptied.
 """
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def cut_database(path: Path, cut: Cut) -> int:
     """Take rows out of every table of a SQLite file that has a column user_key; how many went.
 
     Raises:
-        DataError: the file is no database, or its log could not be emptied because another process reads on and on.
+        DataError: the file is no database or cannot be written anew, or its log could not be emptied because another process reads on and
+            on.
     """
     database, gone = Database(path, ()), 0
     try:
@@ -124,11 +126,15 @@ def cut_database(path: Path, cut: Cut) -> int:
             columns = {str(row[1]) for row in database.read(f'PRAGMA table_info("{table}")')}
             if USER_KEY in columns:
                 gone += _cut_rows(database, str(table), cut)
+        if gone or cut.users is not None:  # of users who are named, rows deleted long ago may have left copies
+            database.rewrite()
         until = time.monotonic() + _CHECKPOINT_S
         while not database.checkpoint():
             if time.monotonic() > until:
                 raise DataError(f"{path}: what was deleted still stands in its log, which another process holds; stop it and forget again")
             time.sleep(0.02)
+    except sqlite3.Error as error:
+        raise DataError(f"{path}: rows of users cannot be taken out ({error})") from error
     finally:
         database.close()
     return gone

@@ -17,7 +17,7 @@ class Database:
     """One connection to a write-ahead-logged file; used by one thread at a time.
 
     What `transaction` has committed survives the death of the process at any moment. Power loss may take the last commits and damages
-    nothing (synchronous=NORMAL). Deleted content is overwritten (secure_delete); `checkpoint` removes it from the log beside the file too.
+    nothing (synchronous=NORMAL). Deleted content is overwritten (secure_delete); `rewrite` and `checkpoint` remove what else is left of it.
 
     Args:
         path: the file; made with its folder, readable by this user alone.
@@ -59,6 +59,11 @@ class Database:
         """All rows of a query, as of one moment."""
         with self._lock:
             return self._connection.execute(query, values).fetchall()
+
+    def rewrite(self) -> None:
+        """Write the whole file anew, row by row. Where rows once moved to another page, their bytes stand on in the old one, and no later
+        deletion reaches them there. Others read meanwhile; who writes waits."""
+        self.read("VACUUM")
 
     def checkpoint(self) -> bool:
         """Move the log into the file and empty it; whether that was done, which a reader in another process can prevent."""
