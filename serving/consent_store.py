@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serving.database import Database
+from towers.live_consent import Decision, generation_of, write_decisions
 
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS decisions (mark BLOB NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL,
@@ -32,12 +33,18 @@ Decisions = dict[str, tuple[bool, int]]
 class ConsentStore:
     """The last decision of each user about each purpose, in one SQLite file; kept when a method returns.
 
+    Args:
+        path: the SQLite file, made where it is absent.
+        secret: fingerprint of the secret that user keys are made with.
+
     Raises:
+        ConfigError: the file's users were keyed with another secret.
         DataError: the file cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path, _SCHEMA)
+    def __init__(self, path: Path, secret: bytes) -> None:
+        self._database, self._secret = Database(path, _SCHEMA), secret
+        self._database.claim(secret)
 
     def put(self, mark: bytes, granted: Mapping[str, bool], now: int) -> None:
         """Note a user's decisions; `now` in microseconds UTC."""
@@ -61,8 +68,24 @@ class ConsentStore:
         with self._database.transaction() as connection:
             query = "DELETE FROM decisions WHERE mark = ? AND granted AND timestamp <= ?"
             gone = sum(connection.execute(query, row).rowcount for row in moments.items())
+            if gone:
+                connection.execute(_NEXT)
         self._database.checkpoint()
         return gone
+
+    def export(self, path: Path) -> bool:
+        """Write all decisions to a file for the training jobs (`towers.live_consent`), unless it has them; whether it was written.
+
+        One process does it at a time; the caller sees to that.
+        """
+        ((number,),) = self._database.read("SELECT value FROM facts WHERE name = 'generation'")
+        generation = int(number)  # type: ignore[call-overload]
+        if generation == generation_of(path):
+            return False
+        found, _ = self.since(0)  # what came since that number was read is in it, and is written again the next time
+        rows = (Decision(mark, purpose, *told) for mark, decisions in found.items() for purpose, told in decisions.items())
+        write_decisions(path, rows, generation, self._secret)
+        return True
 
     def close(self) -> None:
         """Release the file."""

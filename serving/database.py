@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 
 BUSY_S = 10.0
 """How long a writer waits for another process's transaction, which takes milliseconds."""
@@ -69,6 +69,25 @@ class Database:
         """Move the log into the file and empty it; whether that was done, which a reader in another process can prevent."""
         ((busy, *_),) = self.read("PRAGMA wal_checkpoint(TRUNCATE)")
         return not busy
+
+    def claim(self, secret: bytes) -> None:
+        """Note, in the table `facts` (name, value) of this file, the secret that its users are keyed with.
+
+        Args:
+            secret: its fingerprint.
+
+        Raises:
+            ConfigError: the file has noted another; it is closed.
+        """
+        with self.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO facts VALUES ('secret', ?)", (secret,))
+            (found,) = connection.execute("SELECT value FROM facts WHERE name = 'secret'").fetchone()
+        if found != secret:
+            self.close()
+            raise ConfigError(
+                f"{self.path}: its users were keyed with another secret, so every one of them would be unknown. Point serving.key_file or"
+                " $TOWERS_KEY_FILE at the file it was filled with, or set serving.state_dir to another folder"
+            )
 
     def close(self) -> None:
         with self._lock:

@@ -32,11 +32,12 @@ class Rights:
 
         Raises:
             DataError: the consent table, the receipts or the state cannot be used.
+            ConfigError: they are of people keyed with another secret.
         """
         settings, state = config.serving, state_dir(config)
         receipts = receipts_file(settings.receipts, settings.key_file)
         places = Places(Path(config.run_dir), state, Path(settings.history) if settings.history else None, receipts)
-        store = ConsentStore(state / CONSENT_FILE)
+        store = ConsentStore(state / CONSENT_FILE, keys.fingerprint())
         erasures = Erasures(Receipts(receipts), keys.fingerprint())
         standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))
         return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store))

@@ -1,4 +1,5 @@
-"""From SQLite to Parquet: what was shown and what people did, a file an hour or when much has come (see towers.live_logs).
+"""From SQLite to Parquet: what was shown and what people did, a file an hour or when much has come (see towers.live_logs), and what they
+decided, at once and whole (see towers.live_consent).
 
 Impressions leave the outbox when they are on the disk as Parquet; events stay where requests read them, and are copied. One process of a
 service does it at a time. A death at any moment loses and doubles nothing: files are named by the rows that they hold.
@@ -12,11 +13,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.json as pj
 
+from serving.consent_store import ConsentStore
 from serving.events import DAY_US
 from serving.impressions import Outbox
 from serving.sqlite_events import ArrivedEvent, Exported, SqliteEvents
 from towers import columns as c
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
+from towers.live_consent import LIVE_CONSENT
 from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
 from towers.partitions import HOUR_US, hour_folder, last_written, only_one, purge, write_part
 
@@ -35,12 +38,19 @@ class Rolling:
         outbox: None = no impressions are kept.
         events: read over a connection of its own, so that requests do not wait.
         impression_days, event_days: files of earlier hours are deleted; None = none is for its age.
+        consent: decisions, read over a connection of its own; None = they stay where they are.
     """
 
     def __init__(
-        self, state_dir: Path, outbox: Outbox | None, events: SqliteEvents, impression_days: float | None, event_days: float | None
+        self,
+        state_dir: Path,
+        outbox: Outbox | None,
+        events: SqliteEvents,
+        impression_days: float | None,
+        event_days: float | None,
+        consent: ConsentStore | None = None,
     ) -> None:
-        self._state_dir, self._outbox, self._events = state_dir, outbox, events
+        self._state_dir, self._outbox, self._events, self._consent = state_dir, outbox, events, consent
         self._days = {IMPRESSIONS: impression_days, EVENTS: event_days}
         self._looked_s = -LOOK_EVERY_S
 
@@ -63,6 +73,8 @@ class Rolling:
             if self._outbox is not None:
                 roll_impressions(self._outbox, self._state_dir / IMPRESSIONS, now, everything)
             roll_events(self._events, self._state_dir / EVENTS, now, everything)
+            if self._consent is not None:
+                self._consent.export(self._state_dir / LIVE_CONSENT)
             for log, days in self._days.items():
                 if days is not None:
                     purge(self._state_dir / log, now - round(days * DAY_US))

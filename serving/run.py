@@ -18,6 +18,7 @@ import pyarrow as pa
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
 from serving.config import ServeConfig, ServingConfig, state_dir
+from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
@@ -149,7 +150,8 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
     keep, forgotten = settings.impression_days != 0, retriever.profiles.standing.forgotten
     outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, forgotten) if keep else None
     own = events(settings, folder, retriever.profiles.keys)
-    rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days)
+    decided = ConsentStore(folder / CONSENT_FILE, retriever.profiles.keys.fingerprint())
+    rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided)
     retriever.outbox = outbox
     purged_s = -PURGE_EVERY_S
 
@@ -175,6 +177,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
             rolling.roll(time.time_ns() // 1000, everything=True)
         finally:
             own.close()
+            decided.close()
             if outbox is not None:
                 outbox.close()
 

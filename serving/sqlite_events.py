@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from serving.database import Database
 from serving.events import NOTHING, LiveHistory, Retention, StoredEvent
-from towers.errors import ConfigError
 
 _SCHEMA = (
     # the primary key is how rows lie on disk: a user's events side by side, in time order, equal ones once
@@ -68,16 +67,8 @@ class SqliteEvents:
     def __init__(self, path: Path, secret: bytes, retention: Retention | None = None) -> None:
         self._retention, self.secret = retention or Retention(), secret
         self._database = Database(path, _SCHEMA)
-        with self._database.transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO facts VALUES ('secret', ?)", (secret,))
+        self._database.claim(secret)
         self.name = str(self._fact("name"))
-        found = self._fact("secret")
-        if found != secret:
-            self.close()
-            raise ConfigError(
-                f"{path}: its users were keyed with another secret, so every one of them would be unknown. Point serving.key_file or"
-                " $TOWERS_KEY_FILE at the file it was filled with, or set serving.state_dir to another folder"
-            )
 
     def append(self, events: Sequence[StoredEvent], now: int) -> int:
         since = self._retention.since(now)

@@ -17,6 +17,7 @@ from serving.standing import Standing
 from towers.bundle import MANIFEST
 from towers.errors import DataError
 from towers.identity import UserKeys, mark
+from towers.live_consent import LIVE_CONSENT
 from towers.partitions import only_one
 from towers.prepared import FACTS, USER_TABLES, remove_users
 from towers.receipts import FORGET, REMOVED, Erasures, Receipts
@@ -145,8 +146,11 @@ class Subjects:
         return {place: count for place, count in rows.items() if count}, failed
 
     def _grants(self, moments: Mapping[bytes, int]) -> dict[str, int]:
-        gone = self._consent.forget(moments) if self._consent is not None and moments else 0
-        return {f"state/{CONSENT_FILE}": gone} if gone else {}
+        if self._consent is None or not moments or not (gone := self._consent.forget(moments)):
+            return {}
+        with only_one(self._places.state_dir, wait=True):
+            self._consent.export(self._places.state_dir / LIVE_CONSENT)
+        return {f"state/{CONSENT_FILE}": gone}
 
     def _told(self, rows: Mapping[str, int], failed: Mapping[str, str], of: Mapping[str, Any]) -> dict[str, Any]:
         """Write the receipt of a removal."""

@@ -65,6 +65,8 @@ class DataConfig:
         max_rejected_share: share of bad rows past which prepare stops.
         chunk_rows: rows read at a time.
         live: folder of the events that a service was told (its state/events), read after the dataset's own log; null = none.
+        live_consent: file of what people told a service to allow or refuse (its state/consent.parquet), which counts beside `consent`, the
+            later decision of both; null = the one beside the folder `live`, else the one in run_dir/state, where there is one.
         retention_days: rows older than this are passed over, and counted; null = none is for its age.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv); null = everything. With one, rows of
             users who did not grant `train` are not prepared, those without `personalize` are not exported, audit columns need `measure`.
@@ -89,6 +91,7 @@ class DataConfig:
     max_rejected_share: float = 0.05
     chunk_rows: int = 1_000_000
     live: str | None = None
+    live_consent: str | None = None
     consent: str | None = None
     retention_days: float | None = None
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)

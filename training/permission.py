@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from towers.columns import NO_TIME
 from towers.consent import Consent
+from towers.errors import DataError
 from towers.identity import UserKeys
+from towers.live_consent import LIVE_CONSENT, LiveConsent
 from towers.receipts import Erasures, Receipts, receipts_file
 from training.config import TrainingConfig
 
@@ -25,15 +27,17 @@ class Permission:
     """Whose rows a job may use.
 
     Attributes:
-        consent: of `data.consent`; None = everything is allowed.
+        consent: of `data.consent`; None = everything is allowed that nobody refused.
         erasures: people who are forgotten; None = nobody.
         oldest: microseconds UTC; rows before it are passed over. None = none is for its age.
+        live: what people told a service; None = nothing.
         digest: changes with the decisions; empty where nobody made any.
     """
 
     consent: Consent | None = None
     erasures: Erasures | None = None
     oldest: int | None = None
+    live: LiveConsent | None = None
     digest: str = ""
 
     @classmethod
@@ -41,12 +45,13 @@ class Permission:
         """As the settings say.
 
         Raises:
-            DataError: the consent table or the receipts cannot be used.
-            ConfigError: the secret of the user keys cannot be read.
+            DataError: the consent table, the decisions told to a service or the receipts cannot be used.
+            ConfigError: the secret of the user keys cannot be read, or is another than these were made with.
         """
-        now, consent, digest = time.time_ns() // 1000, None, ""
+        now, consent, live, digest = time.time_ns() // 1000, None, None, ""
+        told = _told_to_a_service(config)
         receipts = Receipts(receipts_file(config.identity.receipts, config.identity.key_file))
-        asked = config.data.consent is not None or receipts.path.exists()
+        asked = config.data.consent is not None or told is not None or receipts.path.exists()
         keys = UserKeys.open(config.identity.key_file) if keys is None and asked else keys
         erasures = Erasures(receipts, None if keys is None else keys.fingerprint())
         if erasures.refresh():
@@ -55,17 +60,21 @@ class Permission:
             path = Path(config.data.consent).expanduser()
             consent = Consent.open(path, keys, now)
             digest += hashlib.sha256(path.read_bytes()).hexdigest()[:16] + str(consent.future)
+        if told is not None and keys is not None:
+            live = LiveConsent.open(told, keys, erasures.marks())
+            digest += hashlib.sha256(told.read_bytes()).hexdigest()[:16]
         days = config.data.retention_days
-        return cls(consent, erasures if len(erasures) else None, None if days is None else now - round(days * DAY_US), digest)
+        return cls(consent, erasures if len(erasures) else None, None if days is None else now - round(days * DAY_US), live, digest)
 
     @property
     def asks(self) -> bool:
         """Whether anything is passed over at all."""
-        return self.consent is not None or self.erasures is not None or self.oldest is not None
+        return any(rule is not None for rule in (self.consent, self.live, self.erasures, self.oldest))
 
     def allows(self, keys_n: NDArray[np.uint8], purpose: str) -> NDArray[np.bool_]:
         """Whether the rows of each user (keys uint8 [n, 16]) may be used: bool [n]."""
-        return np.ones(len(keys_n), bool) if self.consent is None else self.consent.allowed(keys_n, purpose)
+        allowed_n = np.ones(len(keys_n), bool) if self.consent is None else self.consent.allowed(keys_n, purpose)
+        return allowed_n if self.live is None else self.live.settle(allowed_n, keys_n, purpose, self.consent)
 
     def forgotten(self, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Of each user, the moment (microseconds UTC) up to which everything is forgotten; NO_TIME = nothing is."""
@@ -91,4 +100,21 @@ class Permission:
 
     def facts(self) -> dict[str, Any]:
         """For prepare.json; nothing where nobody is asked."""
-        return {} if self.consent is None else {"consent": {"users": len(self.consent), "future_rows": self.consent.future}}
+        found: dict[str, Any] = {}
+        if self.consent is not None:
+            found["consent"] = {"users": len(self.consent), "future_rows": self.consent.future}
+        if self.live is not None:
+            found["live_consent"] = {"users": len(self.live)}
+        return found
+
+
+def _told_to_a_service(config: TrainingConfig) -> Path | None:
+    """The file of decisions that a service was told; None where there is none. Raises DataError where one is named and missing."""
+    named, log = config.data.live_consent, config.data.live
+    if named is not None:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise DataError(f"data.live_consent: no file {named!r}; a service writes run_dir/state/{LIVE_CONSENT} once somebody decides")
+        return path
+    path = (Path(config.run_dir) / "state" if log is None else Path(log).expanduser().parent) / LIVE_CONSENT
+    return path if path.is_file() else None

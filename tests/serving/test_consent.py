@@ -1,11 +1,15 @@
 """What a user has not allowed is not read, not listed and not noted, from the next request on, in every process."""
 
+import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,8 +24,9 @@ from serving.sqlite_events import SqliteEvents
 from serving.standing import ConsentTable, Standing
 from towers.bundle import Bundle
 from towers.consent import BITS, EVERYTHING, PURPOSES
-from towers.errors import DataError
-from towers.identity import UserKeys
+from towers.errors import ConfigError, DataError
+from towers.identity import UserKeys, mark
+from towers.live_consent import LiveConsent
 
 USER = "user-4"
 NOW_S = 1_728_000_000.0
@@ -172,17 +177,71 @@ def test_a_table_is_followed_and_a_bad_one_is_not(keys: UserKeys, tmp_path: Path
 
 
 def test_processes_learn_from_each_other_and_from_those_before(keys: UserKeys, tmp_path: Path) -> None:
-    one, two = (Standing(store=ConsentStore(tmp_path / "consent.db")) for _ in range(2))
+    secret = keys.fingerprint()
+    one, two = (Standing(store=ConsentStore(tmp_path / "consent.db", secret)) for _ in range(2))
     one.decide(keys.key(USER), {"train": False, "measure": False})
     two.refresh()
     two.decide(keys.key(USER), {"train": True})
     one.refresh()
-    again = Standing(store=ConsentStore(tmp_path / "consent.db"))
+    again = Standing(store=ConsentStore(tmp_path / "consent.db", secret))
     assert {standing.mask(keys.key(USER)) for standing in (one, two, again)} == {EVERYTHING & ~BITS["measure"]}
     assert again.mask(keys.key("other")) == EVERYTHING
     for standing in (one, two, again):
         standing.close()
     assert keys.key(USER) not in b"".join(path.read_bytes() for path in tmp_path.glob("consent.db*")), "known by a mark alone"
+
+
+def test_the_file_for_the_training_jobs_follows_the_store(keys: UserKeys, tmp_path: Path) -> None:
+    """Written when something changed and only then, also when something was removed or a backup of the store came back."""
+    path, store = tmp_path / "consent.parquet", ConsentStore(tmp_path / "consent.db", keys.fingerprint())
+    assert not store.export(path) and not path.exists(), "nobody decided anything"
+    store.put(mark(keys.key(USER)), {"train": False, "measure": True}, 6_000_000)
+    assert store.export(path) and not store.export(path) and path.stat().st_mode & 0o777 == 0o600
+    table = pq.read_table(path)
+    assert sorted(zip(*(table[name].to_pylist() for name in ("mark", "purpose", "granted")), strict=True)) == [
+        (mark(keys.key(USER)), "measure", True), (mark(keys.key(USER)), "train", False),
+    ]  # fmt: skip
+    assert {int(time.timestamp()) for time in table["timestamp"].to_pylist()} == {6} and keys.key(USER) not in path.read_bytes()
+    shutil.copy(path, tmp_path / "backup")
+    store.forget({mark(keys.key(USER)): 6_000_000})
+    assert store.export(path) and pq.read_table(path)["purpose"].to_pylist() == ["train"] and len(LiveConsent.open(path, keys)) == 1
+    shutil.copy(tmp_path / "backup", path)
+    assert not LiveConsent.open(path, keys, {mark(keys.key(USER)): 6_000_000}).settle(np.zeros(1, bool), keys.keys([USER]), "measure")
+    assert LiveConsent.open(path, keys, {mark(keys.key(USER)): 5_999_999}).settle(np.zeros(1, bool), keys.keys([USER]), "measure")
+    store.close()
+    (tmp_path / "consent.db").unlink()
+    fresh = ConsentStore(tmp_path / "consent.db", keys.fingerprint())
+    assert fresh.export(path) and len(LiveConsent.open(path, keys)) == 0
+    fresh.close()
+
+
+def test_decisions_of_people_keyed_with_another_secret_are_refused(keys: UserKeys, tmp_path: Path) -> None:
+    """They would be decisions of nobody: everyone's refusal would go unheard."""
+    store = ConsentStore(tmp_path / "consent.db", keys.fingerprint())
+    store.put(mark(keys.key(USER)), {"train": False}, 5)
+    store.export(tmp_path / "consent.parquet")
+    store.close()
+    other = UserKeys(b"another secret of 32 bytes......")
+    with pytest.raises(ConfigError, match="keyed with another secret"):
+        ConsentStore(tmp_path / "consent.db", other.fingerprint())
+    with pytest.raises(ConfigError, match="keyed with another secret"):
+        LiveConsent.open(tmp_path / "consent.parquet", other)
+    with pytest.raises(DataError, match="not a database"):
+        (tmp_path / "text.db").write_text("no database at all" * 100)
+        ConsentStore(tmp_path / "text.db", keys.fingerprint())
+
+
+def test_a_store_from_before_it_noted_its_secret_is_taken_over(keys: UserKeys, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "consent.db")) as connection:
+        connection.execute("""CREATE TABLE decisions (mark BLOB NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL,
+            timestamp INTEGER NOT NULL, generation INTEGER NOT NULL, PRIMARY KEY (mark, purpose)) WITHOUT ROWID""")
+        connection.execute("INSERT INTO decisions VALUES (?, 'train', 0, 5, 7)", (mark(keys.key(USER)),))
+        connection.commit()
+    store = ConsentStore(tmp_path / "consent.db", keys.fingerprint())
+    assert store.since(0) == ({mark(keys.key(USER)): {"train": (False, 5)}}, 7)
+    store.put(mark(keys.key("other")), {"train": False}, 6)
+    assert store.since(7) == ({mark(keys.key("other")): {"train": (False, 6)}}, 8)
+    store.close()
 
 
 def test_a_list_for_one_who_refused_is_computed_again_without_their_rows(opened: Any, keys: UserKeys) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from serving.asked import Asked, Known
+from serving.consent_store import ConsentStore
 from serving.events import StoredEvent
 from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.messages import Item, RecommendRequest
@@ -24,6 +26,7 @@ from serving.selector import Candidates, Selection
 from serving.signals import Signals
 from serving.sqlite_events import SqliteEvents
 from towers.encoder import UserRow
+from towers.live_consent import LIVE_CONSENT
 from towers.live_logs import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from towers.partitions import HOUR_US, Reading, parts
 
@@ -166,6 +169,19 @@ def test_files_are_kept_as_long_as_the_settings_say(outbox: Outbox, events: Sqli
     assert found == ["impressions", "events"] and len(parts(tmp_path / "impressions")) == 1
     rolling.roll(HOUR + 24 * 2 * HOUR_US + HOUR_US)
     assert not parts(tmp_path / "impressions") and len(parts(tmp_path / "events")) == 1
+
+
+def test_decisions_are_written_at_the_next_look(events: SqliteEvents, tmp_path: Path) -> None:
+    store, path = ConsentStore(tmp_path / "consent.db", b"fingerprint"), tmp_path / LIVE_CONSENT
+    rolling = Rolling(tmp_path, None, events, None, None, store)
+    rolling.tick()
+    assert not path.exists()
+    store.put(b"m" * 16, {"train": False}, HOUR)
+    rolling.roll(HOUR)
+    assert pq.read_table(path).select(["mark", "purpose", "granted"]).to_pylist() == [
+        {"mark": b"m" * 16, "purpose": "train", "granted": False}
+    ]  # fmt: skip
+    store.close()
 
 
 def roll_until_killed(folder: Path, first: int) -> None:

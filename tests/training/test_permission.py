@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from serving.consent_store import ConsentStore
 from serving.receipt_writer import write_receipt
+from serving.standing import ConsentTable, Standing
 from towers.columns import NO_TIME
 from towers.consent import BITS, PURPOSES, Consent
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys, mark
+from towers.live_consent import Decision, LiveConsent, write_decisions
 from towers.model import TwoTower
 from towers.model_config import ModelConfig
 from towers.receipts import FORGET, Erasures, Receipts, receipts_file
@@ -139,6 +142,86 @@ def test_real_people_beside_a_model_are_those_who_allow_it(config: TrainingConfi
     config.inspect.real_users = 1000
     shown = Inspector(model, data, config)._real_histories()
     assert len(shown) == len(allowed("train") & allowed("measure"))
+
+
+def told(config: TrainingConfig, path: Path, decided: dict[str, dict[str, bool]], moment: int) -> None:
+    """What people told a service, as the service writes it for the training jobs."""
+    keys = UserKeys.open(config.identity.key_file, create=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    store = ConsentStore(path.with_suffix(".db"), keys.fingerprint())
+    for user, granted in decided.items():
+        store.put(mark(keys.key(user)), granted, moment)
+    store.export(path)
+    store.close()
+
+
+def test_what_people_told_a_service_counts_beside_the_table_the_later_of_both(config: TrainingConfig, tmp_path: Path) -> None:
+    """The table's rows are of second 5."""
+    path = tmp_path / "state" / "consent.parquet"
+    config.data.live_consent = str(path)
+    told(config, path, {"u01": {"train": False}, "u00": {"train": True, "measure": True}, "new": {"train": False}}, 5_000_001)
+    data = Interactions.open(Path(prepare_run.run(config)))
+    expected = (allowed("train") | {"u00"}) - {"u01"}
+    assert {key.tobytes() for key in data.user_keys} == keys_of(config, expected)
+    audit = pq.read_table(Path(config.run_dir) / "audit.parquet")["user_key"].to_pylist()
+    assert set(audit) == keys_of(config, allowed("measure") | {"u00"}) and data.facts["data"]["live_consent"] == {"users": 3}
+    told(config, path, {"u01": {"train": False}}, 4_999_999)
+    data = Interactions.open(Path(prepare_run.run(config)))
+    assert {key.tobytes() for key in data.user_keys} == keys_of(config, expected | {"u01"}), "the table's row is the later one"
+
+
+@pytest.mark.parametrize("place", ["run", "live"])
+def test_refusals_are_found_beside_the_events_or_in_the_run(config: TrainingConfig, tmp_path: Path, place: str) -> None:
+    """Without a table everything is allowed that nobody refused; an export follows too."""
+    config.data.consent, config.export.onnx = None, False
+    (tmp_path / "elsewhere" / "events").mkdir(parents=True)
+    config.data.live = str(tmp_path / "elsewhere" / "events") if place == "live" else None
+    states = {"run": Path(config.run_dir) / "state", "live": tmp_path / "elsewhere"}
+    told(config, states[place] / "consent.parquet", {"u01": {"train": False}, "u02": {"personalize": False}}, 5)
+    _, data = trained(config)
+    everybody = keys_of(config, {f"u{i:02d}" for i in range(USERS)} - {"u01"})
+    assert {key.tobytes() for key in data.user_keys} == everybody
+    assert exported(config)["vectors"] == everybody - keys_of(config, {"u02"})
+
+
+def test_decisions_that_cannot_be_used_stop_prepare(config: TrainingConfig, tmp_path: Path) -> None:
+    path = tmp_path / "consent.parquet"
+    config.data.live_consent = str(tmp_path / "absent.parquet")
+    with pytest.raises(DataError, match="live_consent: no file"):
+        prepare_run.run(config)
+    config.data.live_consent = str(path)
+    with pytest.raises(DataError, match="cannot be read"):  # the caller's table is of another make
+        prepare_run.run(config)
+    config.data.consent, keys = None, UserKeys.open(config.identity.key_file)
+    write_decisions(path, [Decision(b"m" * 16, "profiling", False, 5)], 1, keys.fingerprint())
+    with pytest.raises(DataError, match="unknown purpose 'profiling'"):
+        prepare_run.run(config)
+    write_decisions(path, [Decision(b"m" * 16, "train", False, 5)], 1, b"another")
+    with pytest.raises(ConfigError, match="keyed with another secret"):
+        prepare_run.run(config)
+
+
+def test_training_reads_decisions_as_the_service_does(tmp_path: Path) -> None:
+    """Random tables and decisions: the service's mask of each user is what the jobs find."""
+    rng, keys = np.random.default_rng(1), UserKeys(b"k" * 32)
+    users = [f"u{i}" for i in range(300)]
+    rows = [
+        {"user_id": users[u], "purpose": PURPOSES[p], "granted": bool(g), "timestamp": int(t)}
+        for u, p, g, t in zip(*(rng.integers(0, most, 500) for most in (250, 4, 2, 9)), strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    store = ConsentStore(tmp_path / "consent.db", keys.fingerprint())
+    for u, p, g, t in zip(*(rng.integers(0, most, 400) for most in (300, 4, 2, 9)), strict=True):
+        store.put(mark(keys.key(users[u])), {PURPOSES[p]: bool(g)}, int(t) * 1_000_000)
+    store.export(tmp_path / "consent.parquet")
+    live = LiveConsent.open(tmp_path / "consent.parquet", keys)
+    keys_n = keys.keys(users)
+    for table in (ConsentTable(tmp_path / "table.parquet", keys), None):
+        standing = Standing(table, store)
+        permission = Permission(table and table.consent, live=live)
+        for purpose, bit in BITS.items():
+            assert permission.allows(keys_n, purpose).tolist() == [standing.mask(keys.key(user)) & bit > 0 for user in users]
+    store.close()
 
 
 def secret(config: TrainingConfig) -> str:

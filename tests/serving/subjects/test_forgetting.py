@@ -133,6 +133,7 @@ def test_grants_are_forgotten_and_refusals_are_not(used: Any) -> None:
         assert rights.held(USER)["consent"] == {"personalize": True, "train": False, "marketing": True, "measure": True}
     with sqlite3.connect(used.dir / "state" / "consent.db") as connection:
         assert connection.execute("SELECT purpose FROM decisions").fetchall() == [("train",)]
+    assert pq.read_table(used.dir / "state" / "consent.parquet")["purpose"].to_pylist() == ["train"], "for the training jobs too"
 
 
 def test_a_grant_is_forgotten_in_every_process_and_stays_so_after_a_backup(used: Any, tmp_path: Path) -> None:
