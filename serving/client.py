@@ -17,6 +17,7 @@ import msgspec
 
 from serving.messages import EventsAdded, Problem, Recommendations, SimilarItems
 from serving.page_messages import BatchRecommendations, Reranked
+from serving.people_messages import ConsentState, Held, Receipt
 from towers.columns import REMOVAL
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
@@ -77,6 +78,26 @@ class Client:
     def similar_items(self, item_id: str, k: int = 20) -> SimilarItems:
         """Items like this one. Raises ServiceError."""
         return self._call("GET", f"/v1/items/{quote(item_id, safe='')}/similar?k={k}", None, SimilarItems)
+
+    def consent(self, user_id: str) -> ConsentState:
+        """What a person allows. Raises ServiceError."""
+        return self._call("GET", f"{_person(user_id)}/consent", None, ConsentState)
+
+    def decide(self, user_id: str, **granted: bool) -> ConsentState:
+        """Tell what a person allows or refuses, by purpose (`train=False`); what they allow then. Raises ServiceError."""
+        return self._call("PUT", f"{_person(user_id)}/consent", granted, ConsentState)
+
+    def held(self, user_id: str) -> Held:
+        """All that is held of a person. Raises ServiceError."""
+        return self._call("GET", _person(user_id), None, Held)
+
+    def forget(self, user_id: str) -> Receipt:
+        """Remove all that is held of a person; keep the receipt's hash.
+
+        It takes the longer the more the run holds, and a third of a second at least: call it of a client with a long `timeout_s`. Sent
+        again after a failure; the receipt then says that nothing was found where the try before had removed it. Raises ServiceError.
+        """
+        return self._call("DELETE", _person(user_id), None, Receipt)
 
     def ready(self) -> dict[str, Any]:
         """Which model and index answer. Raises ServiceError."""
@@ -141,3 +162,7 @@ class Client:
         if connection.sock is not None:
             connection.sock.settimeout(left_s)
         return connection
+
+
+def _person(user_id: str) -> str:
+    return f"/v1/users/{quote(user_id, safe='')}"

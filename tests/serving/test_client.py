@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serving.client import Client, ServiceError
+from serving.people_messages import ConsentState
 from serving.retriever import Retriever
 
 OK = b'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"status":"ready"}'
@@ -60,6 +61,21 @@ def test_replies_are_the_retrievers(client: httpx.Client, retriever: Retriever) 
         with pytest.raises(ServiceError, match="k: got 0") as refused:
             ours.recommend(k=0)
     assert (refused.value.problem.status, refused.value.problem.field) == (422, "k")
+
+
+def test_people_say_what_they_allow(client: httpx.Client) -> None:
+    """By ids however odd; this service keeps no rows of them that could be shown or removed."""
+    who = "a/b \u00fcn\u00ef?"
+    with Client(str(client.base_url), timeout_s=10) as ours:
+        told = ours.decide(who, train=False, marketing=False)
+        assert told == ours.consent(who) == ConsentState(personalize=True, train=False, marketing=False, measure=True)
+        assert client.get("/v1/users/a%2Fb%20%C3%BCn%C3%AF%3F/consent").json()["train"] is False
+        with pytest.raises(ServiceError, match="profiling") as refused:
+            ours.decide(who, profiling=True)
+        assert refused.value.problem.status == 422
+        for call in (ours.held, ours.forget):
+            with pytest.raises(ServiceError, match="keeps no rows"):
+                call(who)
 
 
 @pytest.mark.parametrize("answers", [(BUSY, BUSY, OK), (None, OK), (BUSY, None, OK)])

@@ -13,9 +13,11 @@ import httpx
 import pytest
 
 from serving.app import ROUTE_NAMES, AppOptions, build_app
+from serving.client import Client
 from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.subjects import verify
+from towers.live_consent import LiveConsent
 
 USER, OTHER = "user-4", "user-9"
 ROOT = Path(__file__).parents[3]
@@ -69,18 +71,20 @@ def test_every_worker_knows_at_its_next_request(used: Any) -> None:
             body = {"user_id": user, "k": 3}
             return {httpx.post(f"{url}/v1/recommend", json=body, trust_env=False).json()["profile"] for _ in range(12)}
 
-        def ask(method: str, path: str, **body: Any) -> Any:
-            return httpx.request(method, f"{url}/v1/users/{path}", trust_env=False, timeout=20, **body).json()
-
+        ours = Client(url, timeout_s=20)
         assert profiles(USER) == profiles(OTHER) == {"used"}
-        ask("PUT", f"{OTHER}/consent", json={"personalize": False})
+        assert ours.decide(OTHER, personalize=False).personalize is False
         assert profiles(OTHER) == {"no_consent"}
-        ask("PUT", f"{OTHER}/consent", json={"personalize": True})
+        assert ours.decide(OTHER, personalize=True, train=False) == ours.consent(OTHER)
         assert profiles(OTHER) == {"used"}
-        assert ask("DELETE", USER)["found"] is True
+        assert "export/histories.parquet" in ours.held(USER).held
+        receipt = ours.forget(USER)
+        assert receipt.found and receipt.hash == verify(used.receipts)["last_hash"] and ours.held(USER).held == {}
+        ours.close()
         assert profiles(USER) == {"none"} and profiles(OTHER) == {"used"}
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
+    assert len(LiveConsent.open(used.dir / "state" / "consent.parquet", used.keys)) == 1, "the training jobs know by now"
     # lists shown after the wish are of somebody new, and are kept like anybody's
     assert {name.partition("/date")[0] for name in used.bytes_of(USER)} <= {"state/impressions", "state/impressions.db"}
