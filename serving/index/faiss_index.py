@@ -258,7 +258,7 @@ class FaissIndex:
             return nprobe
         if not available:
             return self.nlist
-        return min(self.nlist, max(nprobe, math.ceil(nprobe * math.pow(k * self._rows / (self._tuned_k * available), 0.75))))
+        return min(self.nlist, max(nprobe, round(nprobe * math.pow(k * self._rows / (self._tuned_k * available), 0.75))))
 
     def _scan_is_cheaper(self, nprobe: int, available: int) -> bool:
         """Whether scanning the permitted items costs less than visiting lists, or finds what visiting all of half-precision would."""
