@@ -62,7 +62,9 @@ def run(config: ServingConfig) -> str:
             retriever = opened(bundle.result(), settings, Profiles(keys, known))
         log_to_stderr()
         folder_of_state = state_dir(config)
-        events(settings, folder_of_state, keys).close()  # what is wrong with a store is told here, not by each worker
+        store = events(settings, folder_of_state, keys)  # what is wrong with a store is told here, not by each worker
+        store.find_users()
+        store.close()
         ItemChanges(folder_of_state / ITEMS_FILE).close()
         table = consent_table(config, keys)
         rights = Rights.open(config, keys, table)

@@ -1,4 +1,4 @@
-"""Live events on disk, shared by processes: acknowledged after commit, read at every request."""
+"""Live events on disk, shared by processes: acknowledged after commit, read at every request of those who have some."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from serving.database import Database
 from serving.events import NOTHING, LiveHistory, Retention, StoredEvent
+from serving.live_users import LiveUsers
 
 _SCHEMA = (
     # the primary key is how rows lie on disk: a user's events side by side, in time order, equal ones once
@@ -25,6 +26,7 @@ _TRIM = """DELETE FROM events WHERE user_key = ?1 AND (timestamp, arrival) <
 _READ = "SELECT item_id, event_type, timestamp, arrival FROM events WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"
 _ARRIVED = """SELECT user_key, item_id, timestamp, event_id, event_type, recommendation_id, facts, arrival FROM events
     WHERE arrival > ? ORDER BY arrival LIMIT ?"""
+_TAKEN = "SELECT value FROM facts WHERE name = 'arrivals'"
 _KEPT = "SELECT count(*) FROM events WHERE user_key = ? AND arrival > ?"
 
 
@@ -49,7 +51,8 @@ class Exported(NamedTuple):
 
 
 class SqliteEvents:
-    """See `EventStore`; the file outlives the process.
+    """See `EventStore`; the file outlives the process. One beside it, `.users`, tells who has events (see `LiveUsers`); it may be deleted
+    while nothing runs.
 
     Args:
         path: the SQLite file, made where it is absent.
@@ -69,6 +72,19 @@ class SqliteEvents:
         self._database = Database(path, _SCHEMA)
         self._database.claim(secret)
         self.name = str(self._fact("name"))
+        self._users = LiveUsers(path.with_suffix(".users"))
+        with self._database.transaction() as connection:
+            (taken,) = connection.execute(_TAKEN).fetchone()
+            known = self._users.holds(self.name, taken)
+        if not known:
+            self.find_users()
+
+    def find_users(self) -> None:
+        """Find out anew who has events: to be called where a backup may have brought some back."""
+        with self._database.transaction() as connection:
+            (taken,) = connection.execute(_TAKEN).fetchone()
+            users = connection.execute("SELECT DISTINCT user_key FROM events")
+            self._users.fill((user for (user,) in users), self.name, taken)
 
     def append(self, events: Sequence[StoredEvent], now: int) -> int:
         since = self._retention.since(now)
@@ -77,7 +93,8 @@ class SqliteEvents:
             return 0
         users = {e.user_key for e in rows}
         with self._database.transaction() as connection:
-            (first,) = connection.execute("SELECT value FROM facts WHERE name = 'arrivals'").fetchone()
+            (first,) = connection.execute(_TAKEN).fetchone()
+            self._users.note(users, first + len(rows))  # before the commit: what is acknowledged is looked for in every process
             connection.execute("UPDATE facts SET value = value + ? WHERE name = 'arrivals'", (len(rows),))
             connection.executemany(
                 _INSERT,
@@ -90,6 +107,8 @@ class SqliteEvents:
             return sum(connection.execute(_KEPT, (user, first)).fetchone()[0] for user in users)
 
     def history(self, user_key: bytes, now: int, arrived: int | None = None) -> LiveHistory:
+        if not self._users.may_have(user_key):
+            return NOTHING
         rows = self._database.read(_READ, (user_key, self._retention.since(now)))
         if arrived is not None:
             rows = [row for row in rows if row[3] <= arrived]  # type: ignore[operator]
@@ -120,8 +139,9 @@ class SqliteEvents:
             connection.executemany("UPDATE facts SET value = ? WHERE name = ?", [(done.last, "exported"), (done.hour, "exported_hour")])
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the files."""
         self._database.close()
+        self._users.close()
 
     def _fact(self, name: str) -> object:
         ((found,),) = self._database.read("SELECT value FROM facts WHERE name = ?", (name,))
