@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.index.rowset import RowSet, distinct
-from serving.item_texts import Items, Texts, item_texts, titles_of
+from serving.item_texts import Items, Texts, item_texts
 from towers.columns import FIRST_ROW, IS_HIDDEN, ITEM_ID
 from towers.vocab import Vocabulary
 
@@ -68,10 +68,12 @@ class Catalog:
         found: list[str] = self.vocabulary.values().take(pa.array(rows)).to_pylist()
         return found
 
-    def titles(self, item_ids: Sequence[str]) -> list[str | None]:
-        """Title of each id, None where there is none."""
+    def known(self, item_ids: Sequence[str | None]) -> list[memoryview | None]:
+        """What a reply says of each id but a score, None where there is no such item."""
         rows = self.vocabulary.rows(item_ids) - FIRST_ROW
-        known = iter(titles_of(self.texts(rows[rows >= 0])))
+        if rows.min(initial=0) >= 0:
+            return [*self.texts(rows)]
+        known = iter(self.texts(rows[rows >= 0]))
         return [next(known) if row >= 0 else None for row in rows.tolist()]
 
     def popularity(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -82,9 +84,9 @@ class Catalog:
         """What a reply says of each row but its score, in the order given."""
         return self._texts.of(rows)
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> Items:
-        """What a reply says about each row, in the order given."""
-        return Items(self.texts(rows), scores)
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> Items:
+        """What a reply says about each row, in the order given; see `Items`."""
+        return Items(self.texts(rows), scores, explanations)
 
 
 def hidden_rows(table: pa.Table) -> RowSet:

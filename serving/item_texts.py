@@ -13,10 +13,12 @@ from towers.columns import CATEGORIES, ITEM_ID, TITLE
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(list[Item])
-_TITLES = msgspec.json.Decoder(list[str | None])
+_STRINGS = msgspec.json.Decoder(list[str])
+_NO_TITLE = (b"null", b'""')
 _NAMES = {b"\x01": b'{"item_id":', b"\x02": b',"title":', b"\x03": b',"categories":', b"\x04": b',"score":'}
 """Names of fields are put in when a list is: they would be half of a catalogue's texts. No JSON holds these bytes."""
 _ID, _TITLE, _CATEGORIES, _SCORE = _NAMES
+_NEXT = b"\x05"
 
 
 class Items(Sequence[Item]):
@@ -25,6 +27,7 @@ class Items(Sequence[Item]):
     Args:
         texts: of `item_texts`, one an item.
         scores: of each.
+        explanations: JSON of the first items' explanations; the others have none.
 
     Attributes:
         json: of the list, as it is sent.
@@ -33,16 +36,17 @@ class Items(Sequence[Item]):
 
     __slots__ = ("_made", "_texts", "ids_json", "json", "scores_json")
 
-    def __init__(self, texts: Sequence[memoryview], scores: NDArray[np.floating]) -> None:
+    def __init__(self, texts: Sequence[memoryview], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> None:
         self.scores_json = _ENCODER.encode(scores.tolist())
-        parts: list[bytes | memoryview] = [b"},"] * (3 * len(texts))
-        parts[::3], parts[1::3] = texts, self.scores_json[1:-1].split(b",") if texts else []
-        parts[-1:] = [b"}]"] if texts else [b"]"]
-        text = b"".join([b"[", *parts])
+        text = _NEXT.join(texts)
         self.ids_json = b"[" + b",".join([one[: one.index(_TITLE)] for one in text.split(_ID)[1:]]) + b"]"
         for mark, name in _NAMES.items():
             text = text.replace(mark, name)
-        self.json = text
+        parts = [b"},"] * (3 * len(texts))
+        if texts:
+            parts[::3], parts[1::3] = text.split(_NEXT), self.scores_json[1:-1].split(b",")
+            parts[2 : 3 * len(explanations) : 3] = [b',"explanation":%b},' % one for one in explanations]
+        self.json = b"[%b]" % b"".join(parts)[:-1]
         self._texts = texts
         self._made: list[Item] | None = None
 
@@ -110,10 +114,16 @@ class Texts:
         return [content[start:stop] for start, stop in zip(self._ends[rows].tolist(), self._ends[rows + 1].tolist(), strict=True)]
 
 
-def titles_of(texts: Sequence[memoryview]) -> list[str | None]:
-    """Titles of items, by their texts."""
-    titles = [text[text.index(_TITLE) + len(_TITLE) : text.index(_CATEGORIES)] for text in map(bytes, texts)]
-    return _TITLES.decode(b"[" + b",".join(titles) + b"]")
+def pointers(texts: Sequence[memoryview]) -> tuple[list[bytes], list[str]]:
+    """What points at items from elsewhere in a reply, by their texts: `"item_id":...` and, where there is one, `,"title":...`; and what
+    each is called: its title, or else its id."""
+    pieces, called = [], []
+    for text in map(bytes, texts):
+        at = text.index(_TITLE)
+        item_id, title = text[len(_ID) : at], text[at + len(_TITLE) : text.index(_CATEGORIES)]
+        pieces.append(b'"item_id":%b' % item_id if title == b"null" else b'"item_id":%b,"title":%b' % (item_id, title))
+        called.append(item_id if title in _NO_TITLE else title)
+    return pieces, _STRINGS.decode(b"[%b]" % b",".join(called))
 
 
 def item_texts(catalog: pa.Table) -> pa.LargeBinaryArray:

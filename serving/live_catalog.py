@@ -67,15 +67,15 @@ class LiveCatalog:
         """Item ids of rows, in the order given."""
         return self._both(rows, self._base.ids, self._came.ids)
 
-    def titles(self, item_ids: Sequence[str]) -> list[str | None]:
-        """Title of each id, None where there is none or the item is gone."""
-        rows = [self.row(item_id) for item_id in item_ids]
-        both = zip(rows, self._base.titles(item_ids), self._came.titles(item_ids), strict=True)
+    def known(self, item_ids: Sequence[str | None]) -> list[memoryview | None]:
+        """What a reply says of each id but a score, None where there is no such item or it is gone."""
+        rows = [None if item_id is None else self.row(item_id) for item_id in item_ids]
+        both = zip(rows, self._base.known(item_ids), self._came.known(item_ids), strict=True)
         return [None if row is None else there if row >= self._offset else here for row, here, there in both]
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating]) -> Items:
-        """What a reply says about each row, in the order given."""
-        return Items(self._both(rows, self._base.texts, self._came.texts), scores)
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> Items:
+        """What a reply says about each row, in the order given; see `Items`."""
+        return Items(self._both(rows, self._base.texts, self._came.texts), scores, explanations)
 
     def _both(self, rows: NDArray[np.integer], base: Callable[[Rows], list[_T]], came: Callable[[Rows], list[_T]]) -> list[_T]:
         """What the base says of its rows and what came of the others, in the order given."""

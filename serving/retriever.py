@@ -284,10 +284,9 @@ class Retriever:
 
     def items(self, chosen: Selection, asked: Asked, explain: bool, place: int = 0) -> Sequence[Item]:
         """What the reply says of each item, and where somebody wants to know, why."""
-        items = self.catalog.items(chosen.rows_k, chosen.scores_k)
         if not explain:
-            return items
-        return self.explainer.explained(asked, items, self.stock.vectors(chosen.rows_k, self._came_ND), self.catalog, place)
+            return self.catalog.items(chosen.rows_k, chosen.scores_k)
+        return self.explainer.explained(asked, chosen, self.stock.vectors(chosen.rows_k, self._came_ND), self.catalog, place)
 
     def log(self, kind: str, request: Asker, asked: Asked, recommendation_id: str, listed: Listed, row: int = 0) -> None:
         """Note what was shown, where impressions are kept."""

@@ -1,7 +1,7 @@
 """Reasons as a sentence that a person understands: "because you watched “Dune” and “Alien”, and it is evening"."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serving.reasons import CONTEXT, HISTORY, PREFERENCE
 from towers.columns import DEFAULT_EVENT_TYPE
@@ -20,13 +20,11 @@ class Source(NamedTuple):
 
     Attributes:
         kind: of `Reason`.
-        fields: of `Reason` from `item_id` on.
         phrase: how it is said.
         names: what stands in the phrase.
     """
 
     kind: str
-    fields: tuple[Any, ...]
     phrase: str
     names: Sequence[str]
 
@@ -41,15 +39,14 @@ class Wording:
     def __init__(self, phrases: Mapping[str, str]) -> None:
         self._phrases = phrases
 
-    def source(self, kind: str, fields: tuple[str | list[str] | None, ...]) -> Source:
-        """See `Source`."""
-        if kind == HISTORY:
-            item_id, title, event_type = fields
-            named = [f"“{plain(str(title or item_id))}”"]
-            return Source(kind, fields, self._phrases.get(str(event_type or DEFAULT_EVENT_TYPE), "of {}"), named)
-        name, value = fields[3:]
+    def event(self, called: str, event_type: str | None) -> Source:
+        """Something that the person did with an item, which is called so."""
+        return Source(HISTORY, self._phrases.get(event_type or DEFAULT_EVENT_TYPE, "of {}"), [f"“{plain(called)}”"])
+
+    def value(self, kind: str, name: str, value: str | list[str] | None) -> Source:
+        """Of the moment or the person."""
         values = [value] if isinstance(value, str) else value or []
-        return Source(kind, fields, self._phrase(kind, str(name), value is not None), [plain(value) for value in values])
+        return Source(kind, self._phrase(kind, name, value is not None), [plain(value) for value in values])
 
     def sentence(self, told: Sequence[tuple[Source, float]], lived: float, categories: Sequence[str]) -> str:
         """Reasons in words: what the person did, then what he is like, then the situation.
@@ -65,17 +62,19 @@ class Wording:
         events: list[Source] = []
         likes: list[Source] = []
         situation: list[Source] = []
+        most = NAMED_EVENTS if lived >= LEAST_SHARE else 0
         for source, share in told:
             if source.kind == HISTORY:
-                if lived >= LEAST_SHARE and len(events) < NAMED_EVENTS:
+                if len(events) < most:
                     events.append(source)
             elif share >= LEAST_SHARE and len(likes) + len(situation) < NAMED_OTHERS:
                 (situation if source.kind == CONTEXT else likes).append(source)
-        said: dict[str, list[str]] = {}  # events of one type, or of types said alike, are told together
-        for source in events + likes + situation or [source for source, _ in told[:1]]:
-            names = said.setdefault(source.phrase, [])
-            fitting = [name for name in source.names if name in categories] if source.kind == PREFERENCE else ()
-            names += [name for name in fitting or source.names if name not in names]
+        said: dict[str, Sequence[str]] = {}  # events of one type, or of types said alike, are told together
+        for kind, phrase, names in events + likes + situation or [source for source, _ in told[:1]]:
+            if kind == PREFERENCE:
+                names = [name for name in names if name in categories] or names
+            before = said.get(phrase)
+            said[phrase] = names if before is None else [*before, *(name for name in names if name not in before)]
         if not said:
             return NOTHING_NAMED
         return "because " + ", and ".join([phrase.replace("{}", _listed(names)) for phrase, names in said.items()])

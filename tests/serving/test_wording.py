@@ -14,11 +14,11 @@ Told = tuple[Source, float]
 
 
 def event(title: str | None, share: float, kind: str | None = "watch", item_id: str = "i1") -> Told:
-    return WORDING.source("history", (item_id, title, kind)), share
+    return WORDING.event(title or item_id, kind), share
 
 
 def value(kind: str, name: str, told: Any, share: float) -> Told:
-    return WORDING.source(kind, (None, None, None, name, told)), share
+    return WORDING.value(kind, name, told), share
 
 
 @pytest.mark.parametrize(
