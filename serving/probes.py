@@ -4,6 +4,7 @@ import numpy as np
 
 from serving.index.exact import ExactIndex
 from serving.messages import RecommendRequest
+from serving.policy import Policy
 from serving.retriever import Retriever
 from serving.signals import FALLBACK
 from towers.encoder import UserRow
@@ -23,11 +24,14 @@ def check_answers(retriever: Retriever) -> None:
     """
     catalog, rng = retriever.stock.catalog, np.random.default_rng(0)
     what = f"bundle {retriever.bundle.folder.name} refused"
-    wanted = min(K, retriever.limits.max_k, len(retriever.catalog) - catalog.hidden.count)
+    barred = catalog.hidden.count + len(catalog.rows(retriever.chooser.blocked))
+    wanted = min(K, retriever.limits.max_k, len(retriever.catalog) - barred)
     modes, rows = set(), []
     for _ in range(PROBES):
         history = catalog.ids(rng.integers(0, len(catalog), EVENTS))
-        reply = retriever.answer(RecommendRequest(history=list(history), k=max(1, wanted), exclude_seen=False))
+        request = RecommendRequest(history=list(history), k=max(1, wanted), exclude_seen=False)
+        retriever.answer(request)  # with the dials of the service, which may make a list short and put it in another order
+        reply = retriever.answer(request, policy=Policy(request.k))
         modes.add(reply.mode)
         scores = np.array([item.score for item in reply.items])
         if not np.isfinite(scores).all() or np.any(np.diff(scores) > 0):

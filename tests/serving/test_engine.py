@@ -16,7 +16,9 @@ from serving.config import IndexConfig, ServeConfig, ServingConfig
 from serving.engine import Engine
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.messages import Limits
+from serving.policy import SelectorSettings
 from serving.retriever import Retriever
+from serving.run import opened
 from towers.bundle import Bundle, current, point_current, publish, write_vectors
 
 HISTORY = ["item-01", "item-02"]
@@ -79,6 +81,20 @@ def test_a_new_bundle_answers_and_what_came_before_still_counts(run_dir: Path, e
     point_current(run_dir / "bundles", "v1")
     engine.follow()
     assert engine.retriever.bundle.version == "v1" and scores(engine) == before, "and back again"
+
+
+def test_a_new_bundle_is_taken_where_lists_are_steered_and_its_lists_are_steered_alike(run_dir: Path, engine: Engine) -> None:
+    steered = SelectorSettings(popularity=-0.5, temperature=0.1, caps={"categories": 1}, blocked=["item-03"])
+    settings = ServeConfig(selector=steered)
+    first = opened(engine.retriever.bundle, settings, engine.retriever.profiles)
+    following = Engine(first, None, run_dir / "bundles", lambda bundle: opened(bundle, settings, first.profiles))
+    ask = {"policy": {"temperature": 0, "popularity": 0}, "exclude_seen": False}
+    before = scores(following, **ask)
+    assert 0 < len(before) < len(first.catalog) - 1 and "item-03" not in before, "the cap makes lists short"
+    published(run_dir, "v2")
+    following.follow()
+    assert following.refused is None and following.retriever.bundle.version == "v2"
+    assert scores(following, **ask) == before
 
 
 @pytest.mark.parametrize("damage", ["a byte", "no file", "not finite", "wrong index", "other dim", "unknown items", "pointer"])
