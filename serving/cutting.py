@@ -21,7 +21,7 @@ from serving.database import Database
 from serving.user_state import EVENTS, ITEMS, TIMES
 from towers.columns import NO_TIME, TIMESTAMP, USER_ID, USER_KEY
 from towers.errors import DataError
-from towers.identity import KEY_BYTES, UserKeys
+from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.shards import writing
 
 EVER = 2**63 - 1
@@ -81,6 +81,15 @@ def _may_name_users(path: Path) -> bool:
         return bool({USER_KEY, USER_ID} & set(pq.read_schema(path).names))
     except (OSError, pa.ArrowException):
         return path.exists()
+
+
+def secret_of(path: Path) -> bytes | None:
+    """Fingerprint of the secret that a Parquet file's users are keyed with; None where it does not say or cannot be read."""
+    try:
+        found: bytes | None = (pq.read_schema(path).metadata or {}).get(SECRET_FINGERPRINT)
+    except (OSError, pa.ArrowException):
+        return None
+    return found
 
 
 def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:

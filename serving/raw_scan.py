@@ -100,7 +100,12 @@ def read_ids(path: Path) -> list[str]:
     try:
         if path.suffix not in (".parquet", ".csv"):
             return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path, columns=[USER_ID], partitioning=None)
+        as_written = pyarrow.csv.ConvertOptions(column_types={USER_ID: pa.string()})  # 007 is not 7
+        table = (
+            pyarrow.csv.read_csv(path, convert_options=as_written)
+            if path.suffix == ".csv"
+            else pq.read_table(path, columns=[USER_ID], partitioning=None)
+        )
         return [str(value) for value in table.column(USER_ID).unique().to_pylist() if value is not None]
     except (OSError, UnicodeDecodeError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read ({error}); expected a text file with a user id a line, or a column {USER_ID}") from error

@@ -7,10 +7,14 @@ from typing import Any
 from serving.bell import BELL_FILE, Bell
 from serving.config import ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
+from serving.cutting import secret_of
 from serving.held import held
+from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.standing import ConsentTable, Standing
-from serving.subjects import Places, Subjects
+from serving.subjects import PREPARED, Places, Subjects
+from towers.errors import ConfigError
 from towers.identity import UserKeys
+from towers.prepared import USER_TABLES
 from towers.receipts import Erasures, Receipts, receipts_file
 
 
@@ -41,6 +45,18 @@ class Rights:
         erasures = Erasures(Receipts(receipts), keys.fingerprint())
         standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))
         return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store))
+
+    def check_secret(self) -> None:
+        """Raise ConfigError where rows are keyed with another secret: nobody's would be found, and none would seem to be there."""
+        places, secret = self.places, self.keys.fingerprint()
+        for path in [*places.tables(), places.run_dir / PREPARED / USER_TABLES[0]]:
+            if secret_of(path) not in (None, secret):
+                raise ConfigError(
+                    f"user-key secret: not the one that the users of {path} were keyed with, so nobody's rows would be found. Point"
+                    " serving.key_file or $TOWERS_KEY_FILE at the file that `towers prepare` used"
+                )
+        if (places.state_dir / EVENTS_FILE).is_file():
+            SqliteEvents(places.state_dir / EVENTS_FILE, secret).close()
 
     def held(self, user_id: str) -> dict[str, Any]:
         """Everything that is held of a person; see `serving.held`."""

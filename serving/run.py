@@ -30,7 +30,7 @@ from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
 from serving.rights import Rights, consent_table
 from serving.rolling import Rolling
-from serving.sqlite_events import SqliteEvents
+from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.user_state import UserHistories
 from serving.workers import Workers
 from towers.bundle import Bundle, current
@@ -141,7 +141,7 @@ def events(settings: ServeConfig, folder: Path, keys: UserKeys) -> SqliteEvents:
     Raises:
         DataError: it cannot be opened, or is of another secret.
     """
-    return SqliteEvents(folder / "events.db", keys.fingerprint(), Retention(settings.user_events, settings.event_days))
+    return SqliteEvents(folder / EVENTS_FILE, keys.fingerprint(), Retention(settings.user_events, settings.event_days))
 
 
 @contextmanager

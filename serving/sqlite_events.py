@@ -20,6 +20,8 @@ _SCHEMA = (
     "INSERT OR IGNORE INTO facts VALUES ('arrivals', 0), ('exported', 0), ('name', lower(hex(randomblob(8))))",
     "INSERT OR IGNORE INTO facts VALUES ('exported_hour', CAST(strftime('%s') AS INTEGER) / 3600)",
 )
+EVENTS_FILE = "events.db"
+"""Its name in the service's state_dir."""
 _INSERT = "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _TRIM = """DELETE FROM events WHERE user_key = ?1 AND (timestamp, arrival) <
     (SELECT timestamp, arrival FROM events WHERE user_key = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?2)"""

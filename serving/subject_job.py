@@ -25,7 +25,7 @@ def run(config: SubjectJobConfig) -> str:
         path of run_dir/subject.json, or of what action=export wrote.
 
     Raises:
-        ConfigError: the secret of the user keys is not where it should be, or a setting is missing.
+        ConfigError: the secret of the user keys is not where it should be or another's, or a setting is missing.
         DataError: a file cannot be read or rewritten, or a receipt was changed.
         GateError: action=scan found raw ids where none was asked for.
     """
@@ -39,6 +39,7 @@ def run(config: SubjectJobConfig) -> str:
     else:
         keys = UserKeys.open(config.serving.key_file)
         with closing(Rights.open(config, keys)) as rights:
+            rights.check_secret()
             if config.action == "export":
                 return str(_export(config, rights))
             done |= _removed(config, rights)

@@ -33,6 +33,8 @@ EVERYTHING: Final = (1 << len(PURPOSES)) - 1
 
 PURPOSE, GRANTED = "purpose", "granted"
 _COLUMNS = (PURPOSE, GRANTED, TIMESTAMP)
+_AS_WRITTEN = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in (USER_ID, USER_KEY)})
+"""Ids are text, as logs have them: 007 is not 7."""
 
 
 class Consent:
@@ -140,7 +142,7 @@ def _sortable(keys_n: NDArray[np.uint8]) -> NDArray[np.bytes_]:
 
 def _read(path: Path) -> pa.Table:
     try:
-        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path)
+        table = pyarrow.csv.read_csv(path, convert_options=_AS_WRITTEN) if path.suffix == ".csv" else pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"consent table {path} cannot be read: {error}. Expected Parquet or .csv") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
@@ -184,6 +186,8 @@ def _granted(path: Path, column: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 def _times(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Microseconds UTC, of times (without a zone: UTC) or Unix seconds."""
+    if not len(column):
+        return np.empty(0, np.int64)  # of a .csv without rows nothing tells the type: nobody has granted anything
     if pa.types.is_timestamp(column.type):
         return np.asarray(column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64()).to_numpy(), np.int64)
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):

@@ -119,3 +119,13 @@ def test_a_hundred_thousand_users_are_asked_in_one_go(tmp_path: Path) -> None:
     keys = KEYS.keys(users)
     for place, purpose in enumerate(PURPOSES):
         assert np.array_equal(found.allowed(keys, purpose), (granted_UP & known)[:, place])
+
+
+def test_ids_of_a_csv_are_text_and_a_table_without_rows_grants_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "consent.csv"
+    path.write_text("user_id,purpose,granted,timestamp\n007,train,true,1700000000\n")
+    consent = Consent.open(path, KEYS, NOW)
+    assert consent.mask(KEYS.key("007")) == BITS["train"] and consent.mask(KEYS.key("7")) == 0
+    path.write_text("user_id,purpose,granted,timestamp\n")
+    nobody = Consent.open(path, KEYS, NOW)
+    assert len(nobody) == 0 and nobody.mask(KEYS.key("007")) == 0 and not nobody.allowed(KEYS.keys(["007"]), "train").any()

@@ -67,9 +67,9 @@ def test_ids_that_stand_everywhere_by_chance_are_not_looked_for(tmp_path: Path) 
 
 def test_ids_come_from_files_of_three_kinds(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("ü 1\n\nb\n")
-    (tmp_path / "a.csv").write_text("user_id,x\n7,1\n7,2\n8,3\n")
+    (tmp_path / "a.csv").write_text("user_id,x\n007,1\n007,2\n8,3\n")
     pq.write_table(pa.table({"user_id": ["p", None], "x": [1, 2]}), tmp_path / "a.parquet")
-    assert [read_ids(tmp_path / f"a.{kind}") for kind in ("txt", "csv", "parquet")] == [["ü 1", "b"], ["7", "8"], ["p"]]
+    assert [read_ids(tmp_path / f"a.{kind}") for kind in ("txt", "csv", "parquet")] == [["ü 1", "b"], ["007", "8"], ["p"]]
     for name in ("absent.txt", "absent.parquet"):
         with pytest.raises(DataError, match="cannot be read"):
             read_ids(tmp_path / name)

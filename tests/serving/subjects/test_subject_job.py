@@ -1,6 +1,7 @@
 """Seeing what is held, deleting what is old, and `towers subject` over all of it."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,15 @@ def test_what_the_job_could_not_do_is_said_and_the_rest_is_done(used: Any) -> No
             job(used, action, **settings)
     part.unlink()
     assert used.bytes_of(USER) == []
+
+
+@pytest.mark.parametrize("kept", ["state/events.db", "export/histories.parquet"])
+def test_the_secret_of_others_finds_nobody_and_says_so(used: Any, tmp_path: Path, kept: str) -> None:
+    used.config.serving.key_file, used.config.serving.receipts = str(tmp_path / "another"), None
+    Path(used.config.serving.key_file).write_bytes(b"2" * 32)
+    for place in {"state", "export"} - {kept.partition("/")[0]}:
+        shutil.rmtree(used.dir / place)
+    for action, settings in (("forget", {"user": USER}), ("export", {"user": USER, "out": str(tmp_path / "out")}), ("purge", {"days": 1})):
+        with pytest.raises(ConfigError, match="keyed with"):
+            job(used, action, **settings)
+    assert (used.dir / kept).exists() and not (tmp_path / "another.receipts.jsonl").exists() and not (tmp_path / "out").exists()
