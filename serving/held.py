@@ -40,7 +40,10 @@ def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> di
             unread[places.name(path)] = str(error)
     prepared = places.prepared()
     if prepared is not None:
-        found[places.name(prepared)] = _in_prepared(prepared, key)
+        try:
+            found[places.name(prepared)] = _in_prepared(prepared, key)
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+            unread[places.name(prepared)] = str(error)
     return {
         "user_id": user_id,
         "user_key": key.hex(),

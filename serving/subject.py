@@ -7,7 +7,7 @@ from towers.job import run_job
 def main() -> None:
     """Entry of the verb."""
     register()
-    run_job("subject", "serving.subject_job:run", validate)
+    run_job("subject", "serving.subject_job:run", validate, keep_settings=False)
 
 
 if __name__ == "__main__":

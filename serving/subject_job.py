@@ -25,7 +25,7 @@ def run(config: SubjectJobConfig) -> str:
         path of run_dir/subject.json, or of what action=export wrote.
 
     Raises:
-        ConfigError: the secret of the user keys is not where it should be or another's, or a setting is missing.
+        ConfigError: the secret of the user keys is not where it should be or another's, a setting is missing, or there is no run.
         DataError: a file cannot be read or rewritten, or a receipt was changed.
         GateError: action=scan found raw ids where none was asked for.
     """
@@ -37,6 +37,8 @@ def run(config: SubjectJobConfig) -> str:
     elif config.action == "scan":
         return str(_scan(config, run_dir))
     else:
+        if not run_dir.is_dir():
+            raise ConfigError(f"run_dir: no folder {run_dir}, so nothing of anybody would be found; name the run that people are in")
         keys = UserKeys.open(config.serving.key_file)
         with closing(Rights.open(config, keys)) as rights:
             rights.check_secret()

@@ -38,7 +38,7 @@ LAUNCHED = "TOWERS_LAUNCHED"
 """Set in processes that a job has started as parts of itself, to its pid: the last line is the job's own."""
 
 
-def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
+def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_settings: bool = True) -> None:
     """Compose conf/<name>.yaml with the command line's overrides, run, and exit with the decided code.
 
     Args:
@@ -47,6 +47,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
             `module:function`, it is imported only after the settings are known to be right, so that a mistyped key does not wait for
             torch.
         validate: cross-field checks, run before the work.
+        keep_settings: beside the results; not those of a job that is told whom it is about.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting 1, and `_guard` decides.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -61,7 +62,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None]) -> None:
         config = OmegaConf.to_object(raw)
         validate(config)
         work = _resolve(name, run)
-        if first:
+        if first and keep_settings:
             write_resolved(Path(raw.run_dir), name, raw)
         try:
             result = work(config)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.columns import NO_TIME
+from towers.errors import DataError
 from towers.job import write_json
 
 ROW_COLUMNS: Final = ("item", "timestamp", "event", "weight", "split")
@@ -50,7 +51,20 @@ def remove_users(folder: Path, forgotten: Callable[[NDArray[np.uint8]], NDArray[
     Args:
         forgotten: keys uint8 [n, 16] -> int64 [n]: a user with an event up to that moment (microseconds UTC), or of unknown time, leaves
             with all events; NO_TIME = the user stays.
+
+    Raises:
+        DataError: a column cannot be read or written.
     """
+    try:
+        return _remove(folder, forgotten)
+    except (OSError, ValueError, IndexError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{folder}: users cannot be taken out ({error}). Run `towers prepare` again, which passes over them") from error
+    finally:
+        for path in folder.rglob(f"*{_LEAVING}"):  # only there where that failed
+            path.unlink()
+
+
+def _remove(folder: Path, forgotten: Callable[[NDArray[np.uint8]], NDArray[np.int64]]) -> int:
     keys_U, offsets = np.load(folder / "user_keys.npy", mmap_mode="r"), np.load(folder / "offsets.npy")
     leaving_U = np.zeros(len(keys_U), bool)
     moments_U = forgotten(keys_U)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from serving.subject import main
 from serving.subject_config import SubjectJobConfig, validate
 from serving.subject_job import run
 from towers.errors import ConfigError, DataError, GateError
@@ -132,3 +133,31 @@ def test_the_secret_of_others_finds_nobody_and_says_so(used: Any, tmp_path: Path
         with pytest.raises(ConfigError, match="keyed with"):
             job(used, action, **settings)
     assert (used.dir / kept).exists() and not (tmp_path / "another.receipts.jsonl").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "timestamp.npy"])
+def test_damaged_prepared_data_keep_nobody_elsewhere(used: Any, tmp_path: Path, name: str) -> None:
+    damaged, out = used.dir / "prepared" / name, tmp_path / "held.json"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    told = job(used, "export", user=USER, out=str(out))
+    assert list(told["unread"]) == ["prepared"] and told["held"]["audit.parquet"]
+    with pytest.raises(DataError, match="towers prepare"):
+        job(used, "forget", user=USER)
+    damaged.unlink()
+    assert {place.partition("/")[0] for place in used.holders(USER)} == {"prepared"}
+    assert not list(used.dir.rglob("*.leaving"))
+
+
+def test_a_run_that_is_not_there_forgets_nobody(used: Any, tmp_path: Path) -> None:
+    used.config.run_dir = str(tmp_path / "mistyped")
+    with pytest.raises(ConfigError, match="run_dir"):
+        job(used, "forget", user=USER)
+    assert not (tmp_path / "mistyped").exists() and not used.receipts.exists()
+
+
+def test_whoever_is_named_on_the_command_line_is_named_in_no_file(used: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [f"serving.key_file={used.config.serving.key_file}", f"serving.receipts={used.receipts}", f"run_dir={used.dir}"]
+    monkeypatch.setattr("sys.argv", ["towers subject", "action=forget", f"user={USER}", *settings])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0 and used.bytes_of(USER) == []
