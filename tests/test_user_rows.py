@@ -48,7 +48,7 @@ DOORS = {
     **dict.fromkeys(
         (
             "serving/events.py", "serving/sqlite_events.py", "serving/user_state.py", "serving/profiles.py", "serving/rolling.py",
-            "serving/run.py", "serving/standing.py",
+            "serving/run.py", "serving/standing.py", "serving/live_users.py",
         ),
         STORE,
     ),
