@@ -115,18 +115,18 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, method: str, path: str, document: object, kind: type[_T], repeatable: bool = True) -> _T:
+    def _call(self, method: str, path: str, document: object, kind: type[_T]) -> _T:
         content = None if document is None else msgspec.json.encode(document)
         until = time.monotonic() + self._timeout_s
         wait_s = _FIRST_WAIT_S
-        for attempt in range(1 + (self._retries if repeatable else 0)):
+        for attempt in range(1 + self._retries):
             if attempt:
                 time.sleep(min(random.uniform(wait_s / 2, wait_s), max(0.0, until - time.monotonic())))
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             left_s = until - time.monotonic()
             if attempt and left_s <= 0:
                 break
-            status, body = self._once(method, path, content, max(left_s, 0.001), repeatable)
+            status, body = self._once(method, path, content, max(left_s, 0.001))
             if status not in (0, 503):
                 break
         if status == 200:
@@ -137,7 +137,7 @@ class Client:
             problem = Problem("no answer" if not status else "unexpected answer", status, body[:200].decode("utf-8", "replace"))
         raise ServiceError(problem)
 
-    def _once(self, method: str, path: str, content: bytes | None, left_s: float, repeatable: bool) -> tuple[int, bytes]:
+    def _once(self, method: str, path: str, content: bytes | None, left_s: float) -> tuple[int, bytes]:
         """Status and body; status 0 and the reason where no answer came."""
         fresh = getattr(self._own, "connection", None) is None
         try:
@@ -150,8 +150,8 @@ class Client:
             self.close()
             self._own.connection = None
             stale = isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError)
-            if repeatable and stale and not fresh:  # the service closes connections that were idle for long: not a failure, no wait
-                return self._once(method, path, content, left_s, repeatable)
+            if stale and not fresh:  # the service closes connections that were idle for long: not a failure, no wait
+                return self._once(method, path, content, left_s)
             return 0, f"{type(error).__name__}: {error}".encode()
 
     def _connection(self, left_s: float) -> http.client.HTTPConnection:

@@ -31,6 +31,7 @@ from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
 from training.opening import digest_of, open_prepared
+from training.people import check_secret
 from training.permission import FORGOTTEN, NOT_ALLOWED, Permission
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
@@ -45,11 +46,13 @@ def run(config: TrainingConfig) -> Path:
 
     Raises:
         DataError: there is no trained model or prepared data in run_dir.
+        ConfigError: the users were keyed with another secret.
         GateError: the ONNX towers differ from torch.
     """
     watch = Stopwatch()
     run_dir = Path(config.run_dir)
     data = open_prepared(config)
+    check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
     if not (run_dir / "model" / "weights.safetensors").is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     model = load_model(run_dir / "model", data.preprocessor, torch.device("cpu"))

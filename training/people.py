@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from towers.columns import NO_TIME, USER_ID, USER_KEY
 from towers.consent import MEASURE
-from towers.errors import DataError
-from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
+from towers.errors import ConfigError, DataError
+from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys, key_file
 from towers.schema import Schema
 from training.features_table import feature_values
 from training.permission import Permission
@@ -110,3 +110,22 @@ def _ids(table: pa.Table, where: str) -> Sequence[str]:
         raise DataError(f"{where}: no column 'user_id'; found are {', '.join(table.column_names) or 'none'}")
     # no interaction has an empty id, so a row without one finds nobody
     return ["" if text is None else str(text) for text in table.column(USER_ID).to_pylist()]
+
+
+def check_secret(users: Path, setting: str | None) -> None:
+    """Receipts and decisions are found by a secret: under another one, nobody would count as forgotten. Where none is, none is needed.
+
+    Args:
+        users: the file that `write_users` left.
+        setting: `identity.key_file`.
+
+    Raises:
+        ConfigError: the secret at hand is another than these users were keyed with.
+    """
+    file = key_file(setting)
+    made_with = (pq.read_schema(users).metadata or {}).get(SECRET_FINGERPRINT)
+    if file.exists() and made_with not in (None, UserKeys.open(setting).fingerprint()):
+        raise ConfigError(
+            f"user-key secret {file}: not the one that the users of {users.parent} were keyed with. Point identity.key_file or"
+            " $TOWERS_KEY_FILE at the file that `towers prepare` used"
+        )
