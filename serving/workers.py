@@ -36,11 +36,6 @@ class Workers:
         self._ready_read, self._ready_write = os.pipe()
         self._life_read, self._life_write = os.pipe()
 
-    @property
-    def pids(self) -> list[int]:
-        """Of the running workers, by number."""
-        return sorted(self._number_of, key=self._number_of.__getitem__)
-
     def run(self, on_ready: Callable[[], None]) -> None:
         """Start them all, and keep them running until SIGTERM or SIGINT.
 
