@@ -18,6 +18,7 @@ most in a sharp softmax near 0. Sums of rows are rounded alike; targets and what
 
 import math
 from contextlib import suppress
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -156,22 +157,20 @@ def _blocks(
     """All blocks of rows through a kernel."""
     rows = len(user_ND)
     log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
-    left_out = [absent] if absent is not None else []
-    if own is not None:
-        left_out.append((torch.arange(rows, device=user_ND.device), own[0]))
     for start in range(0, rows, kernel.rows):
         block = slice(start, min(start + kernel.rows, rows))
-        here = [_between(pairs, block) for pairs in left_out]
-        sum_BD, z_B = torch.zeros_like(user_ND[block]), torch.zeros_like(weight_N[block])
+        here = [] if absent is None else [_between(absent, block)]
+        if own is not None:
+            here.append((torch.arange(block.stop - start, device=user_ND.device), own[0][block]))
         shift_B: Tensor | float = 0.0
+        sums: list[tuple[Tensor, Tensor]] = []
         for tile in kernel.tiles:
             score_BT = kernel.scores(block, tile)
             for pairs in here:
                 _blank(score_BT, pairs, tile, all_columns=len(kernel.tiles) == 1)
             exp_BT, shift_B = kernel.raised(block, score_BT)
-            tile_sum_BD, tile_z_B = kernel.sums(exp_BT, tile)
-            sum_BD += tile_sum_BD
-            z_B += tile_z_B
+            sums.append(kernel.sums(exp_BT, tile))
+        sum_BD, z_B = (reduce(torch.add, parts) for parts in zip(*sums, strict=True))
         kernel.check(z_B)
         extra = top + shift_B
         log_z_N[block] = torch.log(z_B) + extra

@@ -56,7 +56,7 @@ def block_rows(rows: int, columns: int, kind: torch.dtype, device: torch.device)
 def tiles(rows: int, columns: int, kind: torch.dtype, device: torch.device) -> list[slice]:
     """The columns of each tile of a block of so many rows."""
     wide = columns if device.type == "cuda" else _alike(columns, max(FEWEST_ROWS, TILE_BYTES // (kind.itemsize * max(1, rows))))
-    return [slice(start, min(start + wide, columns)) for start in range(0, columns, max(1, wide))]
+    return [slice(start, min(start + wide, columns)) for start in range(0, max(1, columns), max(1, wide))]
 
 
 def _alike(n: int, most: int) -> int:
