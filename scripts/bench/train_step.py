@@ -28,6 +28,7 @@ from on_gpu import gpu_figures
 from ours import OurStep, composed, id_config, prepare
 from peers import FLOOR_ROWS, Floor, Naive, Stock
 from report import finish, say
+from tfrs_peer import PYTHON, TfrsPeer
 from two_processes import two_processes
 from worlds import id_world
 
@@ -47,6 +48,7 @@ TARGETS = {
     "x_naive_41k_d64": ("3.5 (5)", "naive torch, 30k x 41k ids, d64"),
     "x_naive_41k_d128": ("3 (4)", "the same, d128"),
     "x_naive_1m_d64": ("12 (20)", "the same, 1M x 1M ids, d64"),
+    "x_tfrs_41k_d64": ("3 (4.5)", "TensorFlow Recommenders, 30k x 41k ids, d64; where TOWERS_TFRS_PYTHON names a Python that has it"),
     "x_stock_ml1m": ("1.8 (2.5)", "torch's own parts at their best, on the MovieLens-1M tower"),
     "x_user_grouped": ("2 (3)", "positives/s: exact softmax by user over 41k items, against in-batch by event"),
     "x_user_grouped_gowalla": ("2 (3)", "the same on Gowalla, whose users `towers train` takes whole by default"),
@@ -83,8 +85,9 @@ def main() -> None:
         results.figures.update(document["figures"])
     with tempfile.TemporaryDirectory() as folder:
         for name in given.only:
-            if name in OF_DATA and not os.environ.get("TOWERS_DATA_DIR"):
-                say(f"TOWERS_DATA_DIR is not set: nothing of {name}")
+            needs = "TOWERS_DATA_DIR" if name in OF_DATA else PYTHON if name == "tfrs" else ""
+            if needs and not os.environ.get(needs):
+                say(f"{needs} is not set: nothing of {name}")
                 continue
             GROUPS[name](Path(folder), results, given.quick)
     rows = [(key, f"{results.ratios[key]:.2f}", *about) for key, about in TARGETS.items() if key in results.ratios]
@@ -125,6 +128,23 @@ def ids(folder: Path, results: Results, quick: bool) -> None:
                 results.figures[f"floor_{kind}_41k_d64_examples_per_s"] = B / statistics.median(floor)
     if torch.cuda.is_available():
         results.figures.update(gpu_figures(generated(folder, LARGE), 10 if quick else 50))
+
+
+def tfrs(folder: Path, results: Results, quick: bool) -> None:
+    """Two id towers of TensorFlow Recommenders, in another Python."""
+    ours = OurStep(id_config(generated(folder, SMALL), 64, B))
+    batches = [(user_B.numpy(), item_B.numpy()) for user_B, item_B in plain_batches(ours, SMALL)]
+    peer = TfrsPeer(folder, *SMALL, 64, batches)
+    say(f"ours and {peer.version}")
+    try:
+        seconds: dict[str, list[float]] = {"ours": [], "tfrs": []}
+        for _ in range(3 if quick else 10):
+            seconds["ours"] += cpu_rounds({"ours": ours}, 1, CALLS, warm=1)["ours"]
+            seconds["tfrs"].append(peer(CALLS))
+    finally:
+        peer.close()
+    results.ratios["x_tfrs_41k_d64"] = ratio(seconds["tfrs"], seconds["ours"])
+    results.figures["tfrs_41k_d64_examples_per_s"] = B / statistics.median(seconds["tfrs"])
 
 
 def plain_batches(ours: OurStep, sizes: tuple[int, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -241,7 +261,7 @@ def whole(folder: Path, results: Results, quick: bool) -> None:
 
 
 GROUPS: dict[str, Callable[[Path, Results, bool], None]] = {
-    "ids": ids, "grouped": grouped, "gowalla": gowalla, "stock": stock, "processes": processes, "whole": whole,
+    "ids": ids, "tfrs": tfrs, "grouped": grouped, "gowalla": gowalla, "stock": stock, "processes": processes, "whole": whole,
 }  # fmt: skip
 OF_DATA = ("gowalla", "stock", "processes", "whole")
 
