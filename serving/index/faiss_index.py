@@ -5,7 +5,7 @@ Legend: H heads, D dimensions, W width inside FAISS, I items, C candidates.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import faiss
 import numpy as np
@@ -16,6 +16,7 @@ from serving.index.exact import ExactIndex, best_head
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.layout import Layout
 from serving.index.meta import Setting
+from serving.index.refined import Refined, overfetched
 from serving.index.rowset import Rows, RowSet, inside, neither
 
 _NOTHING = np.empty(0, np.int64)
@@ -23,13 +24,8 @@ _NOTHING = np.empty(0, np.int64)
 OVERFETCH_UP_TO = 100
 """Exclusions that are fetched and dropped afterwards; more of them become a bitmap inside FAISS."""
 
-_OVERFETCH_STEP = 25
-"""Exclusions are overfetched by whole steps: users who have excluded about as many items are then searched for by one call."""
-
 _MOST = 0.9
 """From this share of items allowed on, a search without the filter finds enough of them; what leaves out hidden items is such a filter."""
-
-_FEW = 16
 
 _SPARE = 8
 """Least candidates beyond k, so that half precision's rounding at the k-th place is undone by the exact scores."""
@@ -37,14 +33,6 @@ _SPARE = 8
 _ROW_NS, _LIST_NS, _SCORE_NS = 20.0, 500.0, (8.0, 2.5)
 """What a scan costs for each permitted row; what visiting a list costs, and each vector of it, of half-precision and of short codes. One
 core at 59k and 1M x 64, about."""
-
-
-class _Wide(NamedTuple):
-    """How wide FAISS searches for a query: items wanted, lists visited, candidates fetched for each head."""
-
-    k: int
-    nprobe: int
-    fetch: int
 
 
 class FaissIndex:
@@ -84,7 +72,8 @@ class FaissIndex:
         self.codes = "PQ" in factory
         native: Any = index
         # FAISS' own calls: those around them for Python check and copy for several microseconds
-        self._find, self._find_in = native.search_c, native.search_preassigned_c
+        self._find = native.search_c
+        self._refined = Refined(index, layout, exact.item_ID)
         self.nlist = int(index.nlist)
         self._centres_LD = layout.centres(index.quantizer.reconstruct_n(0, self.nlist))
 
@@ -107,23 +96,8 @@ class FaissIndex:
         return (part or self)._search(query, k, allowed, banned)
 
     def search_many(self, query_BHD: NDArray[np.float32], k: int, allowed: RowSet | None, excluded: Sequence[Rows]) -> list[SearchResult]:
-        """See `VectorIndex.search_many`. Queries that are searched equally wide are one call of FAISS, the others a call each."""
-        part = self.parts.get(allowed.key) if allowed is not None else None
-        asked = [self._exact.checked(query, k, None if part else allowed, rows) for query, rows in zip(query_BHD, excluded, strict=True)]
-        faiss.omp_set_num_threads(1)
-        owner = part or self
-        alike: dict[_Wide, list[int]] = {}
-        for place, (_, left, banned) in enumerate(asked):
-            wide = owner._one_probe(k, left, banned)
-            if wide is not None:
-                alike.setdefault(wide, []).append(place)
-        found: dict[int, SearchResult] = {}
-        for wide, places in alike.items():
-            for place, one in zip(places, owner._probed(wide, [asked[place] for place in places]), strict=True):
-                enough = None if one is None else kept(one, k, asked[place][1])
-                if enough is not None:
-                    found[place] = enough
-        return [found[at] if at in found else owner._search(query, k, left, banned) for at, (query, left, banned) in enumerate(asked)]
+        """See `VectorIndex.search_many`: one by one, since FAISS' calls are all that a search costs."""
+        return [self.search(query_HD, k, allowed, rows) for query_HD, rows in zip(query_BHD, excluded, strict=True)]
 
     def _search(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
         banned = self._here(banned)
@@ -146,42 +120,6 @@ class FaissIndex:
             allowed, banned = self._among.without(banned), banned[:0]
         return self._exact.scan(query_HD, k, allowed, banned)
 
-    def _one_probe(self, k: int, allowed: RowSet | None, banned: Rows) -> _Wide | None:
-        """How wide the first probe of `_search` is, where it usually is the only one."""
-        banned = self._here(banned)
-        if allowed is not None:
-            if allowed.count < _MOST * self._rows:
-                return None
-            k = self._more(k, allowed.count)
-        available = self._rows - len(banned)
-        k = min(k, available)
-        nprobe = self._breadth(k, available)
-        if not k or len(banned) > OVERFETCH_UP_TO or self._scan_is_cheaper(nprobe, available):
-            return None
-        return _Wide(k, nprobe, self._fetch(k, len(banned)))
-
-    def _probed(self, wide: _Wide, asked: Sequence[tuple[NDArray[np.float32], RowSet | None, Rows]]) -> Sequence[SearchResult | None]:
-        """What `_probe` finds for each query, with no filter and what it excludes; None where one probe does not tell.
-
-        Lists are chosen for a few queries at a time: of more, FAISS computes distances by a matrix product, which rounds otherwise.
-        """
-        query_BHD = np.stack([query for query, _, _ in asked])
-        if not query_BHD.any(2).all():
-            return [None] * len(asked)
-        query_NW = np.ascontiguousarray(self.layout.queries(query_BHD)).reshape(-1, self.layout.width)
-        centre_NP, list_NP = np.empty((len(query_NW), wide.nprobe), np.float32), np.empty((len(query_NW), wide.nprobe), np.int64)
-        for start in range(0, len(query_NW), _FEW):
-            few = slice(start, start + _FEW)
-            centre_NP[few], list_NP[few] = self.index.quantizer.search(query_NW[few], wide.nprobe)
-        near_NC, found_NC = np.empty((len(query_NW), wide.fetch), np.float32), np.empty((len(query_NW), wide.fetch), np.int64)
-        into = [faiss.swig_ptr(array) for array in (list_NP, centre_NP, near_NC, found_NC)]
-        self._find_in(len(query_NW), faiss.swig_ptr(query_NW), wide.fetch, *into, False, _parameters(wide.nprobe, None))
-        shape = *query_BHD.shape[:2], wide.fetch
-        return [
-            self._judged(query, wide.k, near_HC, found_HC, self._here(banned))
-            for (query, _, banned), near_HC, found_HC in zip(asked, near_NC.reshape(shape), found_NC.reshape(shape), strict=True)
-        ]
-
     def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, allowed: RowSet | None, banned: Rows) -> SearchResult | None:
         """Search lists, more of them until k permitted items are found; None where only a scan can tell which they are."""
         if allowed is None and len(banned) > OVERFETCH_UP_TO:
@@ -189,20 +127,28 @@ class FaissIndex:
         bits = None if allowed is None else allowed.bits()
         dropped = banned if bits is None else _NOTHING
         fetch = self._fetch(k, len(dropped))
-        query_HW = self.layout.queries(query_HD)
-        if query_HW is None:
-            return None
         selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
         while True:
-            near_HC, found_HC = np.empty((len(query_HW), fetch), np.float32), np.empty((len(query_HW), fetch), np.int64)
-            into = faiss.swig_ptr(near_HC), faiss.swig_ptr(found_HC)
-            self._find(len(query_HW), faiss.swig_ptr(query_HW), fetch, *into, _parameters(nprobe, selector))
-            found = self._judged(query_HD, k, near_HC, found_HC, dropped)
+            found = self._refined.best(query_HD[0], k, nprobe, fetch, dropped, selector) if len(query_HD) == 1 else None
+            if found is None:
+                found = self._candidates(query_HD, k, nprobe, fetch, dropped, selector)
             if found is None or len(found.rows) >= k:
                 return found
             if nprobe >= self.nlist:
                 return None
             nprobe = min(self.nlist, nprobe * 4)
+
+    def _candidates(
+        self, query_HD: NDArray[np.float32], k: int, nprobe: int, fetch: int, dropped: Rows, selector: faiss.IDSelector | None
+    ) -> SearchResult | None:
+        """As `Refined.best`, for several heads and where scores tie at the k-th."""
+        query_HW = self.layout.queries(query_HD)
+        if query_HW is None:
+            return None
+        near_HC, found_HC = np.empty((len(query_HW), fetch), np.float32), np.empty((len(query_HW), fetch), np.int64)
+        into = faiss.swig_ptr(near_HC), faiss.swig_ptr(found_HC)
+        self._find(len(query_HW), faiss.swig_ptr(query_HW), fetch, *into, _parameters(nprobe, selector))
+        return self._judged(query_HD, k, near_HC, found_HC, dropped)
 
     def _judged(
         self, query_HD: NDArray[np.float32], k: int, near_HC: NDArray[np.float32], found_HC: NDArray[np.int64], dropped: Rows
@@ -231,8 +177,7 @@ class FaissIndex:
 
     def _fetch(self, k: int, dropped: int) -> int:
         """Candidates to ask FAISS for, of which some will be dropped."""
-        overfetched = -(-dropped // _OVERFETCH_STEP) * _OVERFETCH_STEP
-        return min(self._rows, max(k + _SPARE, -(-self.setting.candidates * k // self._tuned_k)) + overfetched)
+        return min(self._rows, max(k + _SPARE, -(-self.setting.candidates * k // self._tuned_k)) + overfetched(dropped))
 
     def _needed(self, query_HD: NDArray[np.float32], found: SearchResult, nprobe: int) -> int:
         """Lists to visit so that a filter costs no recall: where it leaves out what is near the query, the best of the rest lie elsewhere.

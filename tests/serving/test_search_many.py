@@ -126,14 +126,3 @@ def test_a_query_that_cannot_be_scored(index: VectorIndex) -> None:
     query_BHD[2, 0, 1] = np.nan
     with pytest.raises(RequestError, match="query: its vector"):
         index.search_many(query_BHD, 5, None, [np.empty(0, np.int64)] * 4)
-
-
-@pytest.mark.parametrize("share", [None, 0.98])
-def test_a_block_is_hardly_ever_searched_singly(monkeypatch: pytest.MonkeyPatch, share: float | None) -> None:
-    index = ivf("PQ8x4fsr")
-    singly: list[int] = []
-    search = index._search
-    monkeypatch.setattr(index, "_search", lambda *given: singly.append(1) or search(*given))
-    allowed = None if share is None else RowSet.of_rows(ITEMS, np.flatnonzero(np.random.default_rng(0).random(ITEMS) < share))
-    index.search_many(ITEM_ID[1:201, None], 20, allowed, [np.arange(1 + place % 20) for place in range(200)])
-    assert len(singly) < 50
