@@ -16,6 +16,7 @@ MAY_IMPORT = {"towers": {"towers"}, "training": {"training", "towers"}, "serving
 TORCH_TIER = {
     "towers.blocks",
     "towers.dot_products",
+    "towers.bags",
     "towers.features",
     "towers.encoders",
     "towers.model",

@@ -6,12 +6,14 @@ Legend: B rows, L history positions (in sequence batches, after B), M values of 
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from towers.bags import FixedBags, bag_mean, fixed_bags, rows_mean
 from towers.columns import PAD_ROW
 from towers.model_config import InputSpec
 
+MEANS, BY_VALUE = ".means", ".by_value"
+"""Ends of the names under which an input's fixed bags stand beside it."""
 FEATURE_SCALE = 0.1
 """Length of a freshly drawn feature vector against an id's (about 1): features start as a nudge and earn their say."""
 
@@ -50,41 +52,6 @@ def small_tables(specs: Iterable[InputSpec], large: Iterable[str], dim: int) -> 
         if spec.rows and spec.table not in outside and rows.setdefault(spec.table, spec.rows) != spec.rows:
             raise ValueError(f"table {spec.table}: {spec.name} has {spec.rows} rows, another input {rows[spec.table]}")
     return nn.ModuleDict({_key(name): embedding(count, dim, FEATURE_SCALE) for name, count in rows.items()})
-
-
-def bag_mean(table: nn.Embedding, rows: Tensor) -> Tensor:
-    """Mean over the valid (non-padding) values of each row; zero where there is none: int [..., M] -> [..., D]."""
-    valid = rows != PAD_ROW
-    count = valid.sum(-1, keepdim=True).clamp(min=1)
-    if torch.compiler.is_compiling():
-        # ONNX has no bags; plain rows and a sum are the same numbers (the padding row is zero).
-        plain: Tensor = table(rows).sum(-2)
-        return plain / count
-    total = _bags(table, rows.reshape(-1, rows.shape[-1]), valid.reshape(-1, rows.shape[-1]), None)
-    return total.reshape(*rows.shape[:-1], table.embedding_dim) / count  # -1 could not be told where there are no rows
-
-
-def rows_mean(rows: Tensor, mask: Tensor) -> Tensor:
-    """Mean of gathered rows over valid values; zero where there is none: [..., M, D], [..., M] -> [..., D]."""
-    return (rows * mask.unsqueeze(-1)).sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1.0)
-
-
-def pool_rows(table: nn.Embedding, rows_BL: Tensor, weights_BL: Tensor) -> Tensor:
-    """Weighted sums of a table's rows, padding left out: int [B, L], [B, L] -> [B, D]. The rows themselves are never copied."""
-    return _bags(table, rows_BL, rows_BL != PAD_ROW, weights_BL)
-
-
-def _bags(table: nn.Embedding, rows_BL: Tensor, valid_BL: Tensor, weights_BL: Tensor | None) -> Tensor:
-    """Sums of the valid rows; what is not valid costs nothing, backward neither."""
-    counts_B = valid_BL.sum(1)
-    return F.embedding_bag(
-        rows_BL[valid_BL],
-        table.weight,
-        (counts_B.cumsum(0) - counts_B).to(rows_BL.dtype),
-        mode="sum",
-        per_sample_weights=None if weights_BL is None else weights_BL[valid_BL].to(table.weight.dtype),
-        sparse=table.sparse,
-    )
 
 
 class FeatureSum(nn.Module):
@@ -139,10 +106,29 @@ class FeatureSum(nn.Module):
         if spec.table in self._large:
             rows = gathered[f"{spec.name}.rows"]
             return rows_mean(rows, gathered[f"{spec.name}.mask"]) if spec.width else rows
-        table = tables[_key(spec.table)]
-        if not isinstance(table, nn.Embedding):
-            raise TypeError(f"table {spec.table}: expected nn.Embedding, got {type(table).__name__}")
-        return bag_mean(table, gathered[spec.name]) if spec.width else table(gathered[spec.name])
+        table = _embedding(tables, spec)
+        if not spec.width:
+            row: Tensor = table(gathered[spec.name])
+            return row
+        fixed = FixedBags(gathered[spec.name + MEANS], gathered[spec.name + BY_VALUE]) if spec.name + MEANS in gathered else None
+        return bag_mean(table, gathered[spec.name], fixed)
+
+    def fixed(self, inputs: Mapping[str, Tensor], tables: nn.ModuleDict) -> dict[str, Tensor]:
+        """The same inputs, with bags of small tables laid out to be summed many times (see `fixed_bags`)."""
+        laid_out = dict(inputs)
+        for spec in self.specs:
+            if spec.rows and spec.width and spec.table not in self._large:
+                bags = fixed_bags(inputs[spec.name], _embedding(tables, spec).num_embeddings)
+                if bags is not None:
+                    laid_out[spec.name + MEANS], laid_out[spec.name + BY_VALUE] = bags
+        return laid_out
+
+
+def _embedding(tables: nn.ModuleDict, spec: InputSpec) -> nn.Embedding:
+    table = tables[_key(spec.table)]
+    if not isinstance(table, nn.Embedding):
+        raise TypeError(f"table {spec.table}: expected nn.Embedding, got {type(table).__name__}")
+    return table
 
 
 def _key(name: str) -> str:

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from towers.bags import pool_rows
 from towers.batch import HISTORY_INPUTS, HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
-from towers.features import FeatureSum, embedding, linear, pool_rows, small_tables
+from towers.features import BY_VALUE, MEANS, FeatureSum, embedding, linear, small_tables
 from towers.lookups import (
     HISTORY_MASK,
     HISTORY_ROWS,
@@ -156,7 +157,11 @@ class TwoTower(nn.Module):
             ids_C = batch[name]
             hidden_C = _chance(ids_C.shape, self.config.id_dropout, ids_C.device)
             batch = {**batch, name: ids_C.masked_fill(hidden_C, OOV_ROW)}
-        return self._gather(batch, self.plan.item)
+        return self._gather(batch, self.plan.item) | {name: batch[name] for name in batch if name.endswith((MEANS, BY_VALUE))}
+
+    def fixed_items(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same item inputs, laid out to be encoded many times while the weights change."""
+        return self.item_features.fixed(batch, self.small_tables)
 
     def table_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The large tables as NumPy arrays [V, D] by name, for gathering outside torch."""

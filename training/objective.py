@@ -50,6 +50,7 @@ class FullSoftmax:
         self.items = items
         self._half = half
         self._processes = processes
+        self._own: dict[str, Tensor] = {}
 
     def parts(self) -> Mapping[str, Part]:
         return {}
@@ -57,9 +58,10 @@ class FullSoftmax:
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         targets = targets_of(model, batch, self.items)
         place_N = on_device(targets.place_N, self.items.device)
-        part = self._processes.part(len(self.items))
-        item_PD = model.item({name: tensor[part] for name, tensor in self.items.inputs.items()})
-        item_KD = self._processes.join_part(item_PD, len(self.items))
+        if not self._own:  # this process's part of the items, the same at every step
+            part = self._processes.part(len(self.items))
+            self._own = model.fixed_items({name: tensor[part] for name, tensor in self.items.inputs.items()})
+        item_KD = self._processes.join_part(model.item(self._own), len(self.items))
         return full_softmax(
             targets.user_BD, item_KD, place_N, targets.weight_N, model.temperature(), targets.row_N, self._half, kept(batch, self.items)
         )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from towers.bags import pool_rows
 from towers.encoders import ENCODERS, make_encoder
 from towers.errors import ConfigError
-from towers.features import pool_rows
 from towers.history import AGE_ROWS
 from towers.model_config import HistoryConfig, ModelConfig
 
