@@ -228,6 +228,13 @@ def find_folder(data: DataConfig, default: str) -> Path | None:
     return None
 
 
+def find_file(path: str) -> Path | None:
+    """The file that `data.path` names, as given or under $TOWERS_DATA_DIR; None where it is no file."""
+    roots = [Path(), *(Path(root).expanduser() for root in [os.environ.get("TOWERS_DATA_DIR")] if root)]
+    found = [root / Path(path).expanduser() for root in roots]
+    return next((file for file in found if file.is_file()), None)
+
+
 def require_folder(data: DataConfig, default: str, holds: str) -> Path:
     """`find_folder` for datasets that cannot be downloaded."""
     folder = find_folder(data, default)

@@ -5,6 +5,7 @@ training here; refit on train and valid together before testing.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -12,21 +13,25 @@ import numpy as np
 import pyarrow as pa
 
 from towers import columns as c
+from towers.errors import DataError
 from training.data_config import DataConfig, schema_of
 from training.sources.base import SourceTables, empty_table, interactions_of, require_file, require_folder
 
 _FILES: Final = {"train": "train.txt", "valid": "valid.txt", "test": "test.txt"}
+_LOOKED_AT: Final = 1000
+_TELLING: Final = 20
+"""Lines of a file that are looked at, and fewest that tell its layout."""
 
 
 def open_lightgcn(data: DataConfig) -> SourceTables:
     """Open a folder with train.txt, test.txt and perhaps valid.txt.
 
     Raises:
-        DataError: the folder or a file is missing.
+        DataError: the folder or a file is missing, or the files hold `user item value` lines.
     """
     folder = require_folder(data, "gowalla", "train.txt and test.txt (one `user item item ...` a line), and valid.txt if there is one")
     for name in ("train", "test"):
-        require_file(folder, _FILES[name], "lightgcn")
+        refuse_values(require_file(folder, _FILES[name], "lightgcn"))
     schema = schema_of(data)
     valid = _pairs(folder / _FILES["valid"]) if (folder / _FILES["valid"]).is_file() else set()
 
@@ -55,6 +60,21 @@ def lines_of(path: Path) -> Iterator[tuple[str, list[str]]]:
             words = line.split()
             if words:
                 yield words[0], words[1:]
+
+
+def refuse_values(path: Path) -> None:
+    """Refuse a file of `user item value` lines, in which every value would be read as an item.
+
+    Raises:
+        DataError: its first lines all have three words, of which the last is the same throughout.
+    """
+    lines = list(islice(lines_of(path), _LOOKED_AT))
+    third = {words[1] for _, words in lines if len(words) == 2}
+    if len(lines) >= _TELLING and all(len(words) == 2 for _, words in lines) and len(third) == 1:
+        raise DataError(
+            f"{path}: its lines look like `user item value` (all end in {third.pop()!r}), and `user item item ...` was expected. Take the"
+            " last column away (cut -d ' ' -f 1,2), or read the file with data=table"
+        )
 
 
 def _pairs(path: Path) -> set[tuple[str, str]]:

@@ -52,3 +52,23 @@ def test_real_gowalla(data_config, real_data):
     splits = pa.concat_tables(source.interactions())["split"].value_counts().to_pylist()
     assert {s["values"]: s["counts"] for s in splits} == {"train": 810_128 - 91_047, "valid": 91_047, "test": 217_242}
     assert source.notes["valid_rows"] == "91,047 in valid.txt, 91,047 of them inside train.txt"
+
+
+def test_lines_without_items_side_files_and_any_ids(data_config, tmp_path):
+    (tmp_path / "user_list.txt").write_text("org_id remap_id\nA1 0\n")
+    path = write(tmp_path, train="0 70000 3\n9\n5  8 \n", test="0 12\n9 \n5 3")
+    source = open_source(data_config("lightgcn", path=path))
+    assert rows(source) == [("0", "70000", "train"), ("0", "3", "train"), ("5", "8", "train"), ("0", "12", "test"), ("5", "3", "test")]
+
+
+@pytest.mark.parametrize("value", ["1", "1.0"])
+def test_values_are_not_taken_for_items(data_config, tmp_path, value):
+    path = write(tmp_path, train="".join(f"{user} {user + 3} {value}\n" for user in range(30)), test="0 5\n")
+    with pytest.raises(DataError, match=rf"train\.txt: its lines look like `user item value` \(all end in '{value}'\).*cut -d"):
+        open_source(data_config("lightgcn", path=path))
+
+
+def test_one_item_or_two_a_line_are_items(data_config, tmp_path):
+    two = "".join(f"{user} {user + 3} {user % 4}\n" for user in range(30))
+    path = write(tmp_path, train=two, test="".join(f"{user} 5\n" for user in range(30)))
+    assert len(rows(open_source(data_config("lightgcn", path=path)))) == 90

@@ -61,12 +61,45 @@ def test_audit_columns_are_features_only_with_a_purpose(data_config, ml_1m):
 
 
 def test_missing_or_foreign_files_are_named(data_config, ml_1m):
-    (ml_1m / "users.dat").unlink()
-    with pytest.raises(DataError, match=r"no file 'users\.dat', which ml_1m needs; the folder holds movies\.dat, ratings\.dat"):
+    (ml_1m / "movies.dat").unlink()
+    with pytest.raises(DataError, match=r"no file 'movies\.dat', which ml_1m needs; the folder holds ratings\.dat, users\.dat"):
         open_source(data_config("ml_1m", path=str(ml_1m)))
     (ml_1m / "ratings.dat").write_text("userId,movieId,rating\n1,2,3\n")
     with pytest.raises(DataError, match=r"ratings\.dat: not as published, lines of 4 fields"):
         open_source(data_config("ml_1m", path=str(ml_1m)))
+    (ml_1m / "ratings.dat").unlink()
+    with pytest.raises(DataError, match=r"no file 'ratings\.dat', which ml_1m \(or u\.data, or ratings\.csv\) needs"):
+        open_source(data_config("ml_1m", path=str(ml_1m)))
+
+
+def test_another_set_of_the_same_publisher_needs_only_its_folder(data_config, ml_100k):
+    source = open_source(data_config("ml_1m", path=str(ml_100k)))
+    assert pa.concat_tables(source.interactions())["user_id"].to_pylist() == ["196", "186"]
+    assert source.audit is not None and source.name == "ml_1m"
+
+
+def test_ml_10m_is_utf_8_and_tells_nothing_about_people(data_config, tmp_path):
+    (tmp_path / "ratings.dat").write_text("2::10::4.5::978300019\n1::10::0.5::978300018\n")
+    (tmp_path / "movies.dat").write_text("10::Amélie (2001)::Comedy|Romance\n", encoding="utf-8")
+    source = open_source(data_config("ml_1m", path=str(tmp_path)))
+    assert pa.concat_tables(source.interactions())["value"].to_pylist() == [4.5, 0.5]
+    assert source.items["title"].to_pylist() == ["Amélie (2001)"] and source.items["year"].to_pylist() == [2001.0]
+    assert source.audit is None and source.users["user_id"].to_pylist() == ["2", "1"]
+    assert "nothing is published about people" in source.notes["audit"]
+
+
+def test_ml_20m_has_headers_quoted_titles_and_films_without_genres(data_config, tmp_path):
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,4.0,1112484676\n2,2,1.0,1112484676\n")
+    movies = 'movieId,title,genres\n2,"Postino, Il (1994)",Drama|Romance\n29,Café,(no genres listed)\n'
+    (tmp_path / "movies.csv").write_bytes(movies.replace("\n", "\r\n").encode())
+    source = open_source(data_config("ml_1m", path=str(tmp_path)))
+    log = pa.concat_tables(source.interactions())
+    assert log["item_id"].to_pylist() == ["2", "29", "2"] and log["value"].to_pylist() == [3.5, 4.0, 1.0]
+    assert source.items["title"].to_pylist() == ["Postino, Il (1994)", "Café"]
+    assert source.items["categories"].to_pylist() == [["Drama", "Romance"], []]
+    (tmp_path / "ratings.csv").write_text("user,item,rating,timestamp\n1,2,3.5,1112486027\n")
+    with pytest.raises(DataError, match=r"ratings\.csv: not as published, the first line is 'user,item,rating,timestamp'"):
+        open_source(data_config("ml_1m", path=str(tmp_path)))
 
 
 def test_without_a_folder_it_downloads_and_says_so_when_it_cannot(data_config, tmp_path, monkeypatch):
