@@ -9,6 +9,7 @@ from serving.config import ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import secret_of
 from serving.held import held
+from serving.holding import Hold
 from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.standing import ConsentTable, Standing
 from serving.subjects import PREPARED, Places, Subjects
@@ -16,6 +17,7 @@ from towers.errors import ConfigError
 from towers.identity import UserKeys
 from towers.prepared import USER_TABLES
 from towers.receipts import Erasures, Receipts, receipts_file
+from towers.rekeying import refuse_unfinished
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Rights:
     keys: UserKeys
     standing: Standing
     subjects: Subjects
+    hold: Hold
 
     @classmethod
     def open(cls, config: ServingConfig, keys: UserKeys, table: ConsentTable | None = None) -> "Rights":
@@ -36,15 +39,19 @@ class Rights:
 
         Raises:
             DataError: the consent table, the receipts or the state cannot be used.
-            ConfigError: they are of people keyed with another secret.
+            ConfigError: they are of people keyed with another secret, or their secret is being exchanged.
         """
+        refuse_unfinished(Path(config.run_dir))
         settings, state = config.serving, state_dir(config)
-        receipts = receipts_file(settings.receipts, settings.key_file)
-        places = Places(Path(config.run_dir), state, Path(settings.history) if settings.history else None, receipts)
-        store = ConsentStore(state / CONSENT_FILE, keys.fingerprint())
-        erasures = Erasures(Receipts(receipts), keys.fingerprint())
-        standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))
-        return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store))
+        hold, places = Hold(state), places_of(config)
+        try:
+            store = ConsentStore(state / CONSENT_FILE, keys.fingerprint())
+            erasures = Erasures(Receipts(places.receipts), keys.fingerprint())
+            standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))
+        except BaseException:
+            hold.close()
+            raise
+        return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store), hold)
 
     def check_secret(self) -> None:
         """Raise ConfigError where rows are keyed with another secret: nobody's would be found, and none would seem to be there."""
@@ -65,6 +72,14 @@ class Rights:
     def close(self) -> None:
         """Release the files."""
         self.standing.close()
+        self.hold.close()
+
+
+def places_of(config: ServingConfig) -> Places:
+    """Where the settings say that rows of people lie."""
+    settings = config.serving
+    receipts = receipts_file(settings.receipts, settings.key_file)
+    return Places(Path(config.run_dir), state_dir(config), Path(settings.history) if settings.history else None, receipts)
 
 
 def consent_table(config: ServingConfig, keys: UserKeys) -> ConsentTable | None:

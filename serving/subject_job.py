@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from serving.raw_scan import read_ids, scan
-from serving.rights import Rights
-from serving.subject_config import SubjectJobConfig
-from serving.subjects import verify
+from serving.rekey import rekey
+from serving.rights import Rights, places_of
+from serving.subject_config import DELETE, SubjectJobConfig
+from serving.subjects import PREPARED, verify
 from towers.errors import ConfigError, DataError, GateError
-from towers.identity import UserKeys
+from towers.identity import UserKeys, key_file
 from towers.job import write_json
 from towers.prepared import USER_TABLES
 from towers.receipts import receipts_file
@@ -36,9 +37,11 @@ def run(config: SubjectJobConfig) -> str:
         print(f"   {done['receipts']} receipts are as they were written; last hash {done['last_hash']}", flush=True)
     elif config.action == "scan":
         return str(_scan(config, run_dir))
+    elif not run_dir.is_dir():
+        raise ConfigError(f"run_dir: no folder {run_dir}, so nothing of anybody would be found; name the run that people are in")
+    elif config.action == "rekey":
+        done |= {"receipt": _rekeyed(config, run_dir)}
     else:
-        if not run_dir.is_dir():
-            raise ConfigError(f"run_dir: no folder {run_dir}, so nothing of anybody would be found; name the run that people are in")
         keys = UserKeys.open(config.serving.key_file)
         with closing(Rights.open(config, keys)) as rights:
             rights.check_secret()
@@ -63,6 +66,31 @@ def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:
     return {"receipt": receipt}
 
 
+def _rekeyed(config: SubjectJobConfig, run_dir: Path) -> dict[str, Any]:
+    if not key_file(config.subject.old_key).is_file():
+        raise ConfigError(f"subject.old_key: no file {config.subject.old_key}; it is the secret that the users are keyed with now")
+    old, new = UserKeys.open(config.subject.old_key), UserKeys.open(config.serving.key_file, create=True)
+    if old.fingerprint() == new.fingerprint():
+        raise ConfigError("subject.old_key: the same secret as the new one. Move the old file away, so that serving.key_file is made anew")
+    places, former = places_of(config), receipts_file(None, config.subject.old_key)
+    if config.serving.receipts is None and former != places.receipts and former.is_file():
+        raise ConfigError(f"serving.receipts: those of the old secret are {former}; move them to {places.receipts}, or name them")
+    receipt = rekey(places, old, new, read_ids(_ids(config, run_dir)), config.subject.unnamed == DELETE)
+    rows, deleted = sum(receipt["rows"].values()), sum(receipt["deleted"].values())
+    print(
+        f"   {rows - deleted:,} rows under new keys, {deleted:,} deleted; receipt {receipt['number']}, hash {receipt['hash']}",
+        flush=True,
+    )
+    return {**receipt, "forgotten": len(receipt["forgotten"])}  # who they are stands in the chain alone
+
+
+def _ids(config: SubjectJobConfig, run_dir: Path) -> Path:
+    source = Path(config.subject.ids).expanduser() if config.subject.ids else run_dir / PREPARED / USER_TABLES[1]
+    if not source.is_file():
+        raise ConfigError(f"subject.ids: no file {source}; name one with the user ids")
+    return source
+
+
 def _export(config: SubjectJobConfig, rights: Rights) -> Path:
     out = Path(config.subject.out or "")
     try:
@@ -74,11 +102,7 @@ def _export(config: SubjectJobConfig, rights: Rights) -> Path:
 
 
 def _scan(config: SubjectJobConfig, run_dir: Path) -> Path:
-    kept = run_dir / "prepared" / USER_TABLES[1]
-    source = Path(config.subject.ids).expanduser() if config.subject.ids else kept
-    if not source.is_file():
-        raise ConfigError(f"subject.ids: no file {source}; name one with the user ids to look for")
-    found, untold = scan(run_dir, read_ids(source))
+    found, untold = scan(run_dir, read_ids(_ids(config, run_dir)))
     hits, asked_for = [asdict(place) for place in found if not place.asked_for], [place.place for place in found if place.asked_for]
     document = {"action": "scan", "hits": hits, "asked_for": asked_for, "not_looked_for": untold}
     path = write_json(run_dir / "subject.json", document)

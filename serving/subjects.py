@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, tables_of_users
@@ -99,13 +99,13 @@ class Subjects:
             DataError: the chain was changed.
             ConfigError: the chain cannot be written.
         """
-        moment, marks = _now_us() + GRACE_US, [mark(key) for key in user_keys]
+        moment, marks = now_us() + GRACE_US, [mark(key) for key in user_keys]
         secret = self._keys.fingerprint().decode()
-        wish = {"what": FORGET, "at": _iso(moment), "moment": moment, "secret": secret, "marks": [of.hex() for of in marks]}
+        wish = {"what": FORGET, "at": iso(moment), "moment": moment, "secret": secret, "marks": [of.hex() for of in marks]}
         first = write_receipt(self._places.receipts, wish)
         self._standing.tell()
-        time.sleep(max(0.0, (moment - _now_us()) / 1e6))
-        rows, failed = self._cut(all_of(user_keys))
+        time.sleep(max(0.0, (moment - now_us()) / 1e6))
+        rows, failed = cut_everywhere(self._places, all_of(user_keys), self._keys)
         rows |= self._grants(dict.fromkeys(marks, moment))
         return self._told(rows, failed, {"forget": first.number})
 
@@ -113,7 +113,7 @@ class Subjects:
         """Forget again what a backup brought back; the receipt, or None where nothing was found. Raises DataError."""
         erasures = Erasures(Receipts(self._places.receipts), self._keys.fingerprint())
         erasures.refresh()
-        rows, failed = self._cut(Cut(erasures.moments)) if len(erasures) else ({}, {})
+        rows, failed = cut_everywhere(self._places, Cut(erasures.moments), self._keys) if len(erasures) else Removed({}, {})
         rows |= self._grants(erasures.marks())
         return self._told(rows, failed, {"forget": None}) if rows else None
 
@@ -123,27 +123,10 @@ class Subjects:
         Raises:
             DataError: files cannot be read or rewritten; names them. The others are done.
         """
-        rows, failed = self._cut(older_than(_now_us() - round(days * DAY_US)), prepared=False)
+        rows, failed = cut_everywhere(self._places, older_than(now_us() - round(days * DAY_US)), self._keys, prepared=False)
         if failed:
             raise DataError("; ".join(failed.values()))
         return rows
-
-    def _cut(self, cut: Cut, prepared: bool = True) -> tuple[dict[str, int], dict[str, str]]:
-        """Rows removed by place, and why by place where none could be."""
-        work: list[tuple[str, Callable[[], int]]] = []
-        rows, failed, folder = {}, {}, self._places.prepared()
-        with only_one(self._places.state_dir, wait=True):  # no log moves on to another file meanwhile
-            work += [(self._places.name(path), partial(cut_database, path, cut)) for path in self._places.databases()]
-            work += [(self._places.name(path), partial(cut_table, path, cut, self._keys)) for path in self._places.tables()]
-            if prepared and folder is not None:
-                work.append((PREPARED, partial(remove_users, folder, cut.moments)))
-            for place, removed in work:
-                try:
-                    rows[place] = removed()
-                except DataError as error:
-                    log.error("rows of users cannot be removed", extra={"place": place, "reason": str(error)})
-                    failed[place] = str(error)
-        return {place: count for place, count in rows.items() if count}, failed
 
     def _grants(self, moments: Mapping[bytes, int]) -> dict[str, int]:
         if self._consent is None or not moments or not (gone := self._consent.forget(moments)):
@@ -155,10 +138,10 @@ class Subjects:
     def _told(self, rows: Mapping[str, int], failed: Mapping[str, str], of: Mapping[str, Any]) -> dict[str, Any]:
         """Write the receipt of a removal."""
         document = {
-            "what": REMOVED, **of, "at": _iso(_now_us()), "run": self._places.run_dir.name, "rows": dict(rows), "found": bool(rows),
+            "what": REMOVED, **of, "at": iso(now_us()), "run": self._places.run_dir.name, "rows": dict(rows), "found": bool(rows),
             "not_removed_from": dict(failed),
             "still_learned_from": self._influenced() if rows else [],
-            "retrain_by": _iso(_now_us() + round(self._retrain_days * DAY_US)) if rows else None,
+            "retrain_by": iso(now_us() + round(self._retrain_days * DAY_US)) if rows else None,
         }  # fmt: skip
         written = write_receipt(self._places.receipts, document)
         return {**document, **written._asdict()}
@@ -170,6 +153,31 @@ class Subjects:
         return bundles + [name for name in ("model", "checkpoints", "tensorboard", "export/queries.npy") if (run / name).exists()]
 
 
+class Removed(NamedTuple):
+    """Rows removed by place, and why by place where none could be."""
+
+    rows: dict[str, int]
+    failed: dict[str, str]
+
+
+def cut_everywhere(places: Places, cut: Cut, keys: UserKeys, prepared: bool = True) -> Removed:
+    """Take rows out of all places; of prepared data too, unless told otherwise."""
+    work: list[tuple[str, Callable[[], int]]] = []
+    rows, failed, folder = {}, {}, places.prepared()
+    with only_one(places.state_dir, wait=True):  # no log moves on to another file meanwhile
+        work += [(places.name(path), partial(cut_database, path, cut)) for path in places.databases()]
+        work += [(places.name(path), partial(cut_table, path, cut, keys)) for path in places.tables()]
+        if prepared and folder is not None:
+            work.append((PREPARED, partial(remove_users, folder, cut.moments)))
+        for place, removed in work:
+            try:
+                rows[place] = removed()
+            except DataError as error:
+                log.error("rows of users cannot be removed", extra={"place": place, "reason": str(error)})
+                failed[place] = str(error)
+    return Removed({place: count for place, count in rows.items() if count}, failed)
+
+
 def verify(path: Path) -> dict[str, Any]:
     """Read a whole chain: how many receipts it has, and the last hash. Raises DataError naming the line that was changed."""
     receipts = Receipts(path)
@@ -177,9 +185,9 @@ def verify(path: Path) -> dict[str, Any]:
     return {"receipts": receipts.count, "last_hash": receipts.last, "forgotten": sum(len(line.get("marks", ())) for line in found)}
 
 
-def _now_us() -> int:
+def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def _iso(moment: int) -> str:
+def iso(moment: int) -> str:
     return (datetime.fromtimestamp(0, UTC) + timedelta(microseconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ")

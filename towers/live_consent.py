@@ -21,9 +21,10 @@ from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys, mark
 
 LIVE_CONSENT = "consent.parquet"
 """Its name in the service's state_dir."""
+MARK = "mark"
 SCHEMA = pa.schema(
     [
-        pa.field("mark", pa.binary(KEY_BYTES), nullable=False),
+        pa.field(MARK, pa.binary(KEY_BYTES), nullable=False),
         pa.field(PURPOSE, pa.string(), nullable=False),
         pa.field(GRANTED, pa.bool_(), nullable=False),
         pa.field(TIMESTAMP, pa.timestamp("us", "UTC"), nullable=False),

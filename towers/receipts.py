@@ -6,6 +6,8 @@ elsewhere (every receipt is answered with it).
 
 A receipt knows a person by a mark of the user key (`towers.identity.mark`), and what happened up to its moment is forgotten: it is dropped
 wherever it turns up again, from a backup or in the log of the next `towers prepare`. What happens later counts anew.
+
+Where the secret of the user keys was exchanged, a receipt tells from which to which, and the marks of forgotten people under the new one.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from towers.identity import KEY_BYTES, key_file, mark
 
 BEGINNING = "0" * 64
 """The hash before the first line."""
-FORGET, REMOVED = "forget", "removed"
+FORGET, REMOVED, REKEYED = "forget", "removed", "rekeyed"
 _FIRST, _THEN = b'{"hash":"', b'",'
 
 
@@ -101,7 +103,9 @@ class Erasures:
     """
 
     def __init__(self, receipts: Receipts, secret: bytes | None = None) -> None:
-        self._receipts, self._secret = receipts, secret
+        self._receipts, self._secret = receipts, None if secret is None else secret.decode()
+        self._under: dict[str, dict[bytes, int]] = {}
+        self._replaced_by: dict[str, str] = {}
         self._moment_of: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -112,18 +116,46 @@ class Erasures:
 
         Raises:
             DataError: the chain was changed.
-            ConfigError: it is of another secret, so that nobody in it would be known again.
+            ConfigError: it is of another secret, so that nobody in it would be known again, or this one was exchanged.
         """
-        fresh = [receipt for receipt in self._receipts.fresh() if receipt["what"] == FORGET]
+        fresh = [receipt for receipt in self._receipts.fresh() if receipt["what"] in (FORGET, REKEYED)]
         for receipt in fresh:
-            if self._secret is not None and receipt["secret"] != self._secret.decode():
+            secret = receipt.get("secret", "")
+            told = receipt["forgotten"] if receipt["what"] == REKEYED else dict.fromkeys(receipt["marks"], receipt["moment"])
+            known = self._under.setdefault(secret, {})
+            for of, moment in told.items():
+                known[bytes.fromhex(of)] = max(int(moment), known.get(bytes.fromhex(of), NO_TIME))
+            if receipt["what"] == REKEYED:
+                self._replaced_by[receipt["from"]] = secret
+                self._replaced_by.pop(secret, None)  # a secret that came back
+        self._check()
+        self._moment_of = {of: moment for secret, known in self._under.items() if self._counts(secret) for of, moment in known.items()}
+        return bool(fresh)
+
+    def _counts(self, secret: str) -> bool:
+        return self._secret in (None, secret)
+
+    def _check(self) -> None:
+        if self._secret in self._replaced_by:
+            raise ConfigError(
+                f"{self._receipts.path}: this user-key secret was exchanged for another. Point serving.key_file, identity.key_file or"
+                " $TOWERS_KEY_FILE at the new one; data still under this one: `towers subject action=rekey`"
+            )
+        for secret in self._under if self._secret is not None else ():
+            last = secret
+            while last in self._replaced_by:
+                last = self._replaced_by[last]
+            if last != self._secret:
                 raise ConfigError(
                     f"{self._receipts.path}: people in it were forgotten under another user-key secret, so none would be known again."
-                    " Restore that secret (serving.key_file, identity.key_file, $TOWERS_KEY_FILE), or name receipts of the new one"
-                    " (serving.receipts, identity.receipts) once no data keyed with the old one are left"
+                    " Restore that secret (serving.key_file, identity.key_file, $TOWERS_KEY_FILE), exchange it for this one"
+                    " (`towers subject action=rekey`), or name receipts of the new one (serving.receipts, identity.receipts) once no data"
+                    " keyed with the old one are left"
                 )
-            self._moment_of |= dict.fromkeys(map(bytes.fromhex, receipt["marks"]), int(receipt["moment"]))
-        return bool(fresh)
+
+    def under(self, secret: bytes) -> Mapping[bytes, int]:
+        """The same as `marks`, of those known under one secret."""
+        return self._under.get(secret.decode(), {})
 
     def moment(self, user_key: bytes) -> int | None:
         """What a user did up to this moment (microseconds UTC) is forgotten; None = nothing is."""
@@ -135,11 +167,19 @@ class Erasures:
 
     def moments(self, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The same for many: keys uint8 [n, 16] to int64 [n], NO_TIME where nothing is forgotten."""
-        if not self._moment_of:
-            return np.full(len(keys_n), NO_TIME, np.int64)
-        joined = np.ascontiguousarray(keys_n, np.uint8).tobytes()
-        found = [self._moment_of.get(mark(joined[at : at + KEY_BYTES]), NO_TIME) for at in range(0, len(joined), KEY_BYTES)]
-        return np.array(found, np.int64)
+        return _moments(self._moment_of, keys_n)
+
+    def moments_under(self, secret: bytes, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The same of those known under one secret alone, whose fingerprint it is."""
+        return _moments(self.under(secret), keys_n)
+
+
+def _moments(moment_of: Mapping[bytes, int], keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+    if not moment_of:
+        return np.full(len(keys_n), NO_TIME, np.int64)
+    joined = np.ascontiguousarray(keys_n, np.uint8).tobytes()
+    found = [moment_of.get(mark(joined[at : at + KEY_BYTES]), NO_TIME) for at in range(0, len(joined), KEY_BYTES)]
+    return np.array(found, np.int64)
 
 
 def _hash(before: str, rest: bytes) -> str:

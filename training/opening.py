@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from towers.errors import ConfigError
+from towers.rekeying import refuse_unfinished
 from training.config import TrainingConfig
 from training.data_config import schema_of
 from training.interactions import Interactions
@@ -17,8 +18,9 @@ def open_prepared(config: TrainingConfig) -> Interactions:
 
     Raises:
         DataError: there is none, or it is damaged.
-        ConfigError: it was prepared with another `data` or `split`.
+        ConfigError: it was prepared with another `data` or `split`, or its user keys are being exchanged.
     """
+    refuse_unfinished(Path(config.run_dir))
     folder = Path(config.run_dir) / PREPARED
     data = Interactions.open(folder)
     was = data.facts.get("data", {})

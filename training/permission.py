@@ -15,6 +15,7 @@ from towers.errors import DataError
 from towers.identity import UserKeys
 from towers.live_consent import LIVE_CONSENT, LiveConsent
 from towers.receipts import Erasures, Receipts, receipts_file
+from towers.rekeying import refuse_unfinished
 from training.config import TrainingConfig
 
 DAY_US = 86_400_000_000
@@ -46,8 +47,10 @@ class Permission:
 
         Raises:
             DataError: the consent table, the decisions told to a service or the receipts cannot be used.
-            ConfigError: the secret of the user keys cannot be read, or is another than these were made with.
+            ConfigError: the secret of the user keys cannot be read, or is another than these were made with, or is being
+                exchanged.
         """
+        refuse_unfinished(Path(config.run_dir))
         now, consent, live, digest = time.time_ns() // 1000, None, None, ""
         told = _told_to_a_service(config)
         receipts = Receipts(receipts_file(config.identity.receipts, config.identity.key_file))
