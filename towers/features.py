@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from towers.bags import FixedBags, bag_mean, fixed_bags, rows_mean
-from towers.columns import PAD_ROW
+from towers.columns import MISSING_ROW
 from towers.model_config import InputSpec
 
 MEANS, BY_VALUE = ".means", ".by_value"
@@ -129,6 +129,18 @@ def _embedding(tables: nn.ModuleDict, spec: InputSpec) -> nn.Embedding:
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"table {spec.table}: expected nn.Embedding, got {type(table).__name__}")
     return table
+
+
+def missing_value(spec: InputSpec, like: Tensor) -> Tensor:
+    """What preprocessing gives for a missing value of this input, shaped like `like`."""
+    missing = torch.zeros_like(like)
+    if spec.kind == "numeric":
+        missing[..., 1] = 1.0
+    elif spec.kind in ("multi_categorical", "preferences"):
+        missing[..., 0] = MISSING_ROW
+    elif spec.kind in ("id", "categorical", "time"):
+        missing.fill_(MISSING_ROW)
+    return missing
 
 
 def _key(name: str) -> str:

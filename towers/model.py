@@ -22,7 +22,7 @@ from towers.batch import HISTORY_INPUTS, HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
-from towers.features import BY_VALUE, MEANS, FeatureSum, embedding, linear, small_tables
+from towers.features import BY_VALUE, MEANS, FeatureSum, embedding, linear, missing_value, small_tables
 from towers.lookups import (
     HISTORY_MASK,
     HISTORY_ROWS,
@@ -65,6 +65,9 @@ class TwoTower(nn.Module):
         ConfigError: names the knob of a shape that cannot be built.
     """
 
+    pools_rows = True
+    """History rows lie in a table, so an encoder that pools them may read them where they lie."""
+
     def __init__(self, config: ModelConfig, inputs: Sequence[InputSpec], event_rows: int) -> None:
         super().__init__()
         config.validate()
@@ -97,11 +100,11 @@ class TwoTower(nn.Module):
     def user(self, batch: Mapping[str, Tensor]) -> UserOutput:
         """Vectors of users given by their newest L events, features and context."""
         batch = self._hide(batch) if self.training else batch
-        if not self.history.pools:
-            return self.user_core(self._gather(batch, self.plan.user))
+        if not (self.history.pools and self.pools_rows):
+            return self.user_core(self.gather(batch, self.plan.user))
         # No row of a long history has to lie in memory: 500 users of up to 800 events in 640 dimensions would be a gigabyte.
         item_BL = batch[HISTORY_ITEM]
-        gathered = self._gather(batch, (entry for entry in self.plan.user if entry.name not in (HISTORY_ROWS, SPECTRAL_HISTORY_ROWS)))
+        gathered = self.gather(batch, (entry for entry in self.plan.user if entry.name not in (HISTORY_ROWS, SPECTRAL_HISTORY_ROWS)))
         table = _table(self.tables, self.plan.history_table)
         history = self.history.pooled(gathered, lambda weights_BL: pool_rows(table, item_BL, weights_BL))
         if not self.spectral_tables:
@@ -148,7 +151,7 @@ class TwoTower(nn.Module):
 
     def lookup_user(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The user core's arrays: rows of large tables gathered, tokens and context hidden at random in training."""
-        return self._gather(self._hide(batch) if self.training else batch, self.plan.user)
+        return self.gather(self._hide(batch) if self.training else batch, self.plan.user)
 
     def lookup_item(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The item core's arrays; in training, item ids give way to the OOV row at random (`model.id_dropout`)."""
@@ -157,7 +160,7 @@ class TwoTower(nn.Module):
             ids_C = batch[name]
             hidden_C = _chance(ids_C.shape, self.config.id_dropout, ids_C.device)
             batch = {**batch, name: ids_C.masked_fill(hidden_C, OOV_ROW)}
-        return self._gather(batch, self.plan.item) | {name: batch[name] for name in batch if name.endswith((MEANS, BY_VALUE))}
+        return self.gather(batch, self.plan.item) | {name: batch[name] for name in batch if name.endswith((MEANS, BY_VALUE))}
 
     def fixed_items(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same item inputs, laid out to be encoded many times while the weights change."""
@@ -175,11 +178,19 @@ class TwoTower(nn.Module):
         span = math.log(HIGHEST_TEMPERATURE / LOWEST_TEMPERATURE)
         return LOWEST_TEMPERATURE * torch.exp(span * torch.sigmoid(self.temperature_logit))
 
-    def _gather(self, batch: Mapping[str, Tensor], wanted: Iterable[CoreInput]) -> dict[str, Tensor]:
+    def history_rows(self, ids: Tensor) -> Tensor:
+        """Rows of history items, int [...] -> [..., D]; zero for padding."""
+        rows: Tensor = _table(self.tables, self.plan.history_table)(ids)
+        return rows
+
+    def gather(self, batch: Mapping[str, Tensor], wanted: Iterable[CoreInput]) -> dict[str, Tensor]:
+        """The wanted arrays of a core, with the rows of large tables looked up."""
         gathered: dict[str, Tensor] = {}
         for entry in wanted:
             source = batch[entry.source]
-            if entry.table:
+            if entry.name == HISTORY_ROWS:
+                gathered[entry.name] = self.history_rows(source)
+            elif entry.table:
                 gathered[entry.name] = _table(self.tables, entry.table)(source)
             else:
                 gathered[entry.name] = (source > PAD_ROW).to(torch.float32) if entry.is_mask else source
@@ -248,18 +259,6 @@ def make_head(key: str, config: HeadConfig, dim: int) -> nn.Module:
         layers += [linear(width, hidden, std=(2 / width) ** 0.5), nn.ReLU(), nn.Dropout(config.dropout)]
         width = hidden
     return nn.Sequential(*layers, linear(width, dim))
-
-
-def missing_value(spec: InputSpec, like: Tensor) -> Tensor:
-    """What preprocessing gives for a missing value of this input, shaped like `like`."""
-    missing = torch.zeros_like(like)
-    if spec.kind == "numeric":
-        missing[..., 1] = 1.0
-    elif spec.kind in ("multi_categorical", "preferences"):
-        missing[..., 0] = MISSING_ROW
-    elif spec.kind in ("id", "categorical", "time"):
-        missing.fill_(MISSING_ROW)
-    return missing
 
 
 def _table(tables: nn.ModuleDict, name: str) -> nn.Embedding:

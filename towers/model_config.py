@@ -18,6 +18,8 @@ class HistoryConfig:
         length: most recent events kept; 0 = from the data: as many as any user has, at most 1000 (mean), or as 95 % of the users have,
             at most 100 (transformer).
         share_item_table: look history items up in the item tower's id table instead of one of their own.
+        content: a history row is its item's id row and the item's content, as the item tower sums them; for training it goes with
+            share_item_table. A trained model has these sums in a table of the history's own.
         use_event_type: events of different types weigh differently.
         signed_events: of the mean: the weight of an event type may become negative, so that what was abandoned pushes away. Still a
             weighted sum, so reasons stay exact.
@@ -34,6 +36,7 @@ class HistoryConfig:
     name: str = "mean"
     length: int = 50
     share_item_table: bool = False
+    content: bool = False
     use_event_type: bool = True
     signed_events: bool = False
     negative_push: float = 0.0

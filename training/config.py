@@ -260,6 +260,8 @@ def validate(config: TrainingConfig) -> None:
         if config.data.order == "set":
             fault = "validation chooses its weight, and trainer.evaluate_every is 0: set model.spectral.weight or trainer.evaluate_every=1"
         raise ConfigError(f"model.spectral.dim: {fault}")
+    if config.model.history.content and not config.model.history.share_item_table:
+        raise ConfigError("model.history.content: histories share the item tower's rows then. Set model.history.share_item_table=true")
     if config.trainer.sampler == "sequence" and config.model.history.name != "transformer":
         raise ConfigError("trainer.sampler: 'sequence' trains all positions of a causal encoder. Use model=transformer")
     if config.trainer.refit and config.trainer.evaluate_every == 0:

@@ -21,6 +21,7 @@ from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
 from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
+from training.history_content import build, folded
 from training.inspection import Inspector
 from training.interactions import Interactions
 from training.join import Weighed, choose_weight, join_spectral, learned_alone
@@ -91,7 +92,7 @@ def run(config: TrainingConfig) -> str:
         data = open_prepared(config)
         parts = assemble(learned_alone(config), data, device, processes)
         train(learned_alone(config), data, parts, config.trainer.resume)
-        weighed = processes.lead(lambda: choose_weight(parts.model, data, config)) if config.model.spectral.dim else None
+        weighed = processes.lead(lambda: choose_weight(folded(parts.model, data), data, config)) if config.model.spectral.dim else None
         chosen = Outcome(parts.progress, parts.targets, weighed)
         if config.trainer.refit:
             del parts  # its memory is free for the second training
@@ -129,7 +130,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
         chosen: of the training that validation judged.
     """
     run_dir, progress, weighed = Path(config.run_dir), parts.progress, chosen.weighed
-    model = parts.model
+    model = folded(parts.model, data)
     if weighed:
         model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed)
     save_model(model, run_dir / "model")
@@ -175,7 +176,7 @@ def assemble(
     digest = data_and_config_hash(config, data)
     config = fitting_length(config, np.diff(data.offsets))
     torch.manual_seed(config.seed)
-    model = TwoTower(config.model, data.preprocessor.inputs, data.preprocessor.event_rows).to(device)
+    model = build(config.model, data, device)
     model.history.mark_negative(data.preprocessor.vocabularies[EVENT_TYPE].rows(NEGATIVE_EVENT_TYPES))
     events = TrainingEvents.select(data, (TRAIN,))
     items = CandidateItems(data, events, device)

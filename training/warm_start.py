@@ -152,7 +152,8 @@ def _aligned(old: Tensor, places_V: NDArray[np.int64], trained_oov: bool) -> Ten
 def _trained_oov(name: str, config: ModelConfig) -> bool:
     table = name.split(".")[1]
     items = table == ITEM_TABLE and config.id_dropout > 0
-    histories = table == (ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE) and config.history.token_dropout > 0
+    shared = config.history.share_item_table or config.history.content
+    histories = table == (ITEM_TABLE if shared else HISTORY_TABLE) and config.history.token_dropout > 0
     return items or histories
 
 
@@ -176,6 +177,8 @@ def _check_schema(path: str, old: Schema, new: Schema) -> None:
 
 def _check_shape(path: str, old: ModelConfig, new: ModelConfig) -> None:
     theirs, ours = _flat(old), _flat(new)
+    if old.history.content and new.history.content:  # a trained model has the sums of both in a table that is made anew
+        theirs["history.share_item_table"] = new.history.share_item_table
     _refuse(
         path,
         "model",

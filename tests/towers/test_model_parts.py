@@ -2,7 +2,7 @@
 
 import torch
 
-from towers.model import missing_value
+from towers.features import missing_value
 from towers.model_config import InputSpec
 
 
