@@ -101,7 +101,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     tables = {s.table: s.rows for s in (*user_specs, *item_specs) if s.kind == "id"}
     history_table = ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE
     tables[history_table] = tables[ITEM_TABLE]
-    width = config.spectral.dim
+    width = config.spectral_width
     spectral = (SPECTRAL_ITEM, SPECTRAL_HISTORY) if width else ()
     tables |= dict.fromkeys(spectral, tables[ITEM_TABLE])
     reads_event = config.history.use_event_type and event_rows > FIRST_ROW + 1  # one real event type tells nothing

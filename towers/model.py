@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -90,6 +91,8 @@ class TwoTower(nn.Module):
         self.item_features = FeatureSum(self.plan.item_specs, self.plan.tables, config.dim)
         self.user_head = make_head("user_head", config.user_head, config.dim)
         self.item_head = make_head("item_head", config.item_head, config.dim)
+        narrow = torch.zeros(config.dim, config.width) if config.spectral.narrow_to else None
+        self.item_map_DK = None if narrow is None else nn.Parameter(narrow, requires_grad=False)
         self.temperature_logit = nn.Parameter(_temperature_logit(config.temperature)) if config.learn_temperature else None
 
     @property
@@ -139,7 +142,11 @@ class TwoTower(nn.Module):
         features = reduce(torch.add, each) if each else self.user_features(gathered, self.small_tables)
         vector_BD = self._finish(history.vector_BD, features, self.user_head)
         if spectral_BK is not None:
-            vector_BD = torch.cat([vector_BD, self.config.spectral.weight * spectral_BK], dim=-1)
+            weighted_BK = self.config.spectral.weight * spectral_BK
+            if self.item_map_DK is None:
+                vector_BD = torch.cat([vector_BD, weighted_BK], dim=-1)
+            else:
+                vector_BD = F.pad(vector_BD, (0, self.config.width - self.config.dim)) + weighted_BK
         others = (history.absent_BD, *each) if parts and history.absent_BD is not None else ()
         return UserOutput(vector_BD.unsqueeze(1), history.weights_BL, others)
 
@@ -147,7 +154,10 @@ class TwoTower(nn.Module):
         """From gathered rows (see `plan.item`) to vectors, [C, D]."""
         features = self.item_features(gathered, self.small_tables)
         vector_CD = self._finish(features, None, self.item_head)
-        return torch.cat([vector_CD, gathered[SPECTRAL_ITEM_ROWS]], dim=-1) if self.spectral_tables else vector_CD
+        if not self.spectral_tables:
+            return vector_CD
+        spectral_CK = gathered[SPECTRAL_ITEM_ROWS]
+        return torch.cat([vector_CD, spectral_CK], dim=-1) if self.item_map_DK is None else vector_CD @ self.item_map_DK + spectral_CK
 
     def lookup_user(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The user core's arrays: rows of large tables gathered, tokens and context hidden at random in training."""

@@ -57,10 +57,14 @@ class SpectralConfig:
     Attributes:
         dim: dimensions it adds to model.dim; 0 = no such part. For data without order: every event of a history counts alike.
         weight: of its scores against those of the learned part; 0 = chosen on validation.
+        narrow_to: numbers of a whole vector, at least model.dim; 0 = as many as both parts have. With less, both are joined at full width
+            and then projected so that the scores of training users change least (training/narrow.py): `[user, zeros] + weight x sum of
+            history rows`, times `item map of the item + item row`. The rows have as many numbers then.
     """
 
     dim: int = 0
     weight: float = 0.0
+    narrow_to: int = 0
 
 
 @dataclass
@@ -101,7 +105,12 @@ class ModelConfig:
     @property
     def width(self) -> int:
         """Numbers of a whole vector: the learned part's and the spectral part's."""
-        return self.dim + self.spectral.dim
+        return self.spectral.narrow_to or self.dim + self.spectral.dim
+
+    @property
+    def spectral_width(self) -> int:
+        """Numbers of a row of the spectral part; 0 without one."""
+        return self.spectral.narrow_to or self.spectral.dim
 
     @property
     def scored_by(self) -> str:
@@ -130,6 +139,11 @@ class ModelConfig:
         _at_least("model.spectral.dim", self.spectral.dim, 0)
         if not 0 <= self.spectral.weight < math.inf:
             raise ConfigError(f"model.spectral.weight: got {self.spectral.weight}, expected at least 0 (0 = chosen on validation)")
+        narrow_to, whole = self.spectral.narrow_to, self.dim + self.spectral.dim
+        if narrow_to and not (self.spectral.dim and self.dim <= narrow_to < whole):
+            raise ConfigError(
+                f"model.spectral.narrow_to: got {narrow_to}, expected at least model.dim = {self.dim} and less than both parts' {whole}"
+            )
         if self.spectral.dim and self.history.name != "mean":
             raise ConfigError("model.spectral.dim: a sum over the history goes with a mean of it. Use model.history.name=mean, or dim=0")
         for name, head in (("model.user_head", self.user_head), ("model.item_head", self.item_head)):

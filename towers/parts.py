@@ -46,7 +46,8 @@ def user_parts(
         whole_BD = parts_BSD.sum(1)
         parts_BSD /= np.sqrt(np.einsum("bd,bd->b", whole_BD, whole_BD) + 1e-12)[:, None, None]
     if config.spectral.dim:
-        spectral_BSK = np.zeros((*parts_BSD.shape[:2], config.spectral.dim), np.float32)
-        spectral_BSK[:, : history_BLD.shape[1]] = config.spectral.weight * gathered[SPECTRAL_HISTORY_ROWS]
-        parts_BSD = np.concatenate([parts_BSD, spectral_BSK], axis=2)
+        learned_BSD, first = parts_BSD, config.width - config.spectral_width  # of the spectral part's columns
+        parts_BSD = np.zeros((*learned_BSD.shape[:2], config.width), np.float32)
+        parts_BSD[..., : config.dim] = learned_BSD
+        parts_BSD[:, : history_BLD.shape[1], first:] += config.spectral.weight * gathered[SPECTRAL_HISTORY_ROWS]
     return UserParts(parts_BSD, names)

@@ -76,7 +76,8 @@ def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
     """A page for people: what the model is, what it was trained on, how good it was found."""
     config = model.config
     spectral = config.spectral
-    parts = f" ({config.dim} learned, {spectral.dim} spectral with weight {spectral.weight:g})" if spectral.dim else ""
+    narrowed = ", narrowed together" if spectral.narrow_to else ""
+    parts = f" ({config.dim} learned, {spectral.dim} spectral with weight {spectral.weight:g}{narrowed})" if spectral.dim else ""
     lines = [
         "# Model card",
         "",

@@ -19,6 +19,7 @@ from towers.model import TwoTower
 from towers.model_config import SpectralConfig
 from training.config import TrainingConfig
 from training.interactions import Interactions
+from training.narrow import Moments, narrowed
 from training.spectral import spectral_tables
 from training.tracking import say
 from training.validation import Validator
@@ -43,7 +44,7 @@ def learned_alone(config: TrainingConfig) -> TrainingConfig:
 
 
 def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int) -> TwoTower:
-    """A model of the learned towers and the spectral part of the training rows.
+    """A model of the learned towers and the spectral part of the training rows, narrowed where that is asked for.
 
     Args:
         spectral: with the weight to be used.
@@ -56,8 +57,15 @@ def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfi
             f"model.spectral.dim: {int((data.weight <= 0).sum())} events have no weight (skips or the like), and a spectral part counts"
             " every event of a history alike. Set it to 0, or prepare without those events"
         )
+    wide = _side_by_side(learned, data, spectral, seed)
+    return narrowed(wide, Moments.of(wide, data, seed), spectral.narrow_to, data) if spectral.narrow_to else wide
+
+
+def _side_by_side(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int) -> TwoTower:
     device = next(learned.parameters()).device
-    model = TwoTower(replace(learned.config, spectral=spectral), data.preprocessor.inputs, data.preprocessor.event_rows)
+    model = TwoTower(
+        replace(learned.config, spectral=replace(spectral, narrow_to=0)), data.preprocessor.inputs, data.preprocessor.event_rows
+    )
     tables = {f"tables.{name}.weight": torch.from_numpy(rows_VD) for name, rows_VD in spectral_tables(data, spectral.dim, seed).items()}
     model.load_state_dict({**learned.state_dict(), **tables})
     return model.to(device).eval()
@@ -76,12 +84,13 @@ def choose_weight(learned: TwoTower, data: Interactions, config: TrainingConfig)
     most = min(settings.max_queries or MOST_QUERIES, MOST_QUERIES)
     validate = Validator(data, replace(config, evaluate=replace(settings, max_queries=most)))
     weights = (spectral.weight,) if spectral.weight else WEIGHTS
-    model = join_spectral(learned, data, replace(spectral, weight=weights[0]), config.seed)
+    wide = _side_by_side(learned, data, replace(spectral, weight=weights[0]), config.seed)
+    moments = Moments.of(wide, data, config.seed) if spectral.narrow_to else None
     tried = {0.0: validate(learned)[monitor]}
     found: dict[float, dict[str, NDArray[np.float64]]] = {}
     for weight in weights:
-        model.config.spectral.weight = weight
-        found[weight] = validate.per_query(model)
+        wide.config.spectral.weight = weight
+        found[weight] = validate.per_query(narrowed(wide, moments, spectral.narrow_to, data) if moments else wide)
     chosen = greatest_as_good({weight: values[monitor] for weight, values in found.items()})
     means = {weight: {name: float(np.mean(values_Q)) for name, values_Q in values.items()} for weight, values in found.items()}
     tried |= {weight: metrics[monitor] for weight, metrics in means.items()}

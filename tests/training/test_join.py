@@ -18,8 +18,11 @@ from towers.runtime import TorchRuntime, load_model, to_tensors
 from training import fit, join
 from training.config import TrainerConfig, TrainingConfig, validate
 from training.interactions import Interactions, write_prepared
+from training.narrow import training_users
 from training.onnx_export import export_towers
+from training.rank_queries import encode_users
 from training.spectral import interaction_matrix, spectral_tables
+from training.validation import Validator
 from training.warm_start import warm_start
 
 WEIGHT, DIM, SPECTRAL = 0.6, 5, 4
@@ -183,3 +186,68 @@ def test_the_learned_part_never_reads_the_spectral_tables(toy_set, joined):
     }
     batch = Encoder(toy_set.preprocessor, TorchRuntime(joined), 30).user_batch(histories(toy_set, [1]))
     assert batch[HISTORY_ITEM].shape == (1, 30)
+
+
+NARROW = 7
+
+
+@pytest.fixture(scope="module")
+def narrow(toy_set, towers_apart):
+    return join.join_spectral(towers_apart, toy_set, SpectralConfig(SPECTRAL, WEIGHT, NARROW), seed=0)
+
+
+def scores_of_training_users(data, model):
+    runtime = TorchRuntime(model)
+    users = np.concatenate([encode_users(runtime, block, 30)[:, 0] for block in training_users(data, seed=0)])
+    assert len(users) == data.n_users
+    return users @ runtime.item(data.item_features).T
+
+
+def test_narrow_towers_score_as_the_best_projection_of_wide_ones(toy_set, joined, narrow):
+    wide, served = (scores_of_training_users(toy_set, model) for model in (joined, narrow))
+    left, values, right = np.linalg.svd(wide, full_matrices=False)
+    best = (left[:, :NARROW] * values[:NARROW]) @ right[:NARROW]
+    lost = np.linalg.norm(best - wide)
+    assert lost > 0.01 * np.linalg.norm(wide)
+    assert np.linalg.norm(served - wide) < 1.01 * lost
+    np.testing.assert_allclose(served, best, atol=0.02)
+
+
+def test_narrow_towers_keep_the_learned_users_and_have_narrow_tables(toy_set, towers_apart, narrow):
+    assert narrow.config.width == NARROW
+    assert narrow.table_arrays()[SPECTRAL_HISTORY].shape[1] == narrow.table_arrays()[SPECTRAL_ITEM].shape[1] == NARROW
+    encoder = Encoder(toy_set.preprocessor, TorchRuntime(narrow), 30)
+    empty = encoder.users([UserRow()]).vectors_BHD[0, 0]
+    learned = Encoder(toy_set.preprocessor, TorchRuntime(towers_apart), 30).users([UserRow()]).vectors_BHD[0, 0]
+    np.testing.assert_allclose(empty, [*learned, *[0] * (NARROW - DIM)], atol=1e-6)
+
+
+def test_parts_of_narrow_users_sum_to_their_vectors(toy_set, narrow):
+    encoder = Encoder(toy_set.preprocessor, TorchRuntime(narrow), 30)
+    encoded = encoder.runtime.user(encoder.user_batch([*histories(toy_set, range(4)), UserRow()]), parts=True)
+    np.testing.assert_allclose(encoded.parts.parts_BSD.sum(1), encoded.vectors_BHD[:, 0], atol=1e-5)
+
+
+def test_narrow_onnx_graphs_equal_torch(toy_set, narrow, tmp_path):
+    encoder = Encoder(toy_set.preprocessor, TorchRuntime(narrow), 30)
+    batch = encoder.user_batch([*histories(toy_set, range(3)), UserRow()])
+    assert export_towers(narrow, batch, toy_set.item_features, tmp_path) < 1e-5
+
+
+def test_weights_are_compared_narrow(tmp_path, toy_set):
+    write_prepared(tmp_path / "prepared", toy_set)
+    config = settings(tmp_path)
+    config.model.spectral.narrow_to = NARROW
+    fit.run(config)
+    result = json.loads((tmp_path / "train.json").read_text())
+    opened = Interactions.open(tmp_path / "prepared")
+    model = load_model(tmp_path / "model", opened.preprocessor)
+    assert model.config.spectral == SpectralConfig(SPECTRAL, result["spectral"]["weight"], NARROW)
+    validator = Validator(opened, config)
+    assert validator(model)["valid/ndcg@20"] == pytest.approx(result["valid"]["valid/ndcg@20"], abs=1e-6)
+
+
+@pytest.mark.parametrize("narrow_to", [DIM - 1, DIM + SPECTRAL, 3 * DIM])
+def test_widths_that_cannot_be_are_refused(narrow_to):
+    with pytest.raises(ConfigError, match=r"model\.spectral\.narrow_to"):
+        ModelConfig(dim=DIM, spectral=SpectralConfig(SPECTRAL, WEIGHT, narrow_to)).validate()
