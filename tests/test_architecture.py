@@ -18,6 +18,7 @@ TORCH_TIER = {
     "towers.dot_products",
     "towers.bags",
     "towers.features",
+    "towers.heads",
     "towers.encoders",
     "towers.model",
     "towers.runtime",

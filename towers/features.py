@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from towers.bags import FixedBags, bag_mean, fixed_bags, rows_mean
-from towers.columns import MISSING_ROW
+from towers.columns import MISSING_ROW, PAD_ROW
 from towers.model_config import InputSpec
 
 MEANS, BY_VALUE = ".means", ".by_value"

@@ -23,7 +23,8 @@ from towers.batch import HISTORY_INPUTS, HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
-from towers.features import BY_VALUE, MEANS, FeatureSum, embedding, linear, missing_value, small_tables
+from towers.features import BY_VALUE, MEANS, FeatureSum, embedding, missing_value, small_tables
+from towers.heads import make_head
 from towers.lookups import (
     HISTORY_MASK,
     HISTORY_ROWS,
@@ -35,7 +36,7 @@ from towers.lookups import (
     CoreInput,
     plan_towers,
 )
-from towers.model_config import HeadConfig, InputSpec, ModelConfig
+from towers.model_config import InputSpec, ModelConfig
 from towers.unit import normalise
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
@@ -248,27 +249,6 @@ class ExportCore(nn.Module):
             return (self.model.item_core(gathered),)
         vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=self.model.config.sums_user)
         return vectors_BHD, weights_BL, *others
-
-
-def make_head(key: str, config: HeadConfig, dim: int) -> nn.Module:
-    """What follows a tower's sum: `linear` (the sum is the vector) or `mlp` (ReLU layers, then dim).
-
-    Raises:
-        ConfigError: no head has that name, or a hidden layer has no width.
-    """
-    if config.name == "linear":
-        return nn.Identity()
-    if config.name != "mlp":
-        raise ConfigError(f"model.{key}.name: got {config.name!r}, expected one of linear, mlp")
-    if any(width < 1 for width in config.hidden):
-        raise ConfigError(f"model.{key}.hidden: got {list(config.hidden)}, expected widths of at least 1")
-    layers: list[nn.Module] = []
-    width = dim
-    for hidden in config.hidden:
-        # sqrt(2 / inputs) keeps the scale through ReLU (He et al. 2015)
-        layers += [linear(width, hidden, std=(2 / width) ** 0.5), nn.ReLU(), nn.Dropout(config.dropout)]
-        width = hidden
-    return nn.Sequential(*layers, linear(width, dim))
 
 
 def _table(tables: nn.ModuleDict, name: str) -> nn.Embedding:
