@@ -22,7 +22,7 @@ from towers.verbs import VERBS, conf_dir
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SERVING = ("index", "serve")
-PICTURES = {"01_quickstart": 5}
+PICTURES = {"01_quickstart": 5, "02_embeddings": 7}
 """Least number of pictures that a run must show."""
 
 

@@ -13,7 +13,15 @@ from towers.errors import DataError
 PUBLISHED = Path(__file__).with_name("published.csv")
 """Figures of others, with their sources: one row a method and dataset, found by the dataset's reader, sizes, split and masking."""
 NAMES = {"item_knn": "ItemKNN", "ease": "EASE", "als": "ALS (implicit)", "markov": "Markov chain"}
-DATASETS = {("lightgcn", 29858, 40981): "Gowalla", ("ml_1m", 6040, 3416): "MovieLens-1M", ("sequences", 22363, 12101): "Amazon Beauty"}
+DATASETS = {
+    ("lightgcn", 29858, 40981): "Gowalla",
+    ("lightgcn", 31668, 38048): "Yelp2018",
+    ("lightgcn", 52643, 91599): "Amazon-Book",
+    ("ml_1m", 6040, 3416): "MovieLens-1M",
+    ("sequences", 22363, 12101): "Amazon Beauty",
+    ("sequences", 35598, 18357): "Amazon Sports",
+    ("sequences", 19412, 11924): "Amazon Toys",
+}
 NOT_TO_BEAT = ("oracle",)
 
 

@@ -26,12 +26,18 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def finish(benchmark: str, rows: Sequence[Sequence[str]], ratios: Mapping[str, float], figures: Mapping[str, float]) -> None:
-    """Print the table and the document."""
+def finish(
+    benchmark: str,
+    rows: Sequence[Sequence[str]],
+    ratios: Mapping[str, float],
+    figures: Mapping[str, float],
+    packages: Sequence[str] = (),
+) -> None:
+    """Print the table and the document; `packages` are those whose versions matter besides the usual ones."""
     document = {
         "benchmark": benchmark,
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *packages)}},
         "ratios": {name: rounded(value) for name, value in ratios.items()},
         "figures": {name: rounded(value) for name, value in figures.items()},
     }
