@@ -85,12 +85,12 @@ class Candidate:
 
 
 def candidates_for(rows: int, dim: int, metrics: Sequence[str]) -> list[Candidate]:
-    """What tuning compares. Short codes are scanned so fast that half as many lists, twice as long, are as good and faster to choose from.
+    """What tuning compares. Short codes are scanned so fast that a third as many lists, longer ones, are as good and faster to choose from.
 
     Codes of distances need tables for every list visited, so codes are tried with the inner product alone.
     """
     many, width = lists_for(rows), Layout(dim, "inner_product", 1.0).width
-    codes = [Candidate(max(1, many // 2), f"PQ{m}x4fsr", "inner_product") for m in (width, width // 2)]
+    codes = [Candidate(max(1, many // 3), f"PQ{m}x4fsr", "inner_product") for m in (width, width // 2)]
     return [*(Candidate(many, "SQfp16", metric) for metric in metrics), *codes]
 
 

@@ -35,6 +35,11 @@ _ROW_NS, _LIST_NS, _SCORE_NS = 20.0, 500.0, (8.0, 2.5)
 core at 59k and 1M x 64, about."""
 
 
+_LIST_BY_LIST = 11
+"""FAISS' scan of short codes that visits one list after the other; what it takes by itself sorts pairs of query and list first, for one
+query too. 7 % less for a search at 59k x 64, 18 % at 1M."""
+
+
 class FaissIndex:
     """An inverted file behind exact rescoring.
 
@@ -71,6 +76,8 @@ class FaissIndex:
         self._rows = len(exact.item_ID) if among is None else among.count
         self.codes = "PQ" in factory
         native: Any = index
+        if self.codes:
+            native.implem = _LIST_BY_LIST
         # FAISS' own calls: those around them for Python check and copy for several microseconds
         self._find = native.search_c
         self._refined = Refined(index, layout, exact.item_ID)

@@ -69,7 +69,10 @@ def check_well_formed(found: SearchResult, item_ID: NDArray[np.float32], query_H
     pairs = list(zip((-found.scores).tolist(), found.rows.tolist(), strict=True))
     assert pairs == sorted(pairs)
     own = (np.atleast_2d(query_HD).astype(np.float64) @ item_ID[found.rows].astype(np.float64).T).max(0)
-    np.testing.assert_allclose(found.scores, own, rtol=1e-4, atol=1e-4)
+    longest = (
+        np.linalg.norm(np.atleast_2d(query_HD).astype(np.float64), axis=1).max() * np.linalg.norm(item_ID.astype(np.float64), axis=1).max()
+    )
+    np.testing.assert_allclose(found.scores, own, rtol=0, atol=max(1e-6, item_ID.shape[1] * 2.0**-23 * longest))
 
 
 def test_points_on_a_line_come_in_order(build: Build) -> None:

@@ -103,8 +103,8 @@ def test_what_is_tried() -> None:
     assert [(c.factory, c.metric) for c in found] == [
         ("IVF1265,SQfp16", "inner_product"),
         ("IVF1265,SQfp16", "l2_augmented"),
-        ("IVF632,PQ64x4fsr", "inner_product"),
-        ("IVF632,PQ32x4fsr", "inner_product"),
+        ("IVF421,PQ64x4fsr", "inner_product"),
+        ("IVF421,PQ32x4fsr", "inner_product"),
     ]
 
 
