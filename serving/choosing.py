@@ -1,5 +1,7 @@
 """From what a deployment and a request want of a list to what the selector is given: the dials, and the facts that they need."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,6 +43,8 @@ class Chooser:
     def __init__(self, settings: SelectorSettings, traits: Traits, catalog: AnyCatalog, schema: Schema) -> None:
         settings.validate()
         self.settings, self.blocked = settings, settings.blocked
+        told = json.dumps(sorted(set(settings.blocked))).encode()
+        self.blocked_digest = hashlib.sha256(told).hexdigest()[:16] if settings.blocked else None
         self._traits, self._catalog = traits, catalog
         self._against = frozenset(kind for kind, weight in schema.event_weights.items() if weight <= 0)
         dials = settings.dials()

@@ -99,12 +99,16 @@ def microseconds(field: str, moment: Moment) -> int:
 def _misfit(error: msgspec.ValidationError, raw: Any, kind: type[msgspec.Struct]) -> RequestError:
     """msgspec's message as field and reason; mapping keys, which msgspec leaves out, are looked up in `raw`."""
     text = str(error)
-    reason, _, path = text.partition(" - at `$")
+    reason, of_key, path = text.partition(" - at `key` in `$")
+    if not of_key:
+        reason, _, path = text.partition(" - at `$")
     field = path.rstrip("`").lstrip(".")
     unknown = re.search(r"(?:unknown|required) field `(.*)`$", reason)
     if unknown:
         field = f"{field}.{unknown[1]}".lstrip(".")
-    if "[...]" in field:
+    if of_key:
+        reason = f"a name in it does not fit: {reason}"
+    elif "[...]" in field:
         field = _keyed(field.partition("[...]")[0], raw, kind)
     return RequestError(field or "body", reason)
 

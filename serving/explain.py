@@ -169,14 +169,14 @@ class _Best:
         return cls(*flat, *by_item)
 
 
-def _items(ids: Sequence[str | None], catalog: AnyCatalog) -> list[tuple[bytes, str]]:
-    """Of items by id: JSON that points at each, and what it is called. Those that no catalogue knows have their id alone."""
+def _items(ids: Sequence[str | None], catalog: AnyCatalog) -> list[tuple[bytes, str | None]]:
+    """Of items by id: JSON that points at each, and what it is called. Those that the catalogue does not know have their id alone."""
     known = catalog.known(ids)
     pieces, called = pointers([text for text in known if text is not None])
-    found = list(zip(pieces, called, strict=True))
+    found: list[tuple[bytes, str | None]] = list(zip(pieces, called, strict=True))
     if len(found) < len(known):
         told = iter(found)
-        found = [(b'"item_id":%b' % _JSON.encode(i), str(i)) if text is None else next(told) for i, text in zip(ids, known, strict=True)]
+        found = [(b'"item_id":%b' % _JSON.encode(i), None) if text is None else next(told) for i, text in zip(ids, known, strict=True)]
     return found
 
 

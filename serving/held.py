@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 from serving.database import Database
 from serving.standing import Standing
 from serving.subjects import Places
-from towers.columns import ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
+from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
 from towers.consent import purposes_of
+from towers.errors import BundleError
 from towers.identity import UserKeys
+from towers.vocab import Vocabulary
 
 _TIMES = (TIMESTAMP, "timestamps", "now")
 
@@ -42,7 +44,7 @@ def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> di
     if prepared is not None:
         try:
             found[places.name(prepared)] = _in_prepared(prepared, key)
-        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+        except (OSError, ValueError, IndexError, BundleError, pa.ArrowException) as error:
             unread[places.name(prepared)] = str(error)
     return {
         "user_id": user_id,
@@ -80,8 +82,12 @@ def _in_prepared(folder: Path, key: bytes) -> list[dict[str, Any]]:
         return []
     start, stop = np.load(folder / "offsets.npy", mmap_mode="r")[user[0] : user[0] + 2].tolist()
     items = pq.read_table(folder / "catalog.parquet", columns=[ITEM_ID]).column(0)
-    item_n, time_n = (np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop].tolist() for name in ("item", "timestamp"))
-    rows = [_readable({ITEM_ID: items[item].as_py(), TIMESTAMP: time}) for item, time in zip(item_n, time_n, strict=True)]
+    columns = (np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop].tolist() for name in ("item", "timestamp", "event"))
+    kinds = dict(enumerate(Vocabulary.open(folder / "vocab", EVENT_TYPE).values().to_pylist(), FIRST_ROW))
+    rows = [
+        _readable({ITEM_ID: items[item].as_py(), TIMESTAMP: time, EVENT_TYPE: kinds.get(event)})
+        for item, time, event in zip(*columns, strict=True)
+    ]
     known = folder / "users.parquet"
     return rows + ([_readable(pq.read_table(known).slice(user[0], 1).to_pylist()[0])] if known.is_file() else [])
 

@@ -38,11 +38,17 @@ _PAGE_ROWS = 1000
 
 
 class Versions(NamedTuple):
-    """What made a list; `item_changes` is the generation of the last change of items that the catalogue knew."""
+    """What made a list.
+
+    Attributes:
+        item_changes: generation of the last change of items that the catalogue knew.
+        blocked: digest of the items that no list held; None = there were none.
+    """
 
     model_version: str
     index_version: str
     item_changes: int
+    blocked: str | None = None
 
 
 class Listed(NamedTuple):

@@ -94,3 +94,4 @@ class Reranked(Struct, frozen=True):
     unknown_history_items: int
     unknown_items: list[str]
     profile: str
+    shortage: str | None = None

@@ -68,12 +68,8 @@ def _microseconds(moment: datetime) -> int:
 
 
 def _moved(retriever: Retriever, row: Mapping[str, Any]) -> tuple[str, ...]:
-    now = {
-        "model_version": retriever.model_version,
-        "index_version": retriever.bundle.version,
-        "item_changes": retriever.item_changes,
-    }
-    moved = [f"{name}: {row[name]} then, {value} now" for name, value in now.items() if row[name] != value]
+    now = retriever.versions()._asdict()
+    moved = [f"{name}: {row.get(name)} then, {value} now" for name, value in now.items() if row.get(name) != value]
     if row["profile"] == USED and row[USER_KEY] is None:
         moved.append("user_key: what is stored of the person was used, and the row may not tell who it was")
     if row["profile"] == USED and not _allowed_now(retriever, row) & BITS[PERSONALIZE]:

@@ -239,6 +239,10 @@ class Retriever:
             "profile": asked.profile,
         }
 
+    def versions(self) -> Versions:
+        """What makes its lists now."""
+        return Versions(self.model_version, self.bundle.version, self.item_changes, self.chooser.blocked_digest)
+
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> EventsAdded:
         """Store what people did, as in `messages.Event`; it counts from the next list on.
 
@@ -291,5 +295,7 @@ class Retriever:
     def log(self, kind: str, request: Asker, asked: Asked, recommendation_id: str, listed: Listed, row: int = 0) -> None:
         """Note what was shown, where impressions are kept."""
         if self.outbox is not None:
-            made_by, at = Versions(self.model_version, self.bundle.version, self.item_changes), time.time_ns() // 1000
-            self.outbox.add(Shown(kind, row, recommendation_id, request, asked, made_by, listed, at, REQUEST_ID.get(), self.catalog))
+            at = time.time_ns() // 1000
+            self.outbox.add(
+                Shown(kind, row, recommendation_id, request, asked, self.versions(), listed, at, REQUEST_ID.get(), self.catalog)
+            )

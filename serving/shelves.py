@@ -82,7 +82,8 @@ def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | N
     told = retriever.told(asked)
     if known is None:
         retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, chosen, items))
-    return Reranked(**told, items=items, returned=len(items), k=policy.k, unknown_items=unknown)
+    shortage = chosen.shortage or None
+    return Reranked(**told, items=items, returned=len(items), k=policy.k, unknown_items=unknown, shortage=shortage)
 
 
 def _checked(retriever: Retriever, place: int, row: Shelf, whole: RowSet | None) -> RowSet | None:

@@ -8,6 +8,7 @@ from towers.columns import DEFAULT_EVENT_TYPE
 
 POPULAR = "because it is popular with everyone"
 NOTHING_NAMED = "because it suits what is known of you as a whole"
+GONE = "an item no longer offered"
 NAMED_EVENTS, NAMED_OTHERS = 2, 2
 LEAST_SHARE = 0.1
 """Of the events together, and of any other reason, that is named beside what carried more."""
@@ -39,9 +40,10 @@ class Wording:
     def __init__(self, phrases: Mapping[str, str]) -> None:
         self._phrases = phrases
 
-    def event(self, called: str, event_type: str | None) -> Source:
-        """Something that the person did with an item, which is called so."""
-        return Source(HISTORY, self._phrases.get(event_type or DEFAULT_EVENT_TYPE, "of {}"), [f"“{plain(called)}”"])
+    def event(self, called: str | None, event_type: str | None) -> Source:
+        """Something that the person did with an item, which is called so; None = nobody knows it any more, so it has no name to be told."""
+        name = GONE if called is None else f"“{plain(called)}”"
+        return Source(HISTORY, self._phrases.get(event_type or DEFAULT_EVENT_TYPE, "of {}"), [name])
 
     def value(self, kind: str, name: str, value: str | list[str] | None) -> Source:
         """Of the moment or the person."""

@@ -38,6 +38,7 @@ IMPRESSION_SCHEMA = pa.schema(
         _needed("model_version", pa.string()),
         _needed("index_version", pa.string()),
         _needed("item_changes", pa.int64()),  # generation of the last change of items that the catalogue knew
+        pa.field("blocked", pa.string()),  # digest of the items that the service blocked; null where it blocked none
         _needed("config_hash", pa.string()),  # of the service's settings
         _needed("k", pa.int32()),
         _needed(c.ITEM_ID, pa.list_(pa.string())),  # best first

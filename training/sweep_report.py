@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from towers.columns import CATEGORIES, IS_HIDDEN, ITEM_ID
 from towers.errors import DataError
 from towers.held_out import HELD_OUT, HeldOut
 from towers.job import write_json
-from training import bootstrap, exposure, metrics, ragged
+from training import bootstrap, catalogue_spread, exposure, metrics, ragged
 from training.config import TrainingConfig
 from training.waterfall_report import as_markdown as stage_table
 from training.waterfall_report import stage_figures
@@ -30,7 +30,17 @@ from training.waterfall_report import stage_figures
 K = 20
 """Of all but recall, which is taken of the whole lists too."""
 
+_MOST_DRAWS = 500
+"""Of figures of all lists together: each draw sorts the catalogue."""
+
 Rows = NDArray[np.int64]
+
+
+class Whole(NamedTuple):
+    """A figure of all lists together, and the same of drawn people, [draws]."""
+
+    value: float
+    draws_S: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,12 @@ class Judge:
         found[f"ild_vectors@{K}"] = exposure.ild(rows_Qk, self.unit_ID, K)
         return found
 
-    def whole(self, rows_Qk: Rows) -> dict[str, float]:
+    def whole(self, rows_Qk: Rows, user_Q: Rows, draws: int, seed: int) -> dict[str, Whole]:
         """Metrics of all lists together, by name."""
+        drawn = catalogue_spread.draw(rows_Qk, user_Q, self.shown_I, K, draws, seed)
         return {
-            f"coverage@{K}": metrics.coverage(rows_Qk, int(self.shown_I.sum()), K),
-            f"gini@{K}": exposure.gini(rows_Qk, self.shown_I, K),
+            f"coverage@{K}": Whole(metrics.coverage(rows_Qk, int(self.shown_I.sum()), K), drawn.coverage_S),
+            f"gini@{K}": Whole(exposure.gini(rows_Qk, self.shown_I, K), drawn.gini_S),
         }
 
 
@@ -99,13 +110,17 @@ def run(config: TrainingConfig) -> str:
     judge, ids = Judge.of(bundle, held), bundle.catalog().column(ITEM_ID).combine_chunks()
     _, user_Q = np.unique([key.as_py() for key in held.user_keys], return_inverse=True)
     plain: dict[str, NDArray[np.float64]] = {}
+    first: dict[str, Whole] = {}
     measured: list[dict[str, Any]] = []
     for number, policy in enumerate(told["policies"]):
         rows_Qk = _lists(lists, number, ids, told["k"])
         found = judge.per_query(rows_Qk)
         plain = plain or found
         figures = _compared(found, plain, user_Q, config.evaluate.draws, config.seed)
-        measured.append({**policy, "whole": judge.whole(rows_Qk), "means": figures})
+        whole = judge.whole(rows_Qk, user_Q, min(config.evaluate.draws, _MOST_DRAWS), config.seed)
+        first = first or whole
+        together = {name: _against(one, first[name]) for name, one in whole.items()}
+        measured.append({**policy, "whole": together, "means": figures})
     by_stage = {name: _lists(stages, number, ids, told["k"]) for number, name in enumerate(told["stages"])}
     waterfall = stage_figures(by_stage, judge.relevant, len(ids), user_Q, config.evaluate.draws, config.seed)
     document = {**told, "policies": measured, "waterfall": waterfall}
@@ -122,14 +137,14 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     names = [*first["means"], *first["whole"]]
     lines = [
         f"{document['queries']:,} {document['split']} queries, lists of {document['k']}; differences to the plain lists in % of their"
-        " value, with 95 % intervals over users where the metric is a mean over queries",
+        " value, with 95 % intervals over users",
         "",
         f"| policy | {' | '.join(names)} | us a list |",
         f"|---|{'---|' * (len(names) + 1)}",
     ]
     for policy in document["policies"]:
         cells = [_mean(policy["means"][name], policy is first) for name in first["means"]]
-        cells += [_change(policy["whole"][name], first["whole"][name], policy is first) for name in first["whole"]]
+        cells += [_mean(policy["whole"][name], policy is first) for name in first["whole"]]
         told = ", ".join(f"{name} {value:g}" for name, value in policy["policy"].get("dials", {}).items()) or "plain"
         lines.append(f"| {told} | {' | '.join(cells)} | {policy['us_per_list']:.0f} |")
     return "\n".join(lines) + "\n"
@@ -160,8 +175,15 @@ def _mean(figure: Mapping[str, Any], is_plain: bool) -> str:
     return f"{figure['value']:.4f} ({100 * figure['change']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
 
 
-def _change(value: float, plain: float, is_plain: bool) -> str:
-    return f"{value:.4f}" if is_plain else f"{value:.4f} ({100 * (value / plain - 1):+.1f})"
+def _against(one: Whole, plain: Whole) -> dict[str, Any]:
+    """Value, and the change against the plain lists as a share of their value, each with its interval; both of the same drawn people."""
+    change = one.value / plain.value - 1
+    return {
+        "value": one.value,
+        "ci95": catalogue_spread.interval(one.value, one.draws_S),
+        "change": change,
+        "change_ci95": catalogue_spread.interval(change, one.draws_S / plain.draws_S - 1),
+    }
 
 
 def _lists(table: pa.Table, number: int, ids: pa.StringArray, k: int) -> Rows:

@@ -58,6 +58,8 @@ def ids(reply: Any) -> list[str]:
         ({"caps": {"brand": 2}}, "policy.caps.brand"),
         ({"caps": {"created_at": 2}}, "policy.caps.created_at"),
         ({"caps": {"categories": 0}}, "policy.caps.categories"),
+        ({"caps": {"": 2}}, "policy.caps"),
+        ({"caps": {"x" * 300: 2}}, "policy.caps"),
         ({"seed": -1}, "policy.seed"),
         ({"novelty": 1}, "policy.novelty"),
     ],

@@ -13,7 +13,7 @@ from serving.explain import MOST_EVENTS, MOST_OTHERS, _said
 from serving.item_changes import ItemChanges
 from serving.messages import Item
 from serving.retriever import Retriever
-from serving.wording import POPULAR
+from serving.wording import GONE, POPULAR
 from towers.bundle import Bundle
 from towers.encoder import UserRow
 from towers.runtime import to_tensors
@@ -177,6 +177,8 @@ def test_titles_of_items_that_came_and_went(world: Any, tmp_path: Path) -> None:
     items = engine.retriever.recommend(history=["item-03", "item-05"], k=40, explain=True).items
     told = {(reason.item_id, reason.title) for item in items if item.explanation for reason in item.explanation.reasons}
     assert told == {("item-03", "A new name"), ("item-05", None)}
+    texts = [item.explanation.text for item in items if item.explanation]
+    assert any(GONE in text for text in texts) and not any("item-05" in text for text in texts), "the id of what is gone is no name"
     assert all(abs(total(item) - item.score) <= 1e-5 for item in items) and "fresh" in {item.item_id for item in items}
     changes.close()
 

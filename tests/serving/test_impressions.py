@@ -12,6 +12,7 @@ from serving.impressions import Outbox, chance
 from serving.item_changes import ItemChanges
 from serving.messages import Asker
 from serving.page_messages import BatchRequest, RerankRequest
+from serving.policy import SelectorSettings
 from serving.profiles import Profiles, open_histories
 from serving.recompute import recompute
 from serving.retriever import Retriever
@@ -95,6 +96,19 @@ def test_a_list_of_another_catalogue_is_said_to_be_one(logged: Retriever, tmp_pa
     again = recompute(engine.retriever, row)
     assert again.moved == ("item_changes: 1 then, 2 now",) and again.items != reply.items
     changes.close()
+
+
+def test_what_a_service_blocks_since_is_said(logged: Retriever) -> None:
+    logged.recommend(user_id="user-4", k=5)
+    logged.steer(SelectorSettings(blocked=["item-20"]))
+    logged.recommend(user_id="user-4", k=5)
+    logged.steer(SelectorSettings(blocked=["item-20", "item-21"]))
+    logged.recommend(user_id="user-4", k=5)
+    found = rows(logged)
+    told = [[why.partition(":")[0] for why in recompute(logged, row).moved] for row in found]
+    assert told == [["blocked"], ["blocked"], []] and found[0]["blocked"] is None and found[1]["blocked"] != found[2]["blocked"]
+    logged.steer(SelectorSettings())
+    assert recompute(logged, found[0]).moved == () and recompute(logged, found[2]).moved[0].endswith("None now")
 
 
 def test_a_row_has_all_that_its_schema_declares(logged: Retriever) -> None:

@@ -79,7 +79,9 @@ def test_candidates_of_a_stranger_are_ordered_by_popularity(client: httpx.Client
 
 def test_seen_candidates_stay_unless_told_otherwise(client: httpx.Client) -> None:
     body = {"history": ["item-01"], "items": ["item-01", "item-02"]}
-    assert client.post("/v1/rerank", json=body).json()["returned"] == 2
+    reply = client.post("/v1/rerank", json=body).json()
+    assert reply["returned"] == 2 and reply["shortage"] is None
+    assert client.post("/v1/rerank", json={**body, "k": 3}).json()["shortage"] == "items"
     assert ids(client.post("/v1/rerank", json={**body, "exclude_seen": True}).json()["items"]) == ["item-02"]
 
 

@@ -17,6 +17,10 @@ def event(title: str | None, share: float, kind: str | None = "watch", item_id: 
     return WORDING.event(title or item_id, kind), share
 
 
+def gone(share: float) -> Told:
+    return WORDING.event(None, "watch"), share
+
+
 def value(kind: str, name: str, told: Any, share: float) -> Told:
     return WORDING.value(kind, name, told), share
 
@@ -37,6 +41,8 @@ def value(kind: str, name: str, told: Any, share: float) -> Told:
         ([event("Dune", 0.5, None)], "because of “Dune”"),
         ([value("context", "hour", "21", 0.4), value("preference", "likes", "jazz", 0.3)], "because you like jazz, and it is 21 o'clock"),
         ([event(None, 0.5)], "because you watched “i1”"),
+        ([gone(0.4), event("Dune", 0.3)], "because you watched an item no longer offered and “Dune”"),
+        ([gone(0.4), gone(0.3)], "because you watched an item no longer offered"),
         ([event("{} {name} {0}", 0.5), event("\x1b[2J\n<b>“x”</b>", 0.5)], "because you watched “{} {name} {0}” and “[2J <b>“x”</b>”"),
         ([event("x" * 200, 0.5)], f"because you watched “{'x' * 79}…”"),
         ([value("preference", "likes", ["drama", "news", "jazz"], 0.5)], "because you like news and jazz"),

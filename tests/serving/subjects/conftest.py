@@ -22,8 +22,10 @@ from serving.rights import Rights
 from serving.rolling import Rolling
 from serving.sqlite_events import SqliteEvents
 from towers.bundle import Bundle
+from towers.columns import FIRST_ROW
 from towers.identity import UserKeys
 from towers.shards import embedding_column
+from towers.vocab import Vocabulary
 
 USER, OTHER = "user-4", "user-9"
 
@@ -100,7 +102,7 @@ def prepared(folder: Path, keys: UserKeys, users: list[str]) -> None:
     count = 3 * len(users)
     columns = {
         "offsets": np.arange(0, count + 1, 3), "user_keys": keys.keys(ordered), "item": np.arange(count, dtype=np.int32),
-        "timestamp": np.arange(count) + 1_000_000, "event": np.zeros(count, np.int32), "weight": np.ones(count, np.float32),
+        "timestamp": np.arange(count) + 1_000_000, "event": np.full(count, FIRST_ROW + 1, np.int32), "weight": np.ones(count, np.float32),
         "split": np.zeros(count, np.uint8), "context/hour": np.arange(count), "users/age": np.arange(len(users)),
         "items/item_id": np.arange(9),
     }  # fmt: skip
@@ -111,6 +113,7 @@ def prepared(folder: Path, keys: UserKeys, users: list[str]) -> None:
     pq.write_table(pa.table({"user_id": ordered}), folder / "raw_user_ids.parquet")
     pq.write_table(pa.table({"user_id": [USER, "other"], "reason": ["bad", "bad"]}), folder / "rejected.parquet")
     pq.write_table(pa.table({"item_id": [f"i{i}" for i in range(count)]}), folder / "catalog.parquet")
+    Vocabulary.fit(["like", "play"]).save(folder / "vocab", "event_type")
     (folder / "prepare.json").write_text(json.dumps({"data": {"users": len(users), "digest": "before"}}))
 
 

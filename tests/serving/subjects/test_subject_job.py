@@ -35,7 +35,9 @@ def test_what_is_held_of_a_person_can_be_read(used: Any) -> None:
     assert len(history["item_ids"]) == 5 and history["timestamps"][0].startswith("2024")
     (shown,) = found["state/impressions.db: waiting"]
     assert len(shown["row"]["item_id"]) == 20 and shown["row"]["user_key"] == used.keys.key(USER).hex()
-    assert len([row for row in found["prepared"] if "item_id" in row]) == 3 and found["prepared/rejected.parquet"][0]["reason"] == "bad"
+    assert [row["event_type"] for row in found["prepared"] if "item_id" in row] == ["play"] * 3 and found["prepared/rejected.parquet"][0][
+        "reason"
+    ] == "bad"
     assert nobody["held"] == {} and nobody["consent"]["train"] is True
 
 
