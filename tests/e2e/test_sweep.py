@@ -1,6 +1,7 @@
 """What each dial of the selector gives and costs: held-out queries from export, lists from recommend, the table from report."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,13 @@ def test_a_sweep_and_its_report(swept: Any, capsys: pytest.CaptureFixture[str]) 
     first, popularity, calibration, *_ = document["policies"]
     hits = [len(set(items[:20]) & set(answers)) / len(answers) for items, answers in zip(plain, held.relevant.to_pylist(), strict=True)]
     assert first["means"]["recall@20"]["value"] == pytest.approx(np.mean(hits))
-    assert all(0 < one["whole"]["coverage@20"] <= 1 and 0 <= one["whole"]["gini@20"] < 1 for one in (first, popularity))
+    for one, name in product((first, popularity), ("coverage@20", "gini@20")):
+        figure = one["whole"][name]
+        assert 0 < figure["value"] <= 1 and figure["ci95"][0] <= figure["value"] <= figure["ci95"][1]
+        assert figure["change"] == pytest.approx(figure["value"] / first["whole"][name]["value"] - 1)
+    assert first["whole"]["gini@20"]["change_ci95"] == [0, 0]
+    low, high = popularity["whole"]["gini@20"]["change_ci95"]
+    assert low < high
     change = calibration["means"]["c_kl@20"]
     assert change["change_ci95"][0] <= change["change"] <= change["change_ci95"][1] < 0
     assert set(first["means"]) == {"recall@20", "recall@30", "ndcg@20", "c_kl@20", "ild@20", "ild_vectors@20"}
