@@ -295,7 +295,5 @@ class Retriever:
     def log(self, kind: str, request: Asker, asked: Asked, recommendation_id: str, listed: Listed, row: int = 0) -> None:
         """Note what was shown, where impressions are kept."""
         if self.outbox is not None:
-            at = time.time_ns() // 1000
-            self.outbox.add(
-                Shown(kind, row, recommendation_id, request, asked, self.versions(), listed, at, REQUEST_ID.get(), self.catalog)
-            )
+            at, made_by = time.time_ns() // 1000, self.versions()
+            self.outbox.add(Shown(kind, row, recommendation_id, request, asked, made_by, listed, at, REQUEST_ID.get(), self.catalog))
