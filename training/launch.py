@@ -1,4 +1,10 @@
-"""`trainer.processes`: start the processes of a training run on this machine, and end all of them where one dies."""
+"""`trainer.processes`: start the processes of a training run on this machine, and end all of them where one dies.
+
+Loss and weights of N processes are those of one up to rounding (1e-5, for every loss and sampler). Three things depend on N: with
+dropout each process draws masks of its own, so runs differ as runs of two seeds do; bf16 products round sums of other parts; and hard
+negatives are mined from users of every part. Exchanges go through shared memory on the CPUs of one machine, over gloo between machines,
+and over nccl on GPUs. The first process alone validates, saves and reports; where what started them is killed, all end.
+"""
 
 import os
 import signal
