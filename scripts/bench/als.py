@@ -45,7 +45,7 @@ from training.ranking import cut_ks, make_forms
 from training.refit import with_validation
 
 FACTORS = (64, 128, 256)
-PENALTIES, CONFIDENCES = (0.1, 1.0, 10.0, 100.0), (1.0, 5.0, 20.0, 80.0)
+PENALTIES, CONFIDENCES = (1.0, 10.0, 100.0), (5.0, 20.0, 80.0, 320.0)
 POWERS, ITERATIONS = (0.0, 0.25, 0.5), (15, 30)
 
 
@@ -142,14 +142,14 @@ def search(try_: Callable[[Settings], float], sizes: Sequence[int], quick: bool)
         return max(settings, key=lambda one: tried[one])
 
     first = Settings(min(sizes), iterations=3 if quick else ITERATIONS[0])
-    penalties, confidences = (PENALTIES[1:2], CONFIDENCES[1:3]) if quick else (PENALTIES, CONFIDENCES)
+    penalties, confidences = (PENALTIES[:1], CONFIDENCES[:2]) if quick else (PENALTIES, CONFIDENCES)
     best = best_of([replace(first, penalty=p, confidence=c) for p in penalties for c in confidences])
     if quick:
         return tried
     best = best_of([replace(best, power=power) for power in POWERS])
     for size in sizes:
         near = best_of([replace(best, factors=size, penalty=best.penalty * times) for times in (0.3, 1.0, 3.0)])
-        near = best_of([near, *(replace(near, confidence=near.confidence * times) for times in (0.5, 2.0))])
+        near = best_of([near, *(replace(near, confidence=near.confidence * times) for times in (0.25, 0.5, 2.0))])
         best_of([replace(near, iterations=n) for n in ITERATIONS])
     return tried
 
