@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report import finish, say
+from trust_discovery import discovery
 from trust_reasons import reasons
 from trust_rights import rights
 from trust_selector import selector
 
-PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {"selector": selector, "reasons": reasons, "rights": rights}
+PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {
+    "selector": selector, "reasons": reasons, "rights": rights, "discovery": discovery,
+}  # fmt: skip
 """By name: from a folder for what a part makes, and whether it shall be quick, to its figures."""
 
 GOALS = {
@@ -27,6 +30,9 @@ GOALS = {
     "added_p50_ms": "<= 0.4",
     "added_p99_ms": "<= 1.0",
     "propensity_sum_error": "<= 1e-9",
+    "shown_ratio_reach_1_draw_0.02": ">= 1.5",
+    "clicks_change_reach_1_draw_0.02": ">= -0.02",
+    "draws_chi_square_p": ">= 0.01",
 }
 
 

@@ -6,7 +6,8 @@
 - deletion: a tenth of the history that the tower reads is deleted, the events that carried the first item of the list most or as many drawn
   at random, and the list is made anew among the same items (what was seen stays out). How many times as often is another item first
   (`deletion_ratio`), is the first item no longer among the first ten (`deletion_of_ten_ratio`), and how many times as far does its score
-  fall (`deletion_score_ratio`)? Near-tied items change places at every touch, so the first ratio cannot pass 1 / `displaced_random`
+  fall (`deletion_score_ratio`)? Near-tied items change places at every touch, so the first ratio cannot pass 1 / `displaced_random`;
+  `deletion_ratio_clear` is the first ratio among the half of the people whose first item leads the second by most
 - cost: the same requests with and without `explain`, in turns, from the decoded request to JSON, on a drawn world of 20,000 items
   (histories of 50 events, six context features, k = 10)
 
@@ -23,6 +24,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -73,8 +75,12 @@ def reasons(runs: Path, quick: bool) -> dict[str, float]:
         rows = histories(retriever, runs / name, 100 if quick else 1000 if name == "pooled" else 400)
         if name == "pooled":
             found["completeness_error"] = completeness(retriever, rows)
-        top, random = deletions(retriever, rows)
+        top_P3, random_P3, lead_P = deletions(retriever, rows)
+        top, random = top_P3.mean(0), random_P3.mean(0)
         least = 1 / (DRAWS * len(rows))  # where no random tenth did it, as if one had
+        clear_P = lead_P >= np.median(lead_P)
+        found[f"deletion_ratio_clear_{name}"] = float(top_P3[clear_P, 0].mean() / max(random_P3[clear_P, 0].mean(), 2 * least))
+        found[f"displaced_random_clear_{name}"] = float(random_P3[clear_P, 0].mean())
         for measure, place in (("", 0), ("_of_ten", 1), ("_score", 2)):
             found[f"deletion{measure}_ratio_{name}"] = float(top[place] / max(random[place], 1e-6 if measure == "_score" else least))
         found |= {f"displaced_top_{name}": float(top[0]), f"displaced_random_{name}": float(random[0])}
@@ -116,16 +122,30 @@ def completeness(retriever: Retriever, rows: list[tuple[UserRow, list[str]]]) ->
     return worst
 
 
-def deletions(retriever: Retriever, rows: list[tuple[UserRow, list[str]]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means over people: another item is first, the first is not among the first ten, fall of its score. Without the tenth of the history
-    that carried it most, and without a tenth at random."""
+class Deleted(NamedTuple):
+    """Of each person P: another item is first, the first is not among the first ten, fall of its score.
+
+    Attributes:
+        top_P3: without the tenth of the history that carried it most.
+        random_P3: without a tenth at random.
+        lead_P: of the first item's score over the second's, in full.
+    """
+
+    top_P3: NDArray[np.float64]
+    random_P3: NDArray[np.float64]
+    lead_P: NDArray[np.float64]
+
+
+def deletions(retriever: Retriever, rows: list[tuple[UserRow, list[str]]]) -> Deleted:
+    """What deleting does to each person's list."""
     encoder, vectors_ID, rng = retriever.encoder, retriever.stock.vectors_ID, np.random.default_rng(0)
-    top_P3, random_P3 = [], []
+    top_P3, random_P3, lead_P = [], [], []
     for number, (row, seen) in enumerate(rows):
         encoding = encoder.runtime.user(encoder.user_batch([row]), parts=True)
         scores_I = (vectors_ID @ encoding.vectors_BHD[0].T).max(1)
         scores_I[retriever.catalog.rows(seen)] = -np.inf  # whatever is deleted: else the deleted item itself would come first
         first = int(scores_I.argmax())
+        lead_P.append(float(scores_I[first] - np.partition(scores_I, -2)[-2]))
         item_1D = vectors_ID[first : first + 1]
         carried = left_out(encoder, row, [], item_1D) if encoding.parts is None else exact(encoding.parts, 0, item_1D)
         events, count = len(row.history_items), max(1, round(SHARE * len(row.history_items)))
@@ -140,7 +160,7 @@ def deletions(retriever: Retriever, rows: list[tuple[UserRow, list[str]]]) -> tu
         random_P3.append(told_V3[1:].mean(0))
         if number % 100 == 0:
             say(f"   {number} of {len(rows)} histories")
-    return np.mean(top_P3, axis=0), np.mean(random_P3, axis=0)
+    return Deleted(np.array(top_P3, float), np.array(random_P3, float), np.array(lead_P))
 
 
 def without(row: UserRow, places: NDArray[np.int64]) -> UserRow:
