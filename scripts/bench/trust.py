@@ -30,8 +30,8 @@ GOALS = {
     "added_p50_ms": "<= 0.4",
     "added_p99_ms": "<= 1.0",
     "propensity_sum_error": "<= 1e-9",
-    "shown_ratio_reach_1_draw_0.02": ">= 1.5",
-    "clicks_change_reach_1_draw_0.02": ">= -0.02",
+    "shown_ratio_reach_1": ">= 1.5",
+    "clicks_change_reach_1": ">= -0.02",
     "draws_chi_square_p": ">= 0.01",
 }
 

@@ -3,7 +3,7 @@
     python scripts/bench/trust_discovery.py [--quick]
 
 A pooled tower is trained on the log of the synthetic world (600 people, 2,000 items; `--quick`: 150 and 600) and indexed with what items
-lack to be seen (`index.reach`, two people an item). Then twelve days go by: each day every person asks the real retriever for a list of
+lack to be seen (`index.reach`, four people an item). Then twelve days go by: each day every person asks the real retriever for a list of
 ten, in the context of a drawn hour, device and channel, and takes one of the items or none: item i of list L with probability
 exp(u_i) / (exp(u_0) + sum over L of exp(u_j)), u the world's true utilities, u_0 such that the median person takes something of the ten
 best of all with probability one half. What is taken joins the history, and is not shown again.
@@ -45,9 +45,11 @@ from training.sources.synthetic_world import CHANNELS, DAY_US, DEVICES, HOURS, S
 K, ROUNDS, NEWEST, EPSILON = 10, 12, 100, 0.1
 STEERED = {
     "draw_0.02": {"temperature": 0.02}, "draw_0.04": {"temperature": 0.04}, "draw_0.08": {"temperature": 0.08},
-    "reach_0.5": {"reach": 0.5}, "reach_1": {"reach": 1.0}, "reach_1_draw_0.02": {"reach": 1.0, "temperature": 0.02},
+    "reach_0.5": {"reach": 0.5}, "reach_1": {"reach": 1.0}, "reach_1_draw_0.04": {"reach": 1.0, "temperature": 0.04},
 }  # fmt: skip
 DRAWS = 20_000
+SEED, REACHED = 1, 4
+"""The number of people that an item is to reach was chosen in the world of seed 0."""
 EVENTS = ("abandon", "view", "finish", "like")
 
 Pick = Callable[["Person", dict[str, str], int, int], list[str]]
@@ -73,7 +75,7 @@ def main() -> None:
 
 def discovery(runs: Path, quick: bool) -> dict[str, float]:
     """All figures by name."""
-    config = SyntheticConfig(users=150 if quick else 600, items=600 if quick else 2000)
+    config = SyntheticConfig(seed=SEED, users=150 if quick else 600, items=600 if quick else 2000)
     retriever = trained(runs / f"discovery-{config.users}", config)
     world = build_world(config)
     forms: dict[str, Pick] = {"greedy": steered(retriever, {}), "epsilon": epsilon(retriever, world)}
@@ -94,11 +96,11 @@ def discovery(runs: Path, quick: bool) -> dict[str, float]:
 
 def trained(run_dir: Path, config: SyntheticConfig) -> Retriever:
     """A retriever of a tower trained on the world's log; kept from call to call."""
-    sizes = [f"data.synthetic.users={config.users}", f"data.synthetic.items={config.items}", f"identity.key_file={run_dir}.key"]
+    sizes = [f"data.synthetic.{name}={getattr(config, name)}" for name in ("seed", "users", "items")] + [f"identity.key_file={run_dir}.key"]
     learned = ["data=synthetic", "model=pooled", "inspect.every=0", "export.users=false", "export.held_out_queries=20000", *sizes]
     if not (run_dir / "index.json").is_file():
         for job in ("prepare", "train", "export", "index"):
-            settings = [f"index.reach={2 / config.users}"] if job == "index" else learned
+            settings = [f"index.reach={REACHED / config.users}"] if job == "index" else learned
             subprocess.run([sys.executable, "-m", "towers", job, f"run_dir={run_dir}", *settings], check=True, capture_output=True)
     return Retriever.open(current(run_dir / "bundles"))
 
