@@ -24,7 +24,8 @@ _CURVE_TO = 0.995
 """The curve is measured up to this recall, past the floor, so that it shows what more of it would cost."""
 
 _GAIN = 0.001
-"""A rise of recall too small to visit more lists for: what is missing was lost by the codes."""
+"""A rise of recall too small to visit more lists for: what is missing was lost by the codes. Whole vectors lose nothing: their recall may
+stand still and rise again, as with raw factors, whose long items are few and near every user."""
 
 _CODE_CANDIDATES = (1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 8)
 """Items rescored for each one wanted, where lists hold short codes."""
@@ -85,7 +86,7 @@ class Judge:
 
     def sweep(self, index: FaissIndex, floor: float) -> list[CurvePoint]:
         """Settings from narrow to wide: 1, 2, 3, 4, 5, 6, 7, 8, 10, ... lists up to half of them, for each number of candidates, until
-        recall rises no further. Measured on a few queries.
+        that of codes rises no further. Measured on a few queries.
         """
         curve: list[CurvePoint] = []
         rows, steps = index.stats().rows, _steps(max(1, index.nlist // 2))
@@ -95,7 +96,8 @@ class Judge:
                 index.setting = Setting(nprobe, round(factor * self.k))
                 recall, search_us = self.recall(index, _ROUGH_QUERIES)
                 curve.append(CurvePoint(nprobe, recall, search_us, index.factory, index.layout.metric, index.setting.candidates))
-                settled = before + _GAIN > recall and nprobe * rows >= 4 * self.k * index.nlist  # fewer items, and lists are added anyway
+                full = nprobe * rows >= 4 * self.k * index.nlist  # of fewer items, lists are added anyway
+                settled = index.codes and full and before + _GAIN > recall
                 if recall >= max(floor, _CURVE_TO) or settled:
                     break
                 before = recall
