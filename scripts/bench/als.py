@@ -1,6 +1,6 @@
 """Implicit's ALS as a baseline of a run: tuned on the run's validation queries, fitted anew as the run's model is, tested once.
 
-    pip install "towers[bench]"        # implicit among others
+    pip install -e ".[bench]"          # implicit among others
     python scripts/bench/als.py runs/gowalla [--quick] [--factors 64,128,256]
 
 The run needs `towers prepare` alone. Its settings (config/prepare.yaml) say what is asked: the same queries, masks and cut-offs as in
