@@ -40,8 +40,8 @@ def run(config: ServingConfig) -> str:
     run_dir, state = Path(config.run_dir), state_dir(config)
     if not (state / OUTBOX_FILE).is_file() and not (state / IMPRESSIONS).is_dir():
         raise DataError(f"{state}: no list was shown from here. Run `towers serve` with serving.impression_days above 0, and ask it")
-    bring_up_to_now(config, state)
-    with closing(Rights.open(config, users(config.serving, run_dir)[0])) as rights:
+    with closing(Rights.open(config, users(config.serving, run_dir)[0])) as rights:  # from here on nobody exchanges the secret
+        bring_up_to_now(config, state)
         return _join(config, rights.standing, began)
 
 
