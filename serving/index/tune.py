@@ -31,6 +31,7 @@ _CODE_CANDIDATES = (1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 8)
 """Items rescored for each one wanted, where lists hold short codes."""
 
 _ROUNDS = 5
+_FAR_SLOWER = 1.25
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,10 @@ def _fastest(judge: Judge, index: FaissIndex, swept: list[CurvePoint], floor: fl
 
 
 def _narrower(one: CurvePoint, other: CurvePoint) -> bool:
-    """Whether a setting visits and rescores no more than another one: it is faster, whatever a busy machine's clock says."""
-    return one != other and one.nprobe <= other.nprobe and one.candidates <= other.candidates
+    """Whether a setting visits and rescores no more than another one: it is faster, whatever a busy machine's clock says, unless that says
+    far slower, as where so few lists hold less than is wanted and more are visited in a second pass."""
+    visits_less = one.nprobe <= other.nprobe and one.candidates <= other.candidates
+    return one != other and visits_less and one.search_us <= _FAR_SLOWER * other.search_us
 
 
 def exact_us(exact: ExactIndex, query_QD: NDArray[np.float32], k: int) -> float:
