@@ -42,15 +42,15 @@ class Objective(Protocol):
 
 
 class FullSoftmax:
-    """Every candidate item is scored for every target."""
+    """Every candidate item is scored for every target. Each of several processes encodes all items: that costs less than to exchange the
+    vectors and their gradients, and to wait for one another twice more a step."""
 
     name = "full_softmax"
 
-    def __init__(self, items: CandidateItems, half: bool, processes: Processes = ALONE) -> None:
+    def __init__(self, items: CandidateItems, half: bool) -> None:
         self.items = items
         self._half = half
-        self._processes = processes
-        self._own: dict[str, Tensor] = {}
+        self._inputs: dict[str, Tensor] = {}
 
     def parts(self) -> Mapping[str, Part]:
         return {}
@@ -58,10 +58,9 @@ class FullSoftmax:
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         targets = targets_of(model, batch, self.items)
         place_N = on_device(targets.place_N, self.items.device)
-        if not self._own:  # this process's part of the items, the same at every step
-            part = self._processes.part(len(self.items))
-            self._own = model.fixed_items({name: tensor[part] for name, tensor in self.items.inputs.items()})
-        item_KD = self._processes.join_part(model.item(self._own), len(self.items))
+        if not self._inputs:
+            self._inputs = model.fixed_items(self.items.inputs)
+        item_KD = model.item(self._inputs)
         return full_softmax(
             targets.user_BD, item_KD, place_N, targets.weight_N, model.temperature(), targets.row_N, self._half, kept(batch, self.items)
         )
@@ -114,7 +113,7 @@ def choose_objective(
     half, products = choose_half(config.precision, items.device)
     why = f"{why}; {products}"
     if config.name == "full_softmax":
-        return FullSoftmax(items, half, processes), f"loss: full_softmax over {len(items)} items with training events ({why})"
+        return FullSoftmax(items, half), f"loss: full_softmax over {len(items)} items with training events ({why})"
     drawn = f"{negatives.name} negatives" + (f", {negatives.count} drawn" if negatives.name != "in_batch" else "")
     return SampledSoftmax(items, config, negatives, half, processes), f"loss: sampled_softmax, {drawn} ({why})"
 
