@@ -2,7 +2,8 @@
 
 Same bundle, same stored histories, same index, k and recall, same exclusion of what was seen, same fields in the reply: what differs is how
 it is put together. Handlers are plain functions, which FastAPI runs in its thread pool; the tower is called eagerly; requests and replies
-are pydantic models. Nothing is made slow on purpose: one thread for torch, look-ups in dictionaries, the index memory-mapped.
+are pydantic models. Nothing is made slow on purpose: one thread for torch, what is looked up lies in dictionaries and lists, histories were
+looked up before the first request, the index is memory-mapped.
 """
 
 import argparse
@@ -11,10 +12,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
 from serving.index.stored import open_index
@@ -22,6 +22,7 @@ from serving.runtimes import open_runtime
 from serving.user_state import UserHistories
 from towers import vocab
 from towers.bundle import Bundle
+from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID
 from towers.encoder import Encoder, UserRow
 from towers.identity import UserKeys
 
@@ -56,21 +57,22 @@ def make_app(folder: Path, histories: Path, key_file: Path, now_us: int) -> Fast
     encoder = Encoder(preprocessor, open_runtime(bundle, preprocessor, "torch"), bundle.model_config().history.length)
     index, users, keys = open_index(bundle), UserHistories.open(histories), UserKeys.open(str(key_file))
     table = bundle.catalog()
-    ids = table.column("item_id").to_pylist()
-    titles, categories = table.column("title").combine_chunks(), table.column("categories").combine_chunks()
-    rows = {item: row for row, item in enumerate(ids)}
+    ids, titles, categories = (table.column(name).to_pylist() for name in ("item_id", "title", "categories"))
+    item_ids = preprocessor.vocabularies[ITEM_ID]
+    users.teach([item_ids], preprocessor.vocabularies[EVENT_TYPE])
     app = FastAPI()
 
     @app.post("/v1/recommend", response_model=Shown)
     def recommend(ask: Ask) -> Shown:
         known = users.get(keys.key(ask.user_id))
-        items, events, times = (list(known.items), list(known.events), known.timestamps) if known else ([], [], [])
-        row = UserRow(items, events, times, now_us, ask.context, dict(known.features) if known else {})
+        if known is None:
+            raise HTTPException(404, "unknown user")
+        read = item_ids.rows(known.items)
+        row = UserRow(known.items, known.events, known.timestamps, now_us, ask.context, dict(known.features), read)
         vector = encoder.users([row]).vectors_BHD[0]
-        seen = np.array([rows[item] for item in items if item in rows]) if ask.exclude_seen else None
-        found = index.search(vector, ask.k, None, seen)
+        found = index.search(vector, ask.k, None, read[read >= FIRST_ROW] - FIRST_ROW if ask.exclude_seen else None)
         shown = [
-            ShownItem(item_id=ids[row], title=titles[row].as_py(), score=score, categories=categories[row].as_py() or [])
+            ShownItem(item_id=ids[row], title=titles[row], score=score, categories=categories[row] or [])
             for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
         ]
         return Shown(recommendation_id=uuid.uuid4().hex, model_version=bundle.version, items=shown, returned=len(shown), k=ask.k)

@@ -4,12 +4,14 @@
 
 1M items x 64, the mean tower over 50 events, six context features, index tuned to recall@100 of at least 0.95, k = 100, 16
 connections. CPU is the server's (user and system, from the kernel), per request: what shares the machine disturbs it less than wall time.
-The obvious stack (obvious_server.py) answers the same requests over the same index, in turns with ours. Every answer of ours has left its
+The obvious stack (obvious_server.py) answers the same requests over the same index, in turns with ours. So does a floor (floor_server.py):
+no service, but the same tower and search with nothing around them, which tells how fast the machine was. Every answer of ours has left its
 row in the log of impressions, which is counted at the end.
 
 Stages are the server's own, from /metrics, while it answered; what is around them in a call (headers, JSON) and the web, which is what an
-answer of the same size costs without any work, are told apart. `overhead_share` is state, selection and the writing of the impression row
-in all that. `towers recommend` makes the lists of the same users for files: `loop_over_batch` is what it saves against asking for each.
+answer of the same size costs without any work, are told apart. The server tells seconds, in which others had their turn as well: its parts
+are scaled so that all of them add up to the CPU of a request. `overhead_share` is state, selection and the writing of the impression row in
+all that. `towers recommend` makes the lists of the same users for files: `loop_over_batch` is what it saves against asking for each.
 """
 
 import argparse
@@ -35,7 +37,7 @@ import psutil
 import pyarrow.dataset as ds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from clocks import cpu_rounds
+from clocks import cpu_rounds, ratio
 from load import Answered, load
 from report import finish, say
 from serving_world import NOW_US, make_run, requests
@@ -82,10 +84,10 @@ def main() -> None:
 def measure(run_dir: Path, people: int, count: int, rounds: int) -> None:
     bodies = [json.dumps(body).encode() for body in requests(5, people, count * (rounds + 1), K)]
     parts = [bodies[start : start + count] for start in range(0, len(bodies), count)]
-    seen: dict[str, list[Measured]] = {"ours": [], "obvious": []}
-    with ours(run_dir, 1) as (one, first_s), obvious(run_dir) as other:
+    seen: dict[str, list[Measured]] = {"ours": [], "floor": [], "obvious": []}
+    with ours(run_dir, 1) as (one, first_s), peer(run_dir, "floor", f"--users={people}") as least, peer(run_dir, "obvious") as other:
         for number, part in enumerate(parts):
-            for name, (process, port) in (("ours", one), ("obvious", other)):
+            for name, (process, port) in (("ours", one), ("floor", least), ("obvious", other)):
                 found = measured(process, port, part)
                 if number:  # the first round warms up
                     seen[name].append(found)
@@ -97,9 +99,10 @@ def measure(run_dir: Path, people: int, count: int, rounds: int) -> None:
         asyncio.run(load("127.0.0.1", port, "/v1/recommend", bodies, CONNECTIONS, 120))
         pss = sum(member.memory_full_info().pss for member in (process, *process.children())) / 2**20
     check_impressions(run_dir, len(bodies) + 1)
-    stages["web"] = web_us(int(statistics.median(seen["ours"][0].answered.sizes)), parts[1])
+    web = web_us(int(statistics.median(seen["ours"][0].answered.sizes)), parts[1])
     row_us, batch_us = alone_us(run_dir, bodies[:count])
-    stages["impression_row"] = row_us
+    inside = statistics.median(one.cpu_us for one in seen["ours"]) - web - row_us
+    stages = {name: value * inside / sum(stages.values()) for name, value in stages.items()} | {"web": web, "impression_row": row_us}
     figures = {
         **{f"{name}_us": value for name, value in stages.items()},
         "pss_mib": pss,
@@ -125,11 +128,13 @@ def report(seen: dict[str, list[Measured]], stages: dict[str, float], figures: d
     rows.append([f"{facts}; index recall {figures['index_recall']:.3f}", "", "", "", ""])
     request = statistics.median(cost["ours"])
     ratios = {
-        "obvious_over_ours": statistics.median(b / a for a, b in zip(cost["ours"], cost["obvious"], strict=True)),
+        "obvious_over_ours": ratio(cost["obvious"], cost["ours"]),
+        "ours_over_floor": ratio(cost["ours"], cost["floor"]),
         "overhead_share": sum(stages[name] for name in ("state", "select", "impression_row")) / sum(stages.values()),
         "loop_over_batch": request / figures["recommend_job_us"],
     }
-    whole = {"request_cpu_us": request, "obvious_cpu_us": statistics.median(cost["obvious"]), "requests_per_s": rate["ours"]}
+    whole = {"request_cpu_us": request, "requests_per_s": rate["ours"]}
+    whole |= {f"{name}_cpu_us": statistics.median(cost[name]) for name in ("floor", "obvious")}
     finish("serve", rows, ratios, {**whole, **figures})
 
 
@@ -153,10 +158,10 @@ def ours(run_dir: Path, workers: int) -> Iterator[tuple[tuple[psutil.Process, in
 
 
 @contextmanager
-def obvious(run_dir: Path) -> Iterator[tuple[psutil.Process, int]]:
+def peer(run_dir: Path, name: str, *options: str) -> Iterator[tuple[psutil.Process, int]]:
     port = free_port()
     paths = [current(run_dir / "bundles"), run_dir / "export" / "histories.parquet", run_dir / "key"]
-    command = [sys.executable, str(HERE / "obvious_server.py"), *map(str, paths), f"--port={port}", f"--now-us={NOW_US}"]
+    command = [sys.executable, str(HERE / f"{name}_server.py"), *map(str, paths), f"--port={port}", f"--now-us={NOW_US}", *options]
     with server(command, port) as (process, _):
         yield process, port
 
@@ -166,7 +171,7 @@ def server(command: list[str], port: int) -> Iterator[tuple[psutil.Process, floa
     """A process that answers on a port, and how long it took to."""
     say(" ".join(command))
     started = time.perf_counter()
-    body = json.dumps({"user_id": "u1", "k": K}).encode()
+    body = json.dumps(requests(0, 1, 1, K)[0]).encode()
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as child:
         try:
             while True:
