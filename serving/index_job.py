@@ -15,13 +15,13 @@ from serving.attributes import Attributes
 from serving.catalog_files import open_catalog, save_catalog
 from serving.config import ServingConfig, state_dir
 from serving.fold_items import folded
-from serving.index.build import build_ivf, candidates_for, choose_kind, metrics_for
+from serving.index.build import choose_kind, metrics_for
 from serving.index.exact import ExactIndex
-from serving.index.faiss_index import FaissIndex
-from serving.index.meta import FAISS_FILE, META_FILE, ROTATION_FILE, IndexMeta, vectors_sha256
+from serving.index.kinds import BUILDERS, Approximate
+from serving.index.meta import META_FILE, IndexMeta, vectors_sha256
 from serving.index.parts import build_parts, values_with_parts
 from serving.index.rowset import RowSet
-from serving.index.stored import save_index
+from serving.index.stored import save_whole
 from serving.index.tune import Judge, exact_us, tune
 from serving.item_changes import ITEMS_FILE
 from serving.reach import REACH_FILE, lacking
@@ -52,10 +52,11 @@ def run(config: ServingConfig) -> str:
     _progress("attributes for filters")
     attributes = open_attributes(core, len(exact.item_ID))
     values = values_with_parts(attributes, config.index)
-    if choose_kind(config.index.name, len(exact.item_ID), config.index.exact_up_to) == "exact":
+    kind = choose_kind(config.index.name, len(exact.item_ID), config.index.exact_up_to)
+    if kind == "exact":
         meta, index = _exact_meta(config, core, exact, query_QD), None
     else:
-        meta, index = _tuned_ivf(config, core, exact, query_QD, values)
+        meta, index = _tuned(kind, config, core, exact, query_QD, values)
     lacks_I = _reach(config, core, exact) if config.index.reach else None
     folder = _publish(run_dir, core, meta, index, attributes, lacks_I)
     report = {"bundle": str(folder), "parent": core.version, "wall_s": round(time.perf_counter() - started, 2), **meta.to_json()}
@@ -131,18 +132,16 @@ def _exact_meta(config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD
     )  # fmt: skip
 
 
-def _tuned_ivf(
-    config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32], values: Sequence[RowSet]
-) -> tuple[IndexMeta, FaissIndex]:
+def _tuned(
+    kind: str, config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32], values: Sequence[RowSet]
+) -> tuple[IndexMeta, Approximate]:
     if not len(query_QD):
         raise DataError(
             "export/queries.npy holds no held-out user vectors, so an approximate index cannot be judged. Export again from a run with"
             " validation users, or take index=exact"
         )
     judge = Judge(exact, query_QD, config.index.k)
-    rows, dim = exact.item_ID.shape
-    candidates = candidates_for(rows, dim, metrics_for(core.model_config().scored_by, exact))
-    built = [build_ivf(exact, candidate, config.seed, judge.k, _progress) for candidate in candidates]
+    built = BUILDERS[kind](exact, metrics_for(core.model_config().scored_by, exact), config.seed, judge.k, _progress)
     _progress("tuning")
     tuned = tune(judge, built, config.index.recall_floor)
     parts = build_parts(exact, values, query_QD, config.index, config.seed, _progress)
@@ -169,7 +168,7 @@ def _publish(
     run_dir: Path,
     core: Bundle,
     meta: IndexMeta,
-    index: FaissIndex | None,
+    index: Approximate | None,
     attributes: Attributes,
     lacks_I: NDArray[np.float32] | None,
 ) -> Path:
@@ -186,13 +185,7 @@ def _publish(
             files[REACH_FILE] = Path(scratch) / REACH_FILE
             np.save(Path(scratch) / REACH_FILE, lacks_I, allow_pickle=False)
         if index is not None:
-            saved = {FAISS_FILE: index, **{part.file: index.parts[part.key] for part in meta.parts}}
-            for name, one in saved.items():
-                files[name] = Path(scratch) / name
-                save_index(one, Path(scratch) / name)
-                if one.layout.rotation_WW is not None:
-                    files[ROTATION_FILE] = Path(scratch) / ROTATION_FILE
-                    np.save(Path(scratch) / ROTATION_FILE, one.layout.rotation_WW, allow_pickle=False)
+            files |= save_whole(index, meta.parts, Path(scratch))
         return publish(bundles_dir, f"{core.version}-i{number}", files, facts, parent=core)
 
 

@@ -7,7 +7,8 @@ of the interactions, norms spread widely; users are summed from their training i
 a floor and searched as opened from the bundle, exact rescoring and all. Each peer is given the fastest of its settings that reaches the
 same recall on users kept apart; then all are timed in turns on other users, in processor time. ScaNN is measured where it is installed
 (1.4.2 needs no TensorFlow for this: `pip install --no-deps --target <folder> scann==1.4.2`, the folder on PYTHONPATH); hnswlib and usearch
-are built for fewer than 100,000 items. `growth`: our cost at 1M over that at 59k, over the square root of how many times more items.
+are built for fewer than 100,000 items, and so is `hnsw`, our own index of that name, tuned at the same floor. `growth`: our cost at 1M over
+that at 59k, over the square root of how many times more items.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from vector_world import VectorWorld, gowalla_factors, indexed, two_towers
 from serving.index.exact import ExactIndex
 from serving.index.stored import open_index
 from serving.index.tune import Judge
+from towers.errors import GateError
 
 K = 100
 FLOORS = {"r95": 0.95, "r99": 0.99}
@@ -72,13 +74,14 @@ def compare(
     ratios: dict[str, float], figures: dict[str, float],
 ) -> list[tuple[str, ...]]:  # fmt: skip
     """Ours and the peers at one size and floor."""
-    index = open_index(indexed(folder, world, floor))
-    stats = index.stats()
     exact = ExactIndex(world.item_ID)
     tuning, testing = (Judge(exact, query_QD[:300], K) for query_QD in (world.tune_QD, world.test_QD))
-    forms: dict[str, tuple[str, Search]] = {
-        "towers": (f"{stats.factory} {stats.metric} {stats.nprobe}/{stats.candidates}", lambda query_D: index.search(query_D, K).rows)
-    }
+    forms = {"towers": ours(folder, world, floor, "ivf")}
+    if len(world.item_ID) < 100_000:
+        try:
+            forms["hnsw"] = ours(folder, world, floor, "hnsw")
+        except GateError as refused:
+            say(f"{name}: {refused}")
     for peer in peers:
         chosen = next(((label, search) for label, search in peer.settings if recall(tuning, exact, search) >= floor), None)
         if chosen is None:
@@ -98,6 +101,13 @@ def compare(
         elif who != "towers":
             ratios[f"{who}_over_faiss_{name}_{floor_name}"] = slower
     return shown
+
+
+def ours(folder: Path, world: VectorWorld, floor: float, kind: str) -> tuple[str, Search]:
+    """What `towers index` publishes for one kind."""
+    index = open_index(indexed(folder, world, floor, kind))
+    stats = index.stats()
+    return f"{stats.factory} {stats.metric} {stats.nprobe}/{stats.candidates}", lambda query_D: index.search(query_D, K).rows
 
 
 def recall(judge: Judge, exact: ExactIndex, search: Search) -> float:

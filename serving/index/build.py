@@ -21,17 +21,17 @@ from towers.errors import DataError
 POINTS_PER_LIST = 39
 """Least items for each list, and the number that k-means reads: FAISS' own lower bound, as good as more of them here."""
 
-_THREADS = faiss.omp_get_max_threads()
+THREADS = faiss.omp_get_max_threads()
 """What OpenMP offers at start; searching sets the calling thread's number to 1, building sets it back."""
 
 _KMEANS_ROUNDS = 4
-_BLOCK_ROWS = 65_536
+BLOCK_ROWS = 65_536
 _CODE_SAMPLE = 20_000
 _UNIT_TOLERANCE = 1e-3
 
 
 def choose_kind(name: str, rows: int, exact_up_to: int) -> str:
-    """`exact` or `ivf` for index.name and a catalogue of so many items."""
+    """One of `kinds.KINDS` for index.name and a catalogue of so many items; `auto` is `exact` or `ivf`."""
     if name != "auto":
         return name
     return "exact" if rows <= exact_up_to else "ivf"
@@ -48,8 +48,7 @@ def metrics_for(similarity: str, exact: ExactIndex) -> tuple[str, ...]:
     if similarity != "cosine":
         return ("inner_product", "l2_augmented")
     smallest = min(
-        float(np.linalg.norm(exact.item_ID[start : start + _BLOCK_ROWS], axis=1).min())
-        for start in range(0, len(exact.item_ID), _BLOCK_ROWS)
+        float(np.linalg.norm(exact.item_ID[start : start + BLOCK_ROWS], axis=1).min()) for start in range(0, len(exact.item_ID), BLOCK_ROWS)
     )
     if abs(smallest - 1) > _UNIT_TOLERANCE or abs(exact.largest_norm - 1) > _UNIT_TOLERANCE:
         raise DataError(
@@ -118,15 +117,15 @@ def build_ivf(
     rng = np.random.default_rng(seed)
     coarse = faiss.IndexFlat(layout.width, faiss.METRIC_L2)
     index = _empty(coarse, candidate, layout)
-    faiss.omp_set_num_threads(_THREADS)
+    faiss.omp_set_num_threads(THREADS)
     index.cp.niter, index.cp.seed = _KMEANS_ROUNDS, seed
     index.cp.spherical = False  # FAISS gives an inner-product index centres of unit norm, far from items of any other
     index.cp.min_points_per_centroid = 1
     sample = rng.choice(rows, min(len(rows), max(POINTS_PER_LIST * candidate.lists, _CODE_SAMPLE if codes else 0)), replace=False)
     progress(f"{candidate.factory} {candidate.metric}: k-means on {len(sample):,} vectors, then {len(rows):,} are added")
     index.train(layout.items(item_ID[np.sort(sample)]))
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
         index.add_with_ids(layout.items(item_ID[block]), block)
     if not layout.augmented:
         coarse.metric_type = faiss.METRIC_INNER_PRODUCT

@@ -19,8 +19,8 @@ class Setting:
     """How wide a search is.
 
     Attributes:
-        nprobe: lists visited.
-        candidates: items rescored exactly.
+        nprobe: lists visited; 0 where there are none.
+        candidates: items rescored exactly; efSearch of a graph.
     """
 
     nprobe: int

@@ -1,5 +1,6 @@
-"""Writing FAISS parts, and opening whichever index a bundle holds."""
+"""Writing an index, and opening whichever one a bundle holds."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.exact import ExactIndex
+from serving.index.faiss_files import read_faiss, write_faiss
 from serving.index.faiss_index import FaissIndex
 from serving.index.interface import VectorIndex
+from serving.index.kinds import FINDERS, KINDS, Approximate
 from serving.index.layout import Layout
-from serving.index.meta import FAISS_FILE, META_FILE, ROTATION_FILE, IndexMeta, Setting, read_meta
+from serving.index.meta import FAISS_FILE, META_FILE, ROTATION_FILE, IndexMeta, PartMeta, Setting, read_meta
+from serving.index.overfetch import OverfetchIndex
 from serving.index.rowset import RowSet
 from towers.bundle import Bundle
-from towers.errors import BundleError, DataError
-
-KINDS = ("exact", "ivf")
+from towers.errors import BundleError
 
 
 def open_index(bundle: Bundle) -> VectorIndex:
     """The bundle's index; the exact scan for a bundle that was exported and not indexed.
 
-    Lists of half-precision vectors are mapped, shared with other processes and read when first visited; short codes are read.
+    Graphs and lists of half-precision vectors are mapped, shared with other processes and read when first visited; short codes are read.
 
     Raises:
         BundleError: the index is damaged, belongs to other item vectors, or is of an unknown kind.
@@ -38,7 +40,6 @@ def open_index(bundle: Bundle) -> VectorIndex:
     exact = ExactIndex(bundle.item_vectors(), meta.largest_norm)
     if meta.kind == "exact":
         return exact
-    index = _read(bundle, FAISS_FILE, meta.metric, meta, meta.rows, meta.nlist)
     parts = {}
     for part in meta.parts:
         inner = _read(bundle, part.file, "inner_product", meta, part.rows, part.nlist)
@@ -47,6 +48,9 @@ def open_index(bundle: Bundle) -> VectorIndex:
             raise BundleError(f"{bundle.path(part.file)} holds rows of another catalogue; build it again: towers index")
         among, setting = RowSet(meta.rows, len(rows), rows, None), Setting(part.nprobe, part.candidates)
         parts[part.key] = FaissIndex(inner, exact, _layout(bundle, "inner_product", meta, inner), part.factory, setting, meta.k, among)
+    if meta.kind != "ivf":
+        return OverfetchIndex(FINDERS[meta.kind](bundle, meta), exact, meta.setting, meta.k, parts)
+    index = _read(bundle, FAISS_FILE, meta.metric, meta, meta.rows, meta.nlist)
     return FaissIndex(index, exact, _layout(bundle, meta.metric, meta, index), meta.factory, meta.setting, meta.k, parts=parts)
 
 
@@ -56,23 +60,35 @@ def save_index(index: FaissIndex, path: Path) -> None:
     Raises:
         DataError: the disk is full or not writable.
     """
-    try:
-        faiss.write_index(index.index, str(path))
-    except RuntimeError as error:
-        raise DataError(f"writing {path}: {str(error)[-200:]}. Free some space, then run the job again") from error
+    write_faiss(index.index, path)
+
+
+def save_whole(index: Approximate, parts: Sequence[PartMeta], folder: Path) -> dict[str, Path]:
+    """Write an index and those of its declared values; the files' names in a bundle, and where they are.
+
+    Raises:
+        DataError: the disk is full or not writable.
+    """
+    lists = {part.file: index.parts[part.key] for part in parts}
+    files: dict[str, Path] = {}
+    if isinstance(index, FaissIndex):
+        lists[FAISS_FILE] = index
+    else:
+        files |= index.finder.save(folder)
+    for name, one in lists.items():
+        files[name] = folder / name
+        save_index(one, files[name])
+        if one.layout.rotation_WW is not None:
+            files[ROTATION_FILE] = folder / ROTATION_FILE
+            np.save(files[ROTATION_FILE], one.layout.rotation_WW, allow_pickle=False)
+    return files
 
 
 def _read(bundle: Bundle, name: str, metric: str, meta: IndexMeta, rows: int, nlist: int) -> faiss.IndexIVF:
     path = bundle.path(name)
-    # Whatever a file claims, faiss allocates no vector larger than the file, or than a table of codes, which it counts and never makes,
-    # and runs no loop longer than the lists expected.
+    # Of tables of codes faiss counts the bytes and never makes them; its longest loop is over the lists.
     tables = 64 * nlist * Layout(meta.dim, metric, 1.0).width
-    faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, tables + 64))
-    faiss.set_deserialization_loop_limit(max(1, nlist))
-    try:
-        index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    except RuntimeError as error:
-        raise BundleError(f"{path} is not a readable index ({str(error)[-200:]}); build it again: towers index") from error
+    index = read_faiss(path, faiss.IO_FLAG_MMAP, tables, max(1, nlist))
     if not isinstance(index, faiss.IndexIVF):
         raise BundleError(f"{path} holds a {type(index).__name__}, expected an inverted file; build it again: towers index")
     layout = Layout(meta.dim, metric, meta.largest_norm)

@@ -7,12 +7,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.exact import ExactIndex
-from serving.index.faiss_index import FaissIndex
 from serving.index.interface import VectorIndex
 from serving.index.meta import CurvePoint, Setting
 from serving.index.rowset import RowSet
@@ -27,15 +27,29 @@ _GAIN = 0.001
 """A rise of recall too small to visit more lists for: what is missing was lost by the codes. Whole vectors lose nothing: their recall may
 stand still and rise again, as with raw factors, whose long items are few and near every user."""
 
-_CODE_CANDIDATES = (1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 8)
-"""Items rescored for each one wanted, where lists hold short codes."""
-
 _ROUNDS = 5
 _FAR_SLOWER = 1.25
 
 
+class Tunable(VectorIndex, Protocol):
+    """An index whose searches can be made wider.
+
+    Attributes:
+        setting: how wide they are.
+        nlist: lists to visit some of; 0 where there are none.
+        factors: candidates for each item wanted that are worth trying; several where what it holds of an item is not enough to rank by.
+    """
+
+    setting: Setting
+    nlist: int
+    factors: tuple[float, ...]
+
+
+_Index = TypeVar("_Index", bound=Tunable)
+
+
 @dataclass(frozen=True)
-class Tuned:
+class Tuned(Generic[_Index]):
     """The index chosen, as wide as it has to be, and what was measured on the way.
 
     Attributes:
@@ -44,7 +58,7 @@ class Tuned:
         curve: of all indexes, all settings.
     """
 
-    index: FaissIndex
+    index: _Index
     point: CurvePoint
     curve: tuple[CurvePoint, ...]
 
@@ -85,20 +99,21 @@ class Judge:
             hits += int(np.count_nonzero(scores_k >= kth))
         return hits / (self.k * len(query_QD)), round(spent / len(query_QD) * 1e6, 1)
 
-    def sweep(self, index: FaissIndex, floor: float) -> list[CurvePoint]:
+    def sweep(self, index: Tunable, floor: float) -> list[CurvePoint]:
         """Settings from narrow to wide: 1, 2, 3, 4, 5, 6, 7, 8, 10, ... lists up to half of them, for each number of candidates, until
-        that of codes rises no further. Measured on a few queries.
+        that of codes rises no further; of an index without lists, the candidates alone. Measured on a few queries.
         """
         curve: list[CurvePoint] = []
-        rows, steps = index.stats().rows, _steps(max(1, index.nlist // 2))
-        for factor in _CODE_CANDIDATES if index.codes else (1.0,):
+        stats = index.stats()
+        rows, steps = stats.rows, _steps(max(1, index.nlist // 2)) if index.nlist else [0]
+        for factor in index.factors:
             before = -1.0
             for nprobe in steps:
                 index.setting = Setting(nprobe, round(factor * self.k))
                 recall, search_us = self.recall(index, _ROUGH_QUERIES)
-                curve.append(CurvePoint(nprobe, recall, search_us, index.factory, index.layout.metric, index.setting.candidates))
+                curve.append(CurvePoint(nprobe, recall, search_us, stats.factory, stats.metric, index.setting.candidates))
                 full = nprobe * rows >= 4 * self.k * index.nlist  # of fewer items, lists are added anyway
-                settled = index.codes and full and before + _GAIN > recall
+                settled = len(index.factors) > 1 and full and before + _GAIN > recall
                 if recall >= max(floor, _CURVE_TO) or settled:
                     break
                 before = recall
@@ -109,7 +124,7 @@ class Judge:
         return curve
 
 
-def tune(judge: Judge, indexes: Sequence[FaissIndex], floor: float) -> Tuned:
+def tune(judge: Judge, indexes: Sequence[_Index], floor: float) -> Tuned[_Index]:
     """The fastest whose recall reaches the floor: the best setting of each index is timed once more, in turns, so that what else the
     machine does falls on all alike.
 
@@ -117,7 +132,7 @@ def tune(judge: Judge, indexes: Sequence[FaissIndex], floor: float) -> Tuned:
         GateError: none reaches it; says what was reached and what to turn.
     """
     curve: list[CurvePoint] = []
-    finalists: list[tuple[FaissIndex, CurvePoint]] = []
+    finalists: list[tuple[_Index, CurvePoint]] = []
     for index in indexes:
         swept = judge.sweep(index, floor)
         point = _fastest(judge, index, swept, floor)
@@ -128,8 +143,8 @@ def tune(judge: Judge, indexes: Sequence[FaissIndex], floor: float) -> Tuned:
         reached = max(curve, key=lambda point: point.recall)
         raise GateError(
             f"index.recall_floor: the best index found has recall@{judge.k} {reached.recall:.4f} ({reached.factory} at nprobe="
-            f"{reached.nprobe}, on {len(judge.query_QD)} held-out users), expected at least {floor}. Nothing was published. Lower"
-            " index.recall_floor or index.k, or take index=exact"
+            f"{reached.nprobe} and {reached.candidates} candidates, on {len(judge.query_QD)} held-out users), expected at least {floor}."
+            " Nothing was published. Lower index.recall_floor or index.k, or take index=exact"
         )
     seconds: list[list[float]] = [[] for _ in finalists]
     for _ in range(_ROUNDS if len(finalists) > 1 else 0):
@@ -139,7 +154,7 @@ def tune(judge: Judge, indexes: Sequence[FaissIndex], floor: float) -> Tuned:
     return Tuned(*finalists[best], tuple(curve))
 
 
-def _fastest(judge: Judge, index: FaissIndex, swept: list[CurvePoint], floor: float) -> CurvePoint | None:
+def _fastest(judge: Judge, index: Tunable, swept: list[CurvePoint], floor: float) -> CurvePoint | None:
     """The fastest setting that is above the floor on all queries; the index is set to it, and what was measured is noted in `swept`."""
     above = [point for point in swept if point.recall >= floor]
     while above:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from serving.index.build import Candidate, build_ivf, lists_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
+from serving.index.hnsw import build_hnsw
 from serving.index.interface import SearchResult, VectorIndex
 from serving.index.meta import Setting
+from serving.index.overfetch import OverfetchIndex
 from serving.index.rowset import RowSet
-from towers.errors import DataError, RequestError
+from towers.errors import RequestError
 
 Build = Callable[[NDArray[np.float32]], VectorIndex]
 
@@ -33,11 +35,19 @@ def codes(item_ID: NDArray[np.float32], nprobe: int = 1, tuned_k: int = 10) -> F
     return ivf(item_ID, nprobe, tuned_k=tuned_k, codec=f"PQ{width}x4fsr")
 
 
+def hnsw(item_ID: NDArray[np.float32], metric: str = "inner_product", tuned_k: int = 10, candidates: int = 20) -> OverfetchIndex:
+    index = build_hnsw(ExactIndex(item_ID), 16, 60, metric, seed=0, tuned_k=tuned_k, progress=lambda _: None)
+    index.setting = Setting(0, candidates)
+    return index
+
+
 BUILDS: dict[str, Build] = {
     "exact": ExactIndex,
     "ivf, one list": ivf,
     "ivf, augmented": lambda item_ID: ivf(item_ID, metric="l2_augmented"),
     "ivf, short codes": codes,
+    "hnsw": hnsw,
+    "hnsw, augmented": lambda item_ID: hnsw(item_ID, "l2_augmented"),
 }
 
 
@@ -193,10 +203,11 @@ def test_visiting_most_lists_finds_the_true_items() -> None:
             assert index.search(query, 10).rows.tolist() == brute_force(item_ID, query, 10)[0]
 
 
-def test_recall_holds_when_a_filter_leaves_little() -> None:
+@pytest.mark.parametrize("make", [lambda item: ivf(item, nprobe=60), lambda item: hnsw(item, candidates=60)], ids=["ivf", "hnsw"])
+def test_recall_holds_when_a_filter_leaves_little(make: Build) -> None:
     item_ID = clustered(20_000, 16, 9)
     queries = clustered(40, 16, 10)
-    index, exact = ivf(item_ID, nprobe=60, tuned_k=10), ExactIndex(item_ID)
+    index, exact = make(item_ID), ExactIndex(item_ID)
     rng = np.random.default_rng(0)
 
     def recall(allowed: RowSet | None, k: int) -> float:
@@ -209,12 +220,19 @@ def test_recall_holds_when_a_filter_leaves_little() -> None:
     assert recall(None, 100) > plain - 0.03
 
 
-@pytest.mark.parametrize("codec", ["SQfp16", "PQ16x4fsr"])
+WIDE: dict[str, Build] = {
+    "SQfp16": lambda item_ID: ivf(item_ID, nprobe=24),
+    "PQ16x4fsr": lambda item_ID: ivf(item_ID, nprobe=24, codec="PQ16x4fsr"),
+    "hnsw": lambda item_ID: hnsw(item_ID, candidates=40),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
 @pytest.mark.parametrize("near", ["anywhere", "far from the query", "half near, half far"])
-def test_recall_under_any_filter(codec: str, near: str) -> None:
+def test_recall_under_any_filter(name: str, near: str) -> None:
     """Also where it leaves out all that is near the query, so that the best of the rest lie in lists that are no use without it."""
     item_ID, queries = clustered(12_000, 16, 13), clustered(10, 16, 14)
-    index, exact = ivf(item_ID, nprobe=24, codec=codec), ExactIndex(item_ID)
+    index, exact = WIDE[name](item_ID), ExactIndex(item_ID)
     for share in (0.97, 0.8, 0.5, 0.25, 0.15, 0.05, 0.002):
         hits = 0
         for seed, query in enumerate(queries):
@@ -279,16 +297,3 @@ def test_callers_arrays_are_not_written_to(build: Build) -> None:
         array.setflags(write=False)
     for allowed in (RowSet(1000, 1000, rows, None), RowSet(1000, 1000, None, bits)):
         assert len(build(item_ID).search(query, 5, allowed, excluded).rows) == 5
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
-def test_an_empty_catalogue(shape: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match="at least one"):
-        ExactIndex(np.zeros(shape, np.float32))
-
-
-def test_item_vectors_that_are_not_numbers() -> None:
-    item_ID = clustered(50, 4, 0)
-    item_ID[37, 1] = np.nan
-    with pytest.raises(DataError, match="row 37"):
-        ExactIndex(item_ID)

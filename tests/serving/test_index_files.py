@@ -14,10 +14,12 @@ import pytest
 from serving.index.build import Candidate, build_ivf
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
+from serving.index.hnsw import build_hnsw
 from serving.index.layout import Layout
 from serving.index.meta import FAISS_FILE, META_FILE, ROTATION_FILE, CurvePoint, IndexMeta, PartMeta, Setting, vectors_sha256
+from serving.index.overfetch import OverfetchIndex
 from serving.index.rowset import RowSet
-from serving.index.stored import open_index, save_index
+from serving.index.stored import open_index, save_index, save_whole
 from towers.bundle import Bundle, publish, write_vectors
 from towers.errors import BundleError, DataError
 
@@ -39,7 +41,7 @@ def built(core: Bundle) -> FaissIndex:
     return index
 
 
-def meta_of(core: Bundle, index: FaissIndex) -> IndexMeta:
+def meta_of(core: Bundle, index: FaissIndex | OverfetchIndex) -> IndexMeta:
     stats, curve = index.stats(), (CurvePoint(12, 0.97, 30.0),)
     return IndexMeta(
         stats.kind, stats.factory, stats.metric, stats.rows, stats.dim, stats.nlist, stats.nprobe, vectors_sha256(core),
@@ -96,6 +98,54 @@ def test_parts_answer_for_their_value_alone(core: Bundle, tmp_path: Path) -> Non
         assert opened.search(query, ROWS, named).rows.tolist() == exact.search(query, ROWS, among).rows.tolist()
 
 
+@pytest.mark.parametrize("metric", ["inner_product", "l2_augmented"])
+def test_a_graph_is_mapped_and_answers_as_the_built_one(core: Bundle, tmp_path: Path, metric: str) -> None:
+    exact = ExactIndex(core.item_vectors())
+    graph = build_hnsw(exact, 8, 40, metric, 0, 10, lambda _: None)
+    graph.setting = Setting(0, 30)
+    among = RowSet.of_rows(ROWS, np.arange(5, ROWS, 3))
+    part = build_ivf(exact, Candidate(8, "PQ16x4fsr", "inner_product"), 0, 10, lambda _: None, among)
+    part.setting = Setting(8, 40)
+    graph.parts["kind/4"] = part
+    described = PartMeta("kind/4", "part-0.faiss", "IVF8,PQ16x4fsr", among.count, 8, 8, 40, 0.97)
+    meta = replace(meta_of(core, graph), parts=(described,))
+    files: dict[str, Path | bytes] = {META_FILE: json.dumps(meta.to_json()).encode(), **save_whole(graph, meta.parts, tmp_path)}
+    opened = open_index(Bundle.open(publish(tmp_path / "bundles", "v1-i1", files, {}, parent=core)))
+    assert isinstance(opened, OverfetchIndex) and opened.stats() == graph.stats()
+    assert (opened.stats().kind, opened.stats().factory, opened.stats().candidates) == ("hnsw", "HNSW8,SQfp16", 30)
+    assert str(tmp_path / "bundles" / "v1-i1" / FAISS_FILE) in Path("/proc/self/maps").read_text()
+    named = RowSet(ROWS, among.count, among.rows(), None, key="kind/4")
+    for query in np.random.default_rng(1).standard_normal((30, DIM)).astype(np.float32):
+        for allowed in (None, among, named):
+            one, other = graph.search(query, 10, allowed, np.array([5, 8])), opened.search(query, 10, allowed, np.array([5, 8]))
+            assert one.rows.tolist() == other.rows.tolist() and one.scores.tolist() == other.scores.tolist()
+            assert allowed is None or allowed.has(other.rows).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": ROWS + 1}, {"metric": "l2_augmented"}, {"factory": "HNSW16,SQfp16"}, {"kind": "ivf", "nlist": 9}], ids=str
+)
+def test_a_graph_unlike_its_description_is_refused(core: Bundle, tmp_path: Path, change: dict[str, int | str]) -> None:
+    graph = build_hnsw(ExactIndex(core.item_vectors()), 8, 40, "inner_product", 0, 10, lambda _: None)
+    graph.finder.save(tmp_path)
+    with pytest.raises(BundleError, match="build it again"):
+        open_index(sealed(core, tmp_path, replace(meta_of(core, graph), **change), tmp_path / FAISS_FILE))
+    faiss.write_index(faiss.IndexFlatIP(16), str(tmp_path / "flat"))
+    with pytest.raises(BundleError, match="expected a graph"):
+        open_index(sealed(core, tmp_path / "other", meta_of(core, graph), tmp_path / "flat"))
+
+
+def test_the_same_seed_links_the_same_graph(core: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.index.hnsw.THREADS", 1)
+    exact = ExactIndex(core.item_vectors())
+    content = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        (tmp_path / name).mkdir()
+        saved = build_hnsw(exact, 8, 40, "inner_product", seed, 10, lambda _: None).finder.save(tmp_path / name)
+        content.append(saved[FAISS_FILE].read_bytes())
+    assert content[0] == content[1] != content[2]
+
+
 def test_a_bundle_without_an_index_is_scanned(core: Bundle) -> None:
     index = open_index(core)
     assert isinstance(index, ExactIndex)
@@ -129,8 +179,8 @@ def test_an_index_of_another_kind(core: Bundle, built: FaissIndex, tmp_path: Pat
     faiss.write_index(flat, str(tmp_path / "index"))
     with pytest.raises(BundleError, match="expected an inverted file"):
         open_index(sealed(core, tmp_path, meta_of(core, built), tmp_path / "index"))
-    with pytest.raises(BundleError, match="'hnsw' index"):
-        open_index(sealed(core, tmp_path / "other", replace(meta_of(core, built), kind="hnsw"), tmp_path / "index"))
+    with pytest.raises(BundleError, match="'lsh' index"):
+        open_index(sealed(core, tmp_path / "other", replace(meta_of(core, built), kind="lsh"), tmp_path / "index"))
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"kind": "ivf"}', b"\xff"])

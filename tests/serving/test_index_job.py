@@ -18,6 +18,7 @@ from serving.attributes import ValueLists
 from serving.config import IndexConfig, ServingConfig
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
+from serving.index.overfetch import OverfetchIndex
 from serving.index.stored import open_index
 from towers.bundle import Bundle, current, publish, write_vectors
 from towers.errors import BundleError, ConfigError, DataError, GateError
@@ -78,6 +79,34 @@ def test_an_approximate_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert np.mean(found) >= 0.88
     shown = capsys.readouterr().out
     assert "recall@20" in shown and f"-> {report['factory']}" in shown and "exact" in shown and "2 declared values have an index" in shown
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_graph_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str], similarity: str) -> None:
+    config = exported(tmp_path / "run", 5000, similarity)
+    config.index.name, config.index.parts = "hnsw", ["categories"]
+    report = json.loads(Path(index_job.run(config)).read_text())
+    assert report["kind"] == "hnsw" and report["recall"] >= 0.9 and (report["nlist"], report["nprobe"]) == (0, 0)
+    assert {point["factory"] for point in report["curve"]} == {"HNSW16,SQfp16", "HNSW32,SQfp16"}
+    assert report["candidates"] in {point["candidates"] for point in report["curve"]}
+    assert {point["metric"] for point in report["curve"]} == {"inner_product", *(["l2_augmented"] if similarity == "dot" else [])}
+    assert len(report["parts"]) == 2
+    bundle = now(config)
+    assert bundle.manifest["index"]["kind"] == "hnsw"
+    index, exact = open_index(bundle), ExactIndex(bundle.item_vectors())
+    assert isinstance(index, OverfetchIndex)
+    found = [np.isin(index.search(q, 20).rows, exact.search(q, 20).rows).mean() for q in vectors(100, 1)]
+    assert np.mean(found) >= 0.88
+    assert f"-> {report['factory']}" in capsys.readouterr().out
+
+
+def test_a_graph_below_the_floor_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = exported(tmp_path / "run", 5000)
+    config.index.name, config.index.recall_floor = "hnsw", 1.0
+    monkeypatch.setattr("serving.index.hnsw.GRAPHS", ((2, 2),))
+    with pytest.raises(GateError, match="Nothing was published"):
+        index_job.run(config)
+    assert now(config).version == "v1"
 
 
 def test_an_attribute_without_values_has_no_index(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from serving.index.build import Candidate, build_ivf, candidates_for, choose_kind, lists_for, metrics_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
+from serving.index.hnsw import build_graphs, build_hnsw
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.rowset import RowSet
 from serving.index.tune import Judge, tune
@@ -98,6 +99,25 @@ def test_codes_that_lose_much_rescore_more(exact: ExactIndex, judge: Judge) -> N
     assert narrow and max(narrow) < 0.95
 
 
+def test_a_graph_is_searched_no_wider_than_the_floor_asks(exact: ExactIndex, judge: Judge) -> None:
+    tuned = tune(judge, [build_hnsw(exact, 4, 20, "inner_product", 0, judge.k, lambda _: None)], 0.95)
+    assert tuned.point.recall >= 0.95 and tuned.index.setting.candidates == tuned.point.candidates > judge.k
+    assert tuned.index.stats().nprobe == tuned.point.nprobe == 0
+    below = [point.recall for point in tuned.curve if point.candidates < tuned.point.candidates]
+    assert below and max(below) < 0.95
+    assert Judge(exact, unit(300, 16, 2), 50).recall(tuned.index)[0] > 0.93, "recall on other users of the same kind"
+    with pytest.raises(GateError, match=r"HNSW2,SQfp16 at nprobe=0 and \d+ candidates.* Nothing was published"):
+        tune(judge, [build_hnsw(exact, 2, 2, "inner_product", 0, judge.k, lambda _: None)], 1.0)
+
+
+def test_graphs_that_are_tried(exact: ExactIndex) -> None:
+    small = ExactIndex(exact.item_ID[:500])
+    found = [index.stats() for index in build_graphs(small, ("inner_product", "l2_augmented"), 0, 10, lambda _: None)]
+    assert [(stats.factory, stats.metric, stats.dim) for stats in found] == [
+        (f"HNSW{m},SQfp16", metric, 16) for metric in ("inner_product", "l2_augmented") for m in (16, 32)
+    ]
+
+
 def test_what_is_tried() -> None:
     found = candidates_for(100_000, 60, ("inner_product", "l2_augmented"))
     assert [(c.factory, c.metric) for c in found] == [
@@ -121,6 +141,7 @@ def test_kind_by_catalogue_size() -> None:
     assert [choose_kind("auto", rows, 20_000) for rows in (1, 20_000, 20_001)] == ["exact", "exact", "ivf"]
     assert choose_kind("ivf", 5, 20_000) == "ivf"
     assert choose_kind("exact", 10**6, 20_000) == "exact"
+    assert choose_kind("hnsw", 5, 20_000) == "hnsw"
 
 
 @pytest.mark.parametrize(("rows", "lists"), [(1, 1), (38, 1), (78, 2), (20_001, 512), (59_000, 972), (1_000_000, 4000)])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from serving.index.build import Candidate, build_ivf
 from serving.index.exact import ExactIndex
+from serving.index.hnsw import build_hnsw
 from serving.index.interface import VectorIndex
 from serving.index.live_index import LiveIndex, LiveRows, offset_of
 from serving.index.rowset import RowSet
@@ -32,6 +33,12 @@ def ivf(vectors_ID: NDArray[np.float32]) -> VectorIndex:
     return index
 
 
+def hnsw(vectors_ID: NDArray[np.float32]) -> VectorIndex:
+    index = build_hnsw(ExactIndex(vectors_ID), 16, 60, "inner_product", 0, 20, lambda message: None)
+    index.setting = replace(index.setting, candidates=60)
+    return index
+
+
 def by_hand(
     base: NDArray[np.float32], gone: set[int], came: NDArray[np.float32], place: NDArray[np.float64], query: NDArray[np.float32]
 ) -> list[int]:
@@ -42,7 +49,7 @@ def by_hand(
     return [row for _, _, row in sorted(rows)]
 
 
-@pytest.mark.parametrize(("make", "least"), [(exact, 1.0), (ivf, 0.95)])
+@pytest.mark.parametrize(("make", "least"), [(exact, 1.0), (ivf, 0.95), (hnsw, 0.95)])
 @pytest.mark.parametrize("turned_over", [0, 1, 600], ids=["nothing", "one item", "20 %"])
 def test_search_equals_scoring_everything(make: Callable[[NDArray[np.float32]], VectorIndex], least: float, turned_over: int) -> None:
     rng = np.random.default_rng(0)
@@ -74,7 +81,7 @@ def test_search_equals_scoring_everything(make: Callable[[NDArray[np.float32]], 
     assert np.mean(shares) >= least
 
 
-@pytest.mark.parametrize("make", [exact, ivf])
+@pytest.mark.parametrize("make", [exact, ivf, hnsw])
 def test_all_that_is_there_and_no_more(make: Callable[[NDArray[np.float32]], VectorIndex]) -> None:
     rng = np.random.default_rng(1)
     base, came, gone = unit(rng, 300), unit(rng, 5), np.arange(0, 300, 2)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from serving.index.build import Candidate, build_ivf
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
+from serving.index.hnsw import build_hnsw
 from serving.index.interface import VectorIndex
 from serving.index.live_index import LiveIndex
 from serving.index.meta import Setting
@@ -37,6 +38,12 @@ def ivf(codec: str, metric: str = "inner_product", among: RowSet | None = None) 
     return index
 
 
+def hnsw() -> VectorIndex:
+    index = build_hnsw(ExactIndex(ITEM_ID), 16, 40, "inner_product", 0, 20, lambda _: None)
+    index.setting, index.parts = Setting(0, 60), {PART.key: ivf("PQ8x4fsr", among=PART)}
+    return index
+
+
 def live(gone: int, came: int) -> VectorIndex:
     rng = np.random.default_rng(1)
     came_ND = ITEM_ID[rng.integers(0, ITEMS, came)] * np.float32(1.1)
@@ -56,6 +63,7 @@ BUILDS: dict[str, Callable[[], VectorIndex]] = {
     "ivf": lambda: ivf("SQfp16"),
     "ivf, augmented": lambda: ivf("SQfp16", "l2_augmented"),
     "ivf, short codes": lambda: ivf("PQ8x4fsr"),
+    "hnsw": hnsw,
     "live, nothing changed": lambda: live(0, 0),
     "live, items gone and come": lambda: live(300, 50),
     "a part": with_a_part,
