@@ -81,9 +81,9 @@ def _prepare(places: Places, to: KeyMap, delete_unnamed: bool) -> None:
             "forgotten": {(to.mark(of) or b"").hex(): moment for of, moment in carried.items()},
             "forgotten_unnamed": len(forgotten) - len(carried),
         }  # fmt: skip
-        replaced = [str(one.path.resolve()) for one in written]
-        users = places.state_dir / EVENTS_FILE
-        _note(places.run_dir / JOURNAL, {"replace": replaced, "remove": [str(users.with_suffix(".users").resolve())], "receipt": receipt})
+        replaced = [_noted(one.path, places.run_dir) for one in written]
+        users = (places.state_dir / EVENTS_FILE).with_suffix(".users")
+        _note(places.run_dir / JOURNAL, {"replace": replaced, "remove": [_noted(users, places.run_dir)], "receipt": receipt})
     except BaseException:
         if not (places.run_dir / JOURNAL).is_file():
             _sweep(places)
@@ -124,15 +124,17 @@ def _written(places: Places, to: KeyMap) -> Iterator[Rewritten]:
 
 def _finish(places: Places, journal: Path, told: dict[str, Any]) -> dict[str, Any]:
     """Everything into its place; each step may have been done before."""
-    for name in told["replace"]:
-        path = Path(name)
+    replaced = [places.run_dir / name for name in told["replace"]]
+    if missing := [str(path) for path in replaced if not path.exists() and not beside(path).exists()]:
+        raise DataError(f"{journal}: of the files that it names these are gone: {', '.join(missing)}. Put them back, then run it again")
+    for path in replaced:
         if beside(path).exists():
-            for log in (f"{name}-wal", f"{name}-shm"):  # of the old database, which is in the new one
+            for log in (f"{path}-wal", f"{path}-shm"):  # of the old database, which is in the new one
                 Path(log).unlink(missing_ok=True)
             os.replace(beside(path), path)
     for name in told["remove"]:
-        Path(name).unlink(missing_ok=True)
-    for folder in {Path(name).parent for name in told["replace"]}:
+        (places.run_dir / name).unlink(missing_ok=True)
+    for folder in {path.parent for path in replaced}:
         _sync(folder)
     if (folder_of := places.prepared()) is not None:
         settle_facts(folder_of)
@@ -155,10 +157,17 @@ def _refusal(missing: dict[str, int], forgotten: int) -> str:
 
 
 def _sweep(places: Places) -> None:
-    """Remove what an exchange left that died before it was decided."""
+    """Remove what an exchange left that died before it was decided: files beside those whose place they were to take, and nobody else's."""
     for root in {places.run_dir, places.state_dir, *([places.histories.parent] if places.histories else [])}:
-        for path in root.rglob(f"*{BESIDE}*"):
-            path.unlink()
+        for path in (*root.rglob(f"*{BESIDE}"), *root.rglob(f"*{BESIDE}-journal")):
+            if path.with_name(path.name[: path.name.rindex(BESIDE)]).is_file():
+                path.unlink()
+
+
+def _noted(path: Path, run_dir: Path) -> str:
+    """What the journal calls a file: one of the run goes with the run, wherever that is moved or copied to."""
+    whole, run = path.resolve(), run_dir.resolve()
+    return str(whole.relative_to(run) if whole.is_relative_to(run) else whole)
 
 
 def _note(path: Path, document: dict[str, Any]) -> None:
