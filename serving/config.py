@@ -10,7 +10,7 @@ from serving.policy import SelectorSettings
 from towers.consent import PURPOSES
 from towers.errors import ConfigError
 
-INDEXES = ("auto", "exact", "ivf", "hnsw")
+INDEXES = ("auto", "exact", "ivf", "hnsw", "scann")
 
 LARGEST_K = 1000
 """A list longer than this is a batch job's work, not a request's."""
@@ -21,8 +21,9 @@ class IndexConfig:
     """How the item index is built and when it is refused.
 
     Attributes:
-        name: auto | exact | ivf | hnsw. auto = exact up to `exact_up_to` items, ivf above. hnsw, a graph, took several times as long as ivf
-            at equal recall on 59,000 items of 64 dimensions; it may pay for vectors without clusters, where many lists must be visited.
+        name: auto | exact | ivf | hnsw | scann. auto = exact up to `exact_up_to` items, ivf above. hnsw, a graph, took 5 to 7 times as
+            long as ivf at equal recall on 59,000 items of 64 dimensions; it may pay where ivf does not reach the floor, as with vectors
+            that have no clusters. scann needs the library of that name (pip install 'towers[scann]').
         recall_floor: least share of the exact top-k the index must return on held-out user vectors.
         k: of that comparison.
         queries: held-out user vectors it is judged on.

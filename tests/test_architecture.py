@@ -33,6 +33,7 @@ DOORS = {
     "hydra": lambda m: m in ("towers.job", "training.config", "serving.config"),
     "omegaconf": lambda m: m in ("towers.job", "training.config", "training.data_config", "serving.config"),
     "faiss": lambda m: m.startswith("serving.index."),
+    "scann": lambda m: m == "serving.index.scann_index",
     "starlette": lambda m: m == "serving.app",
     "uvicorn": lambda m: m == "serving.app",
     "tensorboard": lambda m: m == "training.tracking",

@@ -7,8 +7,8 @@ of the interactions, norms spread widely; users are summed from their training i
 a floor and searched as opened from the bundle, exact rescoring and all. Each peer is given the fastest of its settings that reaches the
 same recall on users kept apart; then all are timed in turns on other users, in processor time. ScaNN is measured where it is installed
 (1.4.2 needs no TensorFlow for this: `pip install --no-deps --target <folder> scann==1.4.2`, the folder on PYTHONPATH); hnswlib and usearch
-are built for fewer than 100,000 items, and so is `hnsw`, our own index of that name, tuned at the same floor. `growth`: our cost at 1M over
-that at 59k, over the square root of how many times more items.
+are built for fewer than 100,000 items, and so are `index_hnsw` and `index_scann`, what `towers index index=hnsw`
+and `index=scann` publish. `growth`: our cost at 1M over that at 59k, over the square root of how many times more items.
 """
 
 import argparse
@@ -78,10 +78,11 @@ def compare(
     tuning, testing = (Judge(exact, query_QD[:300], K) for query_QD in (world.tune_QD, world.test_QD))
     forms = {"towers": ours(folder, world, floor, "ivf")}
     if len(world.item_ID) < 100_000:
-        try:
-            forms["hnsw"] = ours(folder, world, floor, "hnsw")
-        except GateError as refused:
-            say(f"{name}: {refused}")
+        for kind in ("hnsw", *(["scann"] if importlib.util.find_spec("scann") else [])):
+            try:
+                forms[f"index_{kind}"] = ours(folder, world, floor, kind)
+            except GateError as refused:
+                say(f"{name}: {refused}")
     for peer in peers:
         chosen = next(((label, search) for label, search in peer.settings if recall(tuning, exact, search) >= floor), None)
         if chosen is None:

@@ -1,8 +1,9 @@
 """FAISS' HNSW: a graph that leads from item to nearer item (Malkov and Yashunin, Efficient and robust approximate nearest neighbor search
 using Hierarchical Navigable Small World graphs, 2018).
 
-At 59,000 x 64 it takes five to seven times what inverted lists of codes do at the same recall, and its file is nine times as large. It may
-pay where vectors have no clusters, so that many lists must be visited; the reports of both tell.
+At 59,000 x 64 it takes five to seven times what inverted lists of codes do at the same recall, and its file is nine times as large. It
+pays where lists do not reach the floor: of 30,000 random directions in 64 dimensions half of the lists hold 0.92 of the true hundred, and
+a graph finds 0.99 of them.
 
 Legend: I items, H heads, D dimensions, W width inside the graph, C candidates.
 """

@@ -31,12 +31,12 @@ class IndexStats:
     """What an index is.
 
     Attributes:
-        kind: `exact`, `ivf` or `hnsw`.
+        kind: `exact`, `ivf`, `hnsw` or `scann`.
         rows: items in it.
         dim: length of their vectors.
         factory: the library's word for it; empty for `exact`.
         metric: `inner_product` or `l2_augmented` (the same order, as a distance); what `search` returns is the dot product in both.
-        nlist, nprobe: lists of an `ivf` index and how many of them a plain search visits; 0 for others.
+        nlist, nprobe: lists of an `ivf` or `scann` index and how many of them a plain search visits; 0 for others.
         candidates: items that such a search rescores exactly, which of `hnsw` is efSearch; 0 for `exact`.
     """
 

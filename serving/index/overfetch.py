@@ -143,6 +143,9 @@ class OverfetchIndex:
         if query_HW is None:
             return None
         near = self.finder.near(query_HW, fetch, nprobe)
+        while nprobe < self.nlist and near.rows_HC[:, -1].min() < 0:  # the lists visited hold fewer
+            nprobe = min(self.nlist, nprobe * 4)
+            near = self.finder.near(query_HW, fetch, nprobe)
         rows_C = near.rows_HC[0] if len(near.rows_HC) == 1 else np.unique(near.rows_HC)
         if rows_C.min() < 0:
             rows_C = rows_C[rows_C >= 0]

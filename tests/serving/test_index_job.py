@@ -109,6 +109,15 @@ def test_a_graph_below_the_floor_is_not_published(tmp_path: Path, monkeypatch: p
     assert now(config).version == "v1"
 
 
+def test_a_library_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = exported(tmp_path / "run", 600)
+    config.index.name = "scann"
+    monkeypatch.setitem(sys.modules, "scann", None)
+    with pytest.raises(ConfigError, match=r"index=scann: ScaNN cannot be loaded .*or take index=ivf"):
+        index_job.run(config)
+    assert now(config).version == "v1"
+
+
 def test_an_attribute_without_values_has_no_index(tmp_path: Path) -> None:
     config = exported(tmp_path / "run", 600)
     config.index.parts = ["price"]
