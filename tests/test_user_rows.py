@@ -27,7 +27,7 @@ DOORS = {
         (
             "training/baseline_choice.py", "training/baselines.py", "training/batches.py", "training/events.py", "training/fit.py",
             "training/interactions.py", "training/pseudo_users.py", "training/queries.py", "training/rivals.py", "training/assemble.py",
-            "training/prepare_run.py",
+            "training/prepare_run.py", "training/narrow.py",
         ),
         PREPARED,
     ),
