@@ -17,7 +17,7 @@ from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import Cut, Moments
 from serving.holding import Hold
 from serving.receipt_writer import write_receipt
-from serving.rekey_files import BESIDE, Rewritten, beside, rekey_database, rekey_tables
+from serving.rekey_files import Rewritten, beside, rekey_database, rekey_tables, sweep
 from serving.rekey_map import KeyMap
 from serving.rekey_prepared import refuse_learned_keys, rekey_prepared, settle_facts
 from serving.sqlite_events import EVENTS_FILE
@@ -48,7 +48,7 @@ def rekey(places: Places, old: UserKeys, new: UserKeys, user_ids: Sequence[str],
     try:
         journal = places.run_dir / JOURNAL
         if not journal.is_file():
-            _sweep(places)
+            sweep(places.run_dir, places.state_dir, places.histories)
             refuse_learned_keys(places.run_dir)
             _prepare(places, KeyMap(user_ids, old, new), delete_unnamed)
         told = json.loads(journal.read_text())
@@ -86,7 +86,7 @@ def _prepare(places: Places, to: KeyMap, delete_unnamed: bool) -> None:
         _note(places.run_dir / JOURNAL, {"replace": replaced, "remove": [_noted(users, places.run_dir)], "receipt": receipt})
     except BaseException:
         if not (places.run_dir / JOURNAL).is_file():
-            _sweep(places)
+            sweep(places.run_dir, places.state_dir, places.histories)
         raise
 
 
@@ -154,14 +154,6 @@ def _refusal(missing: dict[str, int], forgotten: int) -> str:
         f"subject.ids: there are {' and '.join(filter(None, (rows, people)))}. Nothing was changed. Name everybody, from every log that is"
         f" prepared again, or set subject.unnamed=delete: such rows are then deleted, and such people known again only in older backups"
     )
-
-
-def _sweep(places: Places) -> None:
-    """Remove what an exchange left that died before it was decided: files beside those whose place they were to take, and nobody else's."""
-    for root in {places.run_dir, places.state_dir, *([places.histories.parent] if places.histories else [])}:
-        for path in (*root.rglob(f"*{BESIDE}"), *root.rglob(f"*{BESIDE}-journal")):
-            if path.with_name(path.name[: path.name.rindex(BESIDE)]).is_file():
-                path.unlink()
 
 
 def _noted(path: Path, run_dir: Path) -> str:

@@ -22,6 +22,7 @@ from towers.columns import USER_KEY
 from towers.errors import ConfigError, DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 from towers.live_consent import MARK
+from towers.rekeying import JOURNAL
 from towers.shards import FINGERPRINT as SHARDS
 from towers.shards import writing
 
@@ -47,6 +48,17 @@ class Rewritten(NamedTuple):
 def beside(path: Path) -> Path:
     """Where the file that is to take another's place is written."""
     return path.with_name(path.name + BESIDE)
+
+
+def sweep(run_dir: Path, state_dir: Path, histories: Path | None) -> None:
+    """Remove what an exchange left that died before it was decided: files beside those whose place they were to take, and nobody else's.
+    Nothing where it was decided. None may be at work."""
+    if (run_dir / JOURNAL).is_file():
+        return
+    for root in {run_dir, state_dir, *([histories.parent] if histories else [])}:
+        for path in (*root.rglob(f"*{BESIDE}"), *root.rglob(f"*{BESIDE}-journal")):
+            if path.with_name(path.name[: path.name.rindex(BESIDE)]).is_file():
+                path.unlink()
 
 
 def rekey_tables(paths: Sequence[Path], to: KeyMap) -> Iterator[Rewritten]:

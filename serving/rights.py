@@ -41,10 +41,10 @@ class Rights:
             DataError: the consent table, the receipts or the state cannot be used.
             ConfigError: they are of people keyed with another secret, or their secret is being exchanged.
         """
-        refuse_unfinished(Path(config.run_dir))
         settings, state = config.serving, state_dir(config)
         hold, places = Hold(state), places_of(config)
         try:
+            refuse_unfinished(Path(config.run_dir))  # while it is held: none begins meanwhile
             store = ConsentStore(state / CONSENT_FILE, keys.fingerprint())
             erasures = Erasures(Receipts(places.receipts), keys.fingerprint())
             standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))

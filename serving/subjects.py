@@ -13,6 +13,7 @@ from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, tables_of_users
 from serving.events import DAY_US
 from serving.receipt_writer import write_receipt
+from serving.rekey_files import sweep
 from serving.standing import Standing
 from towers.bundle import MANIFEST
 from towers.errors import DataError
@@ -165,6 +166,7 @@ def cut_everywhere(places: Places, cut: Cut, keys: UserKeys, prepared: bool = Tr
     work: list[tuple[str, Callable[[], int]]] = []
     rows, failed, folder = {}, {}, places.prepared()
     with only_one(places.state_dir, wait=True):  # no log moves on to another file meanwhile
+        sweep(places.run_dir, places.state_dir, places.histories)  # copies that an exchange of secrets left
         work += [(places.name(path), partial(cut_database, path, cut)) for path in places.databases()]
         work += [(places.name(path), partial(cut_table, path, cut, keys)) for path in places.tables()]
         if prepared and folder is not None:

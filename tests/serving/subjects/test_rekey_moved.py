@@ -16,18 +16,19 @@ from towers.identity import UserKeys
 from towers.receipts import Receipts
 from towers.rekeying import JOURNAL
 
-NEW = UserKeys(b"n" * 32)
+NEW, USER = UserKeys(b"n" * 32), "user-4"
+
+
+def raises(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
 def interrupted(used: Any, world: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run whose exchange was decided, and no more."""
 
-    def dies(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(job, "_finish", dies)
+        patched.setattr(job, "_finish", raises)
         job.rekey(places_of(used.config), used.keys, NEW, sorted(world.users))
     assert (used.dir / JOURNAL).is_file()
     return used
@@ -68,3 +69,16 @@ def test_files_of_such_a_name_that_are_not_its_own_stay(used: Any, world: Any, t
     beside(histories).write_text("left by one that died")
     job.rekey(replace(places_of(used.config), histories=histories), used.keys, NEW, sorted(world.users))
     assert sorted(path.name for path in elsewhere.iterdir()) == ["customers.rekeyed.csv", "histories.parquet", "notes.rekeyed"]
+
+
+def test_who_is_forgotten_after_an_exchange_was_given_up_is_not_in_what_it_left(
+    used: Any, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(job, "sweep", lambda *_: None)  # as where it is killed
+        patched.setattr(job, "_note", raises)
+        job.rekey(places_of(used.config), used.keys, NEW, sorted(world.users))
+    assert beside(used.dir / "export" / "histories.parquet").is_file()
+    with used.served() as (_, rights):
+        rights.subjects.forget([used.keys.key(USER)])
+    assert not any(NEW.key(USER) in held for held in content(used.dir).values()) and not list(used.dir.rglob("*.rekeyed*"))
