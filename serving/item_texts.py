@@ -1,5 +1,6 @@
 """What replies say about items, as JSON made when a catalogue is indexed: a list of a hundred is a hundred pieces put together."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -15,10 +16,10 @@ _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(list[Item])
 _STRINGS = msgspec.json.Decoder(list[str])
 _NO_TITLE = (b"null", b'""')
-_NAMES = {b"\x01": b'{"item_id":', b"\x02": b',"title":', b"\x03": b',"categories":', b"\x04": b',"score":'}
+_NAMES = {b"\x01": b'},{"item_id":', b"\x02": b',"title":', b"\x03": b',"categories":', b"\x04": b',"score":'}
 """Names of fields are put in when a list is: they would be half of a catalogue's texts. No JSON holds these bytes."""
 _ID, _TITLE, _CATEGORIES, _SCORE = _NAMES
-_NEXT = b"\x05"
+_IDS = re.compile(rb"\x01([^\x02]*)\x02")
 
 
 class Items(Sequence[Item]):
@@ -34,24 +35,28 @@ class Items(Sequence[Item]):
         ids_json, scores_json: lists of the items' ids and scores alone.
     """
 
-    __slots__ = ("_made", "_texts", "ids_json", "json", "scores_json")
+    __slots__ = ("_count", "_made", "_marked", "json", "scores_json")
 
     def __init__(self, texts: Sequence[memoryview], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> None:
         self.scores_json = _ENCODER.encode(scores.tolist())
-        text = _NEXT.join(texts)
-        self.ids_json = b"[" + b",".join([one[: one.index(_TITLE)] for one in text.split(_ID)[1:]]) + b"]"
+        self._made: list[Item] | None = None
+        self._count = len(texts)
+        parts: list[bytes | memoryview] = [b""] * (2 * len(texts))
+        if texts:
+            parts[::2], parts[1::2] = texts, self.scores_json[1:-1].split(b",")
+        for place, one in zip(range(1, len(parts), 2), explanations, strict=False):
+            parts[place] = b"".join((parts[place], b',"explanation":', one))
+        self._marked = text = b"".join(parts)
         for mark, name in _NAMES.items():
             text = text.replace(mark, name)
-        parts = [b"},"] * (3 * len(texts))
-        if texts:
-            parts[::3], parts[1::3] = text.split(_NEXT), self.scores_json[1:-1].split(b",")
-            parts[2 : 3 * len(explanations) : 3] = [b',"explanation":%b},' % one for one in explanations]
-        self.json = b"[%b]" % b"".join(parts)[:-1]
-        self._texts = texts
-        self._made: list[Item] | None = None
+        self.json = b"[%b}]" % text[2:] if texts else b"[]"
+
+    @property
+    def ids_json(self) -> bytes:
+        return b"[%b]" % b",".join(_IDS.findall(self._marked))
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return self._count
 
     @overload
     def __getitem__(self, place: int) -> Item: ...
