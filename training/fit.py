@@ -132,7 +132,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
     run_dir, progress, weighed = Path(config.run_dir), parts.progress, chosen.weighed
     model = folded(parts.model, data)
     if weighed:
-        model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed)
+        model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed, weighed.fitted)
     save_model(model, run_dir / "model")
     facts = run_facts(config, watch)
     for training in {id(p): p for p in (chosen.progress, progress)}.values():  # the second one where there is a refit
@@ -149,7 +149,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
             "processes": parts.processes.size,
         },
         "valid": weighed.metrics if weighed else chosen.progress.best,
-        "spectral": {"weight": weighed.weight, "tried": weighed.tried} if weighed else None,
+        "spectral": {"weight": weighed.weight, "fitted": weighed.fitted, "tried": weighed.tried} if weighed else None,
         "best_epoch": chosen.progress.best_epoch,
         "epochs": chosen.progress.epochs,
         "targets": chosen.targets,

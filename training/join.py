@@ -6,7 +6,7 @@ Trained together, the towers would learn nothing: the spectral part has seen the
 Legend: Q validation queries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from towers.model import TwoTower
 from towers.model_config import SpectralConfig
 from training.config import TrainingConfig
 from training.interactions import Interactions
-from training.narrow import Moments, narrowed
+from training.narrow import WideVectors, narrowed
 from training.spectral import spectral_tables
 from training.tracking import say
 from training.validation import Validator
@@ -30,12 +30,20 @@ MOST_QUERIES = 5_000
 """Weights are compared on the same queries, so fewer do than to tell how good one is."""
 
 
+PerWeight = dict[float, dict[str, NDArray[np.float64]]]
+"""What each metric is the mean of, by weight."""
+
+
 class Weighed(NamedTuple):
-    """The weight that validation chose, the metric it looked at by weight tried, and all metrics at the chosen one."""
+    """The weight that validation chose, the metric it looked at by weight tried, and all metrics at the chosen one.
+
+    With narrow vectors `fitted` says whether their maps are trained further, as validation chose, and `tried` is of maps so made.
+    """
 
     weight: float
     tried: dict[str, float]
     metrics: dict[str, float]
+    fitted: bool = False
 
 
 def learned_alone(config: TrainingConfig) -> TrainingConfig:
@@ -43,11 +51,12 @@ def learned_alone(config: TrainingConfig) -> TrainingConfig:
     return replace(config, model=replace(config.model, spectral=SpectralConfig()))
 
 
-def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int) -> TwoTower:
+def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int, fitted: bool = False) -> TwoTower:
     """A model of the learned towers and the spectral part of the training rows, narrowed where that is asked for.
 
     Args:
         spectral: with the weight to be used.
+        fitted: train narrow maps further (training/narrow_fit.py).
 
     Raises:
         ConfigError: some events speak against their items, and the sum over a history cannot tell them from the others.
@@ -58,7 +67,10 @@ def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfi
             " every event of a history alike. Set it to 0, or prepare without those events"
         )
     wide = _side_by_side(learned, data, spectral, seed)
-    return narrowed(wide, Moments.of(wide, data, seed), spectral.narrow_to, data) if spectral.narrow_to else wide
+    if not spectral.narrow_to:
+        return wide
+    [(_, model)] = _models(wide, [spectral.weight], data, seed, spectral.narrow_to, fitted)
+    return model
 
 
 def _side_by_side(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int) -> TwoTower:
@@ -85,18 +97,33 @@ def choose_weight(learned: TwoTower, data: Interactions, config: TrainingConfig)
     validate = Validator(data, replace(config, evaluate=replace(settings, max_queries=most)))
     weights = (spectral.weight,) if spectral.weight else WEIGHTS
     wide = _side_by_side(learned, data, replace(spectral, weight=weights[0]), config.seed)
-    moments = Moments.of(wide, data, config.seed) if spectral.narrow_to else None
     tried = {0.0: validate(learned)[monitor]}
-    found: dict[float, dict[str, NDArray[np.float64]]] = {}
+    forms = {False: {weight: validate.per_query(model) for weight, model in _models(wide, weights, data, config.seed, spectral.narrow_to)}}
+    if spectral.narrow_to:
+        models = _models(wide, weights, data, config.seed, spectral.narrow_to, fitted=True)
+        forms[True] = {weight: validate.per_query(model) for weight, model in models}
+    chosen = {fitted: greatest_as_good({weight: values[monitor] for weight, values in form.items()}) for fitted, form in forms.items()}
+    means = {
+        fitted: {weight: {name: float(np.mean(values_Q)) for name, values_Q in values.items()} for weight, values in form.items()}
+        for fitted, form in forms.items()
+    }
+    for fitted, form in means.items():
+        shown = ", ".join(f"{weight:g}: {metrics[monitor]:.4f}" for weight, metrics in form.items())
+        kind = ", maps trained further" if fitted else ""
+        say(f"spectral part{kind}: weight {chosen[fitted]:g}; {monitor} of {most} queries at most, by weight: 0: {tried[0.0]:.4f}, {shown}")
+    best = max(means, key=lambda fitted: (means[fitted][chosen[fitted]][monitor], not fitted))
+    tried |= {weight: metrics[monitor] for weight, metrics in means[best].items()}
+    return Weighed(chosen[best], {f"{weight:g}": value for weight, value in tried.items()}, means[best][chosen[best]], best)
+
+
+def _models(
+    wide: TwoTower, weights: Sequence[float], data: Interactions, seed: int, narrow_to: int, fitted: bool = False
+) -> Iterator[tuple[float, TwoTower]]:
+    """Each weight and the towers with it, narrowed where that is asked for. A wide model is the same object each time."""
+    vectors = WideVectors.of(wide, data, seed) if narrow_to else None
     for weight in weights:
         wide.config.spectral.weight = weight
-        found[weight] = validate.per_query(narrowed(wide, moments, spectral.narrow_to, data) if moments else wide)
-    chosen = greatest_as_good({weight: values[monitor] for weight, values in found.items()})
-    means = {weight: {name: float(np.mean(values_Q)) for name, values_Q in values.items()} for weight, values in found.items()}
-    tried |= {weight: metrics[monitor] for weight, metrics in means.items()}
-    shown = ", ".join(f"{weight:g}: {value:.4f}" for weight, value in tried.items())
-    say(f"spectral part: weight {chosen:g}; {monitor} of {most} queries at most, by weight (0 = without it): {shown}")
-    return Weighed(chosen, {f"{weight:g}": value for weight, value in tried.items()}, means[chosen])
+        yield weight, narrowed(wide, vectors.maps(weight, narrow_to, seed, fitted), data) if vectors else wide
 
 
 def greatest_as_good(values: Mapping[float, NDArray[np.float64]]) -> float:

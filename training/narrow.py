@@ -24,6 +24,7 @@ from towers.lookups import SPECTRAL_HISTORY, SPECTRAL_ITEM
 from towers.model import TwoTower
 from towers.runtime import TorchRuntime
 from training.interactions import Interactions
+from training.narrow_fit import FIT, Floats, Maps, fit_maps
 from training.queries import Queries, Spans
 from training.rank_queries import encode_items, encode_users
 
@@ -31,46 +32,49 @@ MOST_USERS, BLOCK_USERS = 20_000, 2_000
 """Drawn for their second moment; encoded at a time."""
 LEAST_SHARE = 1e-6
 """Of the mean variance, added to each number's: vectors may lie in fewer dimensions than they have numbers."""
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Second moments of wide vectors, [W, W], the spectral part's weight being 1."""
+class WideVectors:
+    """Wide vectors of users with their training rows and of the catalogue, float32, the spectral part's weight being 1; and their second
+    moments, [W, W]."""
 
+    user_QW: NDArray[np.float32]
+    item_IW: NDArray[np.float32]
     user_WW: Floats
     item_WW: Floats
     learned: int
 
     @classmethod
     def of(cls, wide: TwoTower, data: Interactions, seed: int) -> Self:
-        """Of users with their training rows, and of the catalogue."""
-        runtime, width = TorchRuntime(wide, next(wide.parameters()).device), wide.config.width
-        user_WW = np.zeros((width, width))
-        for users in training_users(data, seed):
-            user_QW = encode_users(runtime, users, wide.config.history.length)[:, 0]
-            user_WW += user_QW.T @ user_QW
+        """Of at most MOST_USERS users."""
+        runtime, length = TorchRuntime(wide, next(wide.parameters()).device), wide.config.history.length
+        user_QW = np.concatenate([encode_users(runtime, users, length)[:, 0] for users in training_users(data, seed)])
+        user_QW *= _scale(wide.config.dim, wide.config.width, 1 / wide.config.spectral.weight)
         item_IW = encode_items(runtime, data)
-        scale_W = _scale(wide.config.dim, width, 1 / wide.config.spectral.weight)
-        return cls(user_WW * np.outer(scale_W, scale_W), (item_IW.T @ item_IW).astype(np.float64), wide.config.dim)
+        user_WW, item_WW = ((vectors.T @ vectors).astype(np.float64) for vectors in (user_QW, item_IW))
+        return cls(user_QW, item_IW, user_WW, item_WW, wide.config.dim)
 
-    def maps(self, weight: float, width: int) -> tuple[Floats, Floats]:
-        """What users and items are multiplied by, [W, N] each, for a weight of the spectral part; see the top of this file."""
+    def closed(self, weight: float, width: int) -> Maps:
+        """The best maps for all scores alike, for a weight of the spectral part; see the top of this file."""
         scale_W = _scale(self.learned, len(self.user_WW), weight)
         user_L, item_L = _factor(self.user_WW * np.outer(scale_W, scale_W)), _factor(self.item_WW)
         first_WN = np.linalg.svd(user_L.T @ item_L)[0][:, :width]
-        user_WN, item_WN = np.linalg.solve(user_L.T, first_WN), user_L @ first_WN
-        _, _, right_NN = np.linalg.svd(user_WN[: self.learned])
-        rest_NX = right_NN[self.learned :].T
-        turn_NN = np.hstack([np.linalg.pinv(user_WN[: self.learned]), rest_NX])
-        return user_WN @ turn_NN, item_WN @ np.hstack([user_WN[: self.learned].T, rest_NX])
+        return Maps(np.linalg.solve(user_L.T, first_WN), user_L @ first_WN)
+
+    def maps(self, weight: float, width: int, seed: int, fitted: bool) -> Maps:
+        """The closed maps, or with `fitted` those trained further from there on."""
+        start = self.closed(weight, width)
+        if not fitted:
+            return start
+        return fit_maps(start, self.user_QW * _scale(self.learned, len(self.user_WW), weight), self.item_IW, seed, FIT)
 
 
-def narrowed(wide: TwoTower, moments: Moments, narrow_to: int, data: Interactions) -> TwoTower:
-    """The towers with vectors of `narrow_to` numbers."""
-    learned, spectral = wide.config.dim, wide.config.spectral
-    user_WN, item_WN = moments.maps(spectral.weight, narrow_to)
-    config = replace(wide.config, spectral=replace(spectral, narrow_to=narrow_to))
+def narrowed(wide: TwoTower, maps: Maps, data: Interactions) -> TwoTower:
+    """The towers with vectors of as many numbers as maps make."""
+    learned = wide.config.dim
+    user_WN, item_WN = turned(maps, learned)
+    config = replace(wide.config, spectral=replace(wide.config.spectral, narrow_to=user_WN.shape[1]))
     model = TwoTower(config, data.preprocessor.inputs, data.preprocessor.event_rows)
     state = wide.state_dict()
     device = next(wide.parameters()).device
@@ -79,6 +83,15 @@ def narrowed(wide: TwoTower, moments: Moments, narrow_to: int, data: Interaction
         state[key] = state[key] @ torch.from_numpy(map_WN[learned:].astype(np.float32)).to(device)
     model.load_state_dict({**state, "item_map_DK": torch.from_numpy(item_WN[:learned].astype(np.float32))})
     return model.to(device).eval()
+
+
+def turned(maps: Maps, learned: int) -> Maps:
+    """Maps of the same scores that leave a user's learned part as it is, followed by zeros."""
+    user_WN, item_WN = maps
+    _, _, right_NN = np.linalg.svd(user_WN[:learned])
+    rest_NX = right_NN[learned:].T
+    turn_NN = np.hstack([np.linalg.pinv(user_WN[:learned]), rest_NX])
+    return Maps(user_WN @ turn_NN, item_WN @ np.hstack([user_WN[:learned].T, rest_NX]))
 
 
 def training_users(data: Interactions, seed: int) -> Iterator[Queries]:
@@ -95,8 +108,8 @@ def training_users(data: Interactions, seed: int) -> Iterator[Queries]:
         yield Queries(data, SPLIT_NAMES[TRAIN], "user", user_B, events[history.end_Q - 1], history, None, nothing)
 
 
-def _scale(learned: int, width: int, weight: float) -> Floats:
-    return np.repeat([1.0, weight], [learned, width - learned])
+def _scale(learned: int, width: int, weight: float) -> NDArray[np.float32]:
+    return np.repeat(np.array([1, weight], np.float32), [learned, width - learned])
 
 
 def _factor(moment_WW: Floats) -> Floats:

@@ -162,7 +162,7 @@ def test_a_given_weight_needs_no_validation(tmp_path, toy_set):
     config.model.spectral.weight = 0.9
     fit.run(config)
     assert load_model(tmp_path / "model", toy_set.preprocessor).config.spectral.weight == 0.9
-    assert json.loads((tmp_path / "train.json").read_text())["spectral"] == {"weight": 0.9, "tried": {}}
+    assert json.loads((tmp_path / "train.json").read_text())["spectral"] == {"weight": 0.9, "fitted": False, "tried": {}}
 
 
 def test_what_a_spectral_part_cannot_do_is_refused(tmp_path, toy_set, towers_apart):
