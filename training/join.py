@@ -69,7 +69,7 @@ def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfi
     wide = _side_by_side(learned, data, spectral, seed)
     if not spectral.narrow_to:
         return wide
-    [(_, model)] = _models(wide, [spectral.weight], data, seed, spectral.narrow_to, fitted)
+    [(_, model)] = _models(wide, [spectral.weight], data, seed, spectral.narrow_to, WideVectors.of(wide, data, seed), fitted)
     return model
 
 
@@ -98,10 +98,11 @@ def choose_weight(learned: TwoTower, data: Interactions, config: TrainingConfig)
     weights = (spectral.weight,) if spectral.weight else WEIGHTS
     wide = _side_by_side(learned, data, replace(spectral, weight=weights[0]), config.seed)
     tried = {0.0: validate(learned)[monitor]}
-    forms = {False: {weight: validate.per_query(model) for weight, model in _models(wide, weights, data, config.seed, spectral.narrow_to)}}
-    if spectral.narrow_to:
-        models = _models(wide, weights, data, config.seed, spectral.narrow_to, fitted=True)
-        forms[True] = {weight: validate.per_query(model) for weight, model in models}
+    vectors = WideVectors.of(wide, data, config.seed) if spectral.narrow_to else None
+    forms: dict[bool, PerWeight] = {}
+    for fitted in (False, True) if vectors else (False,):
+        models = _models(wide, weights, data, config.seed, spectral.narrow_to, vectors, fitted)
+        forms[fitted] = {weight: validate.per_query(model) for weight, model in models}
     chosen = {fitted: greatest_as_good({weight: values[monitor] for weight, values in form.items()}) for fitted, form in forms.items()}
     means = {
         fitted: {weight: {name: float(np.mean(values_Q)) for name, values_Q in values.items()} for weight, values in form.items()}
@@ -117,10 +118,15 @@ def choose_weight(learned: TwoTower, data: Interactions, config: TrainingConfig)
 
 
 def _models(
-    wide: TwoTower, weights: Sequence[float], data: Interactions, seed: int, narrow_to: int, fitted: bool = False
+    wide: TwoTower,
+    weights: Sequence[float],
+    data: Interactions,
+    seed: int,
+    narrow_to: int,
+    vectors: WideVectors | None,
+    fitted: bool = False,
 ) -> Iterator[tuple[float, TwoTower]]:
-    """Each weight and the towers with it, narrowed where that is asked for. A wide model is the same object each time."""
-    vectors = WideVectors.of(wide, data, seed) if narrow_to else None
+    """Each weight and the towers with it, narrowed where there are `vectors`. A wide model is the same object each time."""
     for weight in weights:
         wide.config.spectral.weight = weight
         yield weight, narrowed(wide, vectors.maps(weight, narrow_to, seed, fitted), data) if vectors else wide
