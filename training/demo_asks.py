@@ -84,7 +84,7 @@ def _visitor(data: Interactions, base: dict[str, Any], context: dict[str, str]) 
 
 def _moment(data: Interactions) -> dict[str, float]:
     """The end of the log as the request's time, in seconds: on an old log, today would make every history decades old."""
-    latest = int(data.timestamp.max())
+    latest = data.newest()
     return {} if latest == NO_TIME else {"now": latest / 1e6}
 
 

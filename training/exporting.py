@@ -114,7 +114,7 @@ def _export_users(
 ) -> None:
     """Vectors of some users as of the end of the log, without context (nobody knows the next request's)."""
     raw = _raw_ids(run_dir, data) if config.export.raw_user_ids else None
-    now = int(data.timestamp.max()) if len(data) else NO_TIME
+    now = data.newest()
 
     def make(start: int, stop: int) -> pa.Table:
         length = runtime.model.config.history.length
@@ -154,7 +154,7 @@ def _onnx(model: TwoTower, data: Interactions, folder: Path) -> float:
     """Export and compare on real rows: the first users with their whole history, the first items."""
     users = np.arange(min(ONNX_SAMPLE, data.n_users))
     context = data.preprocessor.encode("context", {}, len(users))
-    now = np.full(len(users), data.timestamp.max(), np.int64)
+    now = np.full(len(users), data.newest(), np.int64)
     user = user_inputs(data, users, data.offsets[users + 1], now, context, model.config.history.length)
     return export_towers(model, user, take(data.item_features, slice(0, ONNX_SAMPLE)), folder)
 

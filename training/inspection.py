@@ -93,6 +93,7 @@ class Inspector:
         pictures = {}
         if len(histories):
             pictures["score_by_popularity"] = self._scores(items_ID, users_PHD)
+        self._data.release()
         pictures |= self._recall(items_ID)
         return Look(vectors, labels, self._lists(items_ID, users_PHD, histories), pictures)
 
@@ -102,7 +103,7 @@ class Inspector:
             return np.empty((0, 1, self._model.config.width), np.float32)
         encoder = Encoder(self._data.preprocessor, self._runtime, self._model.config.history.length)
         ids = self._data.catalog[ITEM_ID]
-        newest = int(self._data.timestamp.max(initial=NO_TIME)) if self._data.schema.order == "time" else NO_TIME
+        newest = self._data.newest() if self._data.schema.order == "time" else NO_TIME
         rows = []
         for history in histories:
             times = [] if newest == NO_TIME else [newest - 60_000_000 * back for back in range(len(history), 0, -1)]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import TRAIN
+from towers.columns import NO_TIME, TRAIN
 from towers.errors import DataError
 from towers.prepared import COLUMNS, FEATURE_FOLDERS, ROW_COLUMNS
 from towers.preprocess import Preprocessor
@@ -114,6 +114,14 @@ class Interactions:
     def users_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The user row of each position [P] -> int64 [P]."""
         found: NDArray[np.int64] = np.searchsorted(self.offsets, positions, side="right").astype(np.int64) - 1
+        return found
+
+    def newest(self) -> int:
+        """The greatest timestamp in microseconds, NO_TIME without rows; the column is read in blocks and given back."""
+        found = NO_TIME
+        for start in range(0, len(self), BLOCK_ROWS):
+            found = max(found, int(self.timestamp[start : start + BLOCK_ROWS].max()))
+            release((self.timestamp,))
         return found
 
     def release(self) -> None:

@@ -83,7 +83,8 @@ class Loader:
             yield batch
 
     def end_epoch(self) -> None:
-        """Move to the start of the next epoch."""
+        """Move to the start of the next epoch. What follows (validation) finds the log's pages given back."""
+        self._data.release()
         self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:

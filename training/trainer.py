@@ -23,6 +23,7 @@ from training.objective import Objective, not_finite
 from training.optim import Optimizer
 from training.product_floor import ProductFloor
 from training.randomness import NEGATIVES_STREAM, TORCH_STREAM, generator
+from training.room import give_back_memory
 from training.tracking import Silence, Tracker
 
 MODEL = "model"
@@ -190,6 +191,7 @@ class Trainer:
             self.model.eval()
             metrics = self.processes.lead(lambda: dict(self.validate(self.model)))
             best = progress.judge(metrics, self.config.monitor)
+            give_back_memory()
         self.checkpointer.save(progress.step, best)
         self.tracker.epoch(progress, metrics, self.config.monitor, best)
 

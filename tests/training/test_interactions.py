@@ -58,6 +58,13 @@ def test_training_counts_are_of_training_targets(tmp_path: Path) -> None:
     assert tiny().users_of(np.array([0, 2, 3, 4])).tolist() == [0, 0, 1, 1]
 
 
+def test_the_newest_event_is_found_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.interactions.BLOCK_ROWS", 2)
+    opened = Interactions.open(write_prepared(tmp_path, tiny()))
+    assert opened.newest() == 5
+    assert replace(opened, timestamp=opened.timestamp[:0], item=opened.item[:0]).newest() == NO_TIME
+
+
 def test_mapped_columns_cannot_be_changed_by_accident(tmp_path: Path) -> None:
     opened = Interactions.open(write_prepared(tmp_path, tiny()))
     with pytest.raises(ValueError, match="read-only"):
