@@ -29,6 +29,8 @@ class IndexConfig:
         queries: held-out user vectors it is judged on.
         parts: item attributes whose frequent values get an index of their own: a filter on one such value then costs no more than none.
         part_items: least items of such a value; fewer are scanned as fast.
+        half_from: items from which on a service keeps item vectors in half precision: half of the memory, and scores that differ by a few
+            ten-thousandths; the recall that is reported is of such searches, against exact ones. null = never.
         reach: share of the people whose first twenty every item is to reach where `reach` of the selector is turned on, such as 0.001:
             times the number of items, it is how many of the twenty places that takes at most. Needs `towers export
             export.held_out_queries=20000`. 0 = that dial cannot be turned.
@@ -41,6 +43,7 @@ class IndexConfig:
     queries: int = 1000
     parts: list[str] = field(default_factory=lambda: ["categories"])
     part_items: int = 2000
+    half_from: int | None = 200_000
     reach: float = 0.0
 
 
@@ -246,6 +249,8 @@ def validate(config: ServingConfig) -> None:
         raise ConfigError(f"recommend.now: got {config.recommend.now}, expected Unix seconds from 1970 to 2199, or null")
     if not 0 <= config.index.reach < 1:
         raise ConfigError(f"index.reach: got {config.index.reach}, expected a share in [0, 1)")
+    if config.index.half_from is not None and config.index.half_from < 0:
+        raise ConfigError(f"index.half_from: got {config.index.half_from}, expected a number of items, or null for none")
     if config.index.exact_up_to < 0:
         raise ConfigError(f"index.exact_up_to: got {config.index.exact_up_to}, expected 0 (never by size) or more")
     if not 0 <= config.serving.port <= 65535:

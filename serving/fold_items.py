@@ -62,7 +62,7 @@ def _files(base: Retriever, live: LiveItems, folder: Path) -> dict[str, Path | b
     order = np.array(sorted(range(len(ids)), key=lambda row: ids[row].encode()), np.int64)
     whole = whole.take(pa.array(order))
     counts = np.concatenate([counts_I[kept], np.array(counts_N, np.int64)])[order]
-    write_vectors(folder / "item_vectors.arrow", np.concatenate([base.stock.vectors_ID[kept], came_ND])[order])
+    write_vectors(folder / "item_vectors.arrow", np.concatenate([base.bundle.item_vectors()[kept], came_ND])[order])
     pq.write_table(whole, folder / "catalog.parquet", compression="zstd")
     pq.write_table(pa.table({ITEM_ID: whole.column(ITEM_ID), "count": counts}), folder / "popularity.parquet", compression="zstd")
     return {path.name: path for path in folder.iterdir()}

@@ -17,6 +17,7 @@ from serving.config import ServingConfig, state_dir
 from serving.fold_items import folded
 from serving.index.build import choose_kind, metrics_for
 from serving.index.exact import ExactIndex
+from serving.index.half import HalfIndex, fits, save_half
 from serving.index.kinds import BUILDERS, Approximate
 from serving.index.meta import META_FILE, IndexMeta, vectors_sha256
 from serving.index.parts import build_parts, values_with_parts
@@ -53,12 +54,13 @@ def run(config: ServingConfig) -> str:
     attributes = open_attributes(core, len(exact.item_ID))
     values = values_with_parts(attributes, config.index)
     kind = choose_kind(config.index.name, len(exact.item_ID), config.index.exact_up_to)
+    served = _served(config, exact)
     if kind == "exact":
         meta, index = _exact_meta(config, core, exact, query_QD), None
     else:
-        meta, index = _tuned(kind, config, core, exact, query_QD, values)
+        meta, index = _tuned(kind, config, core, exact, served, query_QD, values)
     lacks_I = _reach(config, core, exact) if config.index.reach else None
-    folder = _publish(run_dir, core, meta, index, attributes, lacks_I)
+    folder = _publish(run_dir, core, meta, index, attributes, lacks_I, served)
     report = {"bundle": str(folder), "parent": core.version, "wall_s": round(time.perf_counter() - started, 2), **meta.to_json()}
     print(table(meta))
     return str(write_json(run_dir / "index.json", report))
@@ -132,8 +134,21 @@ def _exact_meta(config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD
     )  # fmt: skip
 
 
+def _served(config: ServingConfig, exact: ExactIndex) -> ExactIndex:
+    """The vectors that will answer: rounded where the catalogue is large."""
+    if config.index.half_from is None or len(exact.item_ID) < config.index.half_from or not fits(exact):
+        return exact
+    return HalfIndex(exact.item_ID.astype(np.float16), exact.largest_norm)
+
+
 def _tuned(
-    kind: str, config: ServingConfig, core: Bundle, exact: ExactIndex, query_QD: NDArray[np.float32], values: Sequence[RowSet]
+    kind: str,
+    config: ServingConfig,
+    core: Bundle,
+    exact: ExactIndex,
+    served: ExactIndex,
+    query_QD: NDArray[np.float32],
+    values: Sequence[RowSet],
 ) -> tuple[IndexMeta, Approximate]:
     if not len(query_QD):
         raise DataError(
@@ -141,10 +156,10 @@ def _tuned(
             " validation users, or take index=exact"
         )
     judge = Judge(exact, query_QD, config.index.k)
-    built = BUILDERS[kind](exact, metrics_for(core.model_config().scored_by, exact), config.seed, judge.k, _progress)
+    built = BUILDERS[kind](served, metrics_for(core.model_config().scored_by, exact), config.seed, judge.k, _progress)
     _progress("tuning")
     tuned = tune(judge, built, config.index.recall_floor)
-    parts = build_parts(exact, values, query_QD, config.index, config.seed, _progress)
+    parts = build_parts(exact, served, values, query_QD, config.index, config.seed, _progress)
     tuned.index.parts.update((part.key, index) for part, index in parts)
     stats = tuned.index.stats()
     meta = IndexMeta(
@@ -171,6 +186,7 @@ def _publish(
     index: Approximate | None,
     attributes: Attributes,
     lacks_I: NDArray[np.float32] | None,
+    served: ExactIndex,
 ) -> Path:
     bundles_dir = run_dir / "bundles"
     number = next(n for n in range(1, 1_000_000) if not (bundles_dir / f"{core.version}-i{n}").exists())
@@ -184,6 +200,8 @@ def _publish(
         if lacks_I is not None:
             files[REACH_FILE] = Path(scratch) / REACH_FILE
             np.save(Path(scratch) / REACH_FILE, lacks_I, allow_pickle=False)
+        if isinstance(served, HalfIndex):
+            files |= save_half(served.item_ID, Path(scratch))
         if index is not None:
             files |= save_whole(index, meta.parts, Path(scratch))
         return publish(bundles_dir, f"{core.version}-i{number}", files, facts, parent=core)

@@ -143,11 +143,11 @@ class Stock:
 
     Attributes:
         bundle: which they are of.
-        vectors_ID: float32 item vectors.
+        vectors_ID: item vectors, float32 or, as they may be served, float16.
     """
 
     bundle: Bundle
-    vectors_ID: NDArray[np.float32]
+    vectors_ID: NDArray[np.float32] | NDArray[np.float16]
     attributes: Attributes
     catalog: Catalog
     index: VectorIndex

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serving.index.exact import ExactIndex
+from serving.index.half import scan_of
 from serving.messages import RecommendRequest
 from serving.policy import Policy
 from serving.retriever import Retriever
@@ -42,7 +42,7 @@ def check_answers(retriever: Retriever) -> None:
     if modes == {FALLBACK}:
         raise GateError(f"{what}: its model knows no item of its own catalogue; vocabulary and catalogue are not of one export")
     vectors_BHD = retriever.encoder.users(rows).vectors_BHD
-    exact = ExactIndex(retriever.stock.vectors_ID)
+    exact = scan_of(retriever.stock.vectors_ID)
     found = [
         np.isin(retriever.stock.index.search(query_HD, wanted).rows, exact.search(query_HD, wanted).rows).mean() for query_HD in vectors_BHD
     ]

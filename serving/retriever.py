@@ -22,6 +22,7 @@ from serving.explain import Explainer
 from serving.fallback import MOST_POPULAR, most_popular
 from serving.filters import ItemFilter
 from serving.impressions import Listed, Outbox, Shown, Versions
+from serving.index.half import served_vectors
 from serving.index.interface import VectorIndex
 from serving.index.rowset import RowSet
 from serving.index.stored import open_index
@@ -78,7 +79,7 @@ class Retriever:
     ) -> None:
         self.bundle = bundle
         self.encoder = encoder
-        vectors_ID = bundle.item_vectors()
+        vectors_ID = served_vectors(bundle)
         size = len(vectors_ID)
         catalog = open_catalog(bundle, encoder.preprocessor, size)
         self.stock = Stock(bundle, vectors_ID, open_attributes(bundle, size), catalog, index)
@@ -86,7 +87,7 @@ class Retriever:
         self.index = index
         self.explainer = Explainer(encoder, bundle.manifest.get(PHRASES, {}))
         self.item_filter: AnyFilter = ItemFilter(self.stock.attributes, catalog.hidden, size)
-        self._came_ND = vectors_ID[:0]
+        self._came_ND = np.empty((0, vectors_ID.shape[1]), np.float32)
         self.steer(SelectorSettings())
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)

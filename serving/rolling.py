@@ -16,6 +16,7 @@ import pyarrow.json as pj
 from serving.consent_store import ConsentStore
 from serving.events import DAY_US
 from serving.impressions import Outbox
+from serving.memory import release
 from serving.sqlite_events import ArrivedEvent, Exported, SqliteEvents
 from towers import columns as c
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
@@ -101,6 +102,7 @@ def roll_impressions(outbox: Outbox, root: Path, now: int, everything: bool = Fa
             if fresh:
                 write_part(folder, outbox.name, found.places[fresh[-1]], impression_table([found.rows[at] for at in fresh]))
             outbox.remove([found.places[at] for at in places])
+        release()
 
 
 def impression_table(rows: Sequence[str]) -> pa.Table:

@@ -1,7 +1,6 @@
 """The serve job: open what the run left, listen, say where, stop in good order."""
 
 import errno
-import gc
 import hashlib
 import json
 import os
@@ -13,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pyarrow as pa
-
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
 from serving.config import ServeConfig, ServingConfig, state_dir
@@ -24,6 +21,7 @@ from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.logs import log_to_stderr
+from serving.memory import leave_pandas_out, settle
 from serving.messages import Limits
 from serving.metrics import Metrics
 from serving.profiles import Profiles, open_histories
@@ -53,6 +51,7 @@ def run(config: ServingConfig) -> str:
     """
     settings, run_dir = config.serving, Path(config.run_dir)
     place = run_dir / "serve.json"
+    leave_pandas_out()
     with listen(settings.host, settings.port) as listener:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
         folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
@@ -74,7 +73,7 @@ def run(config: ServingConfig) -> str:
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
         announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
-        settle_memory()
+        settle()
 
         def announce() -> None:
             write_json(place, {**announcement, "state": "listening"})
@@ -92,18 +91,6 @@ def run(config: ServingConfig) -> str:
         else:
             Workers(settings.workers, work).run(announce)
     return str(write_json(place, {**announcement, "state": "stopped"}))
-
-
-def settle_memory() -> None:
-    """To be called when everything is opened: what is there stays.
-
-    Objects that nobody frees any more are on no page that the collector writes to, and such pages stay shared between processes. Requests
-    leave no cycles, so it need not look through the lists that wait to be logged again and again: that took a tenth of a request.
-    """
-    gc.collect()
-    pa.default_memory_pool().release_unused()
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 50)
 
 
 def opened(bundle: Bundle, settings: ServeConfig, profiles: Profiles) -> Retriever:

@@ -67,11 +67,11 @@ class BundleTraits:
 
     Args:
         attributes: values by row.
-        vectors_RD: item vectors.
+        vectors_RD: item vectors, float32 or float16.
         lacks_R: see serving.reach; None where nobody computed it.
     """
 
-    def __init__(self, attributes: Attributes, vectors_RD: NDArray[np.float32], lacks_R: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, attributes: Attributes, vectors_RD: NDArray[np.floating[Any]], lacks_R: NDArray[np.float32] | None = None) -> None:
         self._attributes, self._vectors_RD, self._lacks_R = attributes, vectors_RD, lacks_R
         self._values: dict[str, _RowValues] = {}
         self._last: tuple[str, Rows, Codes] | None = None
@@ -100,7 +100,7 @@ class BundleTraits:
         return self._created_R[rows_C]
 
     def unit_vectors(self, rows_C: Rows) -> NDArray[np.float32]:
-        vectors_CD = np.asarray(self._vectors_RD[rows_C])
+        vectors_CD = np.asarray(self._vectors_RD[rows_C], np.float32)
         length_C = np.sqrt(np.einsum("cd,cd->c", vectors_CD, vectors_CD))
         return np.asarray(vectors_CD / np.maximum(length_C, np.float32(1e-12))[:, None], np.float32)
 

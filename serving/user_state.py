@@ -87,7 +87,10 @@ class UserHistories:
         """
         dictionaries = [f"{name}.list.element" for name in (ITEMS, EVENTS)]
         try:
-            table = pq.read_table(path, memory_map=True, read_dictionary=dictionaries).unify_dictionaries()
+            # pq.read_table imports Arrow's datasets, and each thread that decodes leaves an arena of memory behind
+            with pq.ParquetFile(path, memory_map=True, read_dictionary=dictionaries) as file:
+                groups = [file.read_row_group(number, use_threads=False) for number in range(file.num_row_groups)]
+                table = pa.concat_tables(groups or [file.schema_arrow.empty_table()]).unify_dictionaries()
             missing = {USER_KEY, ITEMS, EVENTS, TIMES} - set(table.column_names)
             if missing:
                 raise DataError(f"user histories {path}: no column {', '.join(sorted(missing))}; write them with `towers export`")

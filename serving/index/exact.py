@@ -4,6 +4,7 @@ Legend: H heads, D dimensions, I items, C candidates.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import faiss
 import numpy as np
@@ -36,15 +37,16 @@ class ExactIndex:
         DataError: there are no items, or vectors are not finite.
     """
 
-    def __init__(self, item_ID: NDArray[np.float32], largest_norm: float | None = None) -> None:
-        if item_ID.ndim != 2 or item_ID.dtype != np.float32:
-            raise DataError(f"item vectors: got {item_ID.dtype} {item_ID.shape}, expected float32 [items, dimensions]")
+    dtype: type[np.floating[Any]] = np.float32
+
+    def __init__(self, item_ID: NDArray[np.floating[Any]], largest_norm: float | None = None) -> None:
+        if item_ID.ndim != 2 or item_ID.dtype != self.dtype:
+            raise DataError(f"item vectors: got {item_ID.dtype} {item_ID.shape}, expected {self.dtype.__name__} [items, dimensions]")
         if not item_ID.size:
             raise DataError(f"item vectors: got {item_ID.shape[0]} items of {item_ID.shape[1]} dimensions; an index needs at least one")
         self.item_ID = np.ascontiguousarray(item_ID)
         self._pointer = faiss.swig_ptr(self.item_ID)
         self.largest_norm = norm_bound(item_ID) if largest_norm is None else largest_norm
-
         self._square = self.largest_norm**2
 
     @property
@@ -78,7 +80,7 @@ class ExactIndex:
         block = max(1, _BLOCK_SCORES // len(self.item_ID))
         for start in range(0, len(query_BHD), block):
             part_BHD = query_BHD[start : start + block]
-            scores_BI = part_BHD[:, 0] @ self.item_ID.T
+            scores_BI = self.all_scores(part_BHD[:, 0])
             for query_HD, scores_I, rows in zip(part_BHD, scores_BI, excluded[start : start + block], strict=True):
                 query, left, banned = self.checked(query_HD, k, allowed, rows)
                 results.append(self._from_scores(query, k, left, banned, scores_I))
@@ -108,7 +110,8 @@ class ExactIndex:
         """Score every permitted item, for arguments that `checked` has passed."""
         if allowed is not None and allowed.count <= GATHER_SHARE * len(self.item_ID):
             return self.ranked(query_HD, allowed.rows(), k)
-        return self._from_scores(query_HD, k, allowed, banned, best_head(self.item_ID, query_HD))
+        scores_HI = self.all_scores(query_HD)
+        return self._from_scores(query_HD, k, allowed, banned, scores_HI[0] if len(scores_HI) == 1 else scores_HI.max(0))
 
     def _from_scores(
         self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows, scores_I: NDArray[np.float32]
@@ -127,9 +130,9 @@ class ExactIndex:
         each score is one sum in one order: equal vectors tie, whatever they were found among, and ties go by row. Nothing is copied.
         """
         wide_C: NDArray[np.int64] = np.ascontiguousarray(rows_C, np.int64)
-        scores_C = self._scores(query_HD[0], wide_C)
+        scores_C = self.scores(query_HD[0], wide_C)
         for head_D in query_HD[1:]:
-            np.maximum(scores_C, self._scores(head_D, wide_C), out=scores_C)
+            np.maximum(scores_C, self.scores(head_D, wide_C), out=scores_C)
         if len(wide_C) > _SORTED_WHOLE and k < len(wide_C):
             best = np.flatnonzero(scores_C >= np.partition(scores_C, len(wide_C) - k)[len(wide_C) - k])
             wide_C, scores_C = wide_C[best], scores_C[best]
@@ -140,11 +143,26 @@ class ExactIndex:
             order = np.lexsort((wide_C, -scores_C))
         return SearchResult(wide_C[order[:k]], ordered_C[:k])
 
-    def _scores(self, query_D: NDArray[np.float32], rows_C: NDArray[np.int64]) -> NDArray[np.float32]:
+    def scores(self, query_D: NDArray[np.float32], rows_C: Rows) -> NDArray[np.float32]:
+        """Exact scores of rows (contiguous int64), each a sum in one order: float32 [C]."""
         scores_C = np.empty(len(rows_C), np.float32)
         out, query, rows = faiss.swig_ptr(scores_C), faiss.swig_ptr(query_D), faiss.swig_ptr(rows_C)
         faiss.fvec_inner_products_by_idx(out, query, self._pointer, rows, len(query_D), 1, len(rows_C))  # type: ignore[attr-defined]
         return scores_C
+
+    def all_scores(self, query_BD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores of all items, exact to rounding: float32 [B, I], a new array."""
+        if len(query_BD) == 1:
+            return np.asarray(self.item_ID @ query_BD[0])[None]
+        return np.asarray(query_BD @ self.item_ID.T)
+
+    def vectors(self, rows_C: Rows) -> NDArray[np.float32]:
+        """float32 [C, D], a new array."""
+        return np.asarray(self.item_ID[rows_C])
+
+    def view(self, metric: int) -> faiss.IndexFlatCodes:
+        """An empty index of FAISS whose codes are vectors as they lie here."""
+        return faiss.IndexFlat(self.item_ID.shape[1], metric)
 
     def _best(self, query_HD: NDArray[np.float32], scores_C: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Positions that hold the k best: those of the k-th score and all within rounding of it; none where k is 0."""
@@ -162,7 +180,7 @@ def best_head(item_CD: NDArray[np.float32], query_HD: NDArray[np.float32]) -> ND
     return np.asarray((query_HD @ item_CD.T).max(0))
 
 
-def norm_bound(item_ID: NDArray[np.float32]) -> float:
+def norm_bound(item_ID: NDArray[np.floating[Any]]) -> float:
     """The largest norm of the item vectors.
 
     Raises:

@@ -88,7 +88,7 @@ class FaissIndex:
             native.implem = _LIST_BY_LIST
         # FAISS' own calls: those around them for Python check and copy for several microseconds
         self._find = native.search_c
-        self._refined = Refined(index, layout, exact.item_ID)
+        self._refined = Refined(index, layout, exact)
         self.nlist = int(index.nlist)
         self._centres_LD = layout.centres(index.quantizer.reconstruct_n(0, self.nlist))
 

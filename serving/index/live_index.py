@@ -40,11 +40,13 @@ class LiveRows(RowSet):
         return np.concatenate([self.base.bits(), self.came.bits()])
 
 
-def vectors_of(rows: NDArray[np.integer], base_ID: NDArray[np.float32], came_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors of rows of the whole, in the order given."""
+def vectors_of(
+    rows: NDArray[np.integer], base_ID: NDArray[np.float32] | NDArray[np.float16], came_ND: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Vectors of rows of the whole, in the order given: a new array."""
     first = offset_of(len(base_ID))
     came = rows >= first
-    found = np.asarray(base_ID[np.where(came, 0, rows)])
+    found = base_ID[np.where(came, 0, rows)].astype(np.float32, copy=False)
     if came.any():
         found[came] = came_ND[rows[came] - first]
     return found

@@ -24,13 +24,18 @@ _MARGIN = 0.01
 
 def build_parts(
     exact: ExactIndex,
+    served: ExactIndex,
     values: Sequence[RowSet],
     query_QD: NDArray[np.float32],
     config: IndexConfig,
     seed: int,
     progress: Callable[[str], None],
 ) -> list[tuple[PartMeta, FaissIndex]]:
-    """An index of short codes for each of `values_with_parts`, where it reaches the floor."""
+    """An index of short codes for each of `values_with_parts`, where it reaches the floor.
+
+    Args:
+        served: the vectors that answer, which may be `exact` rounded.
+    """
     width = Layout(exact.item_ID.shape[1], "inner_product", 1.0).width
     built: list[tuple[PartMeta, FaissIndex]] = []
     floor = min(1.0, config.recall_floor + _MARGIN)
@@ -38,7 +43,7 @@ def build_parts(
         candidate = Candidate(max(1, lists_for(among.count) // 2), f"PQ{width}x4fsr", "inner_product")
         judge = Judge(exact, query_QD[:_QUERIES], config.k, among)
         try:
-            tuned = tune(judge, [build_ivf(exact, candidate, seed, judge.k, lambda _: None, among)], floor)
+            tuned = tune(judge, [build_ivf(served, candidate, seed, judge.k, lambda _: None, among)], floor)
         except GateError:
             progress(f"{among.key}: no index of its own reaches index.recall_floor by a safe margin; filters on it search the whole")
             continue

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.edge import tied
+from serving.index.exact import ExactIndex
 from serving.index.interface import SearchResult
 from serving.index.layout import Layout
 from serving.index.rowset import Rows
@@ -27,18 +28,19 @@ class Refined:
     """An inverted file whose candidates are scored by the model's own vectors.
 
     FAISS turns and widens a query as `Layout.queries` does, searches the lists, and orders what it found by the float32 products of whole
-    vectors: of the same sums as `ExactIndex.ranked`, so the numbers are the same. Safe to call from several threads.
+    vectors: of the same sums as `ExactIndex.ranked` takes of float32, so the numbers are the same. Safe to call from several threads.
 
     Args:
         index: the lists; row i of the catalogue has id i.
         layout: how vectors lie in them.
-        item_ID: contiguous float32 item vectors, used where they are.
+        exact: the item vectors, used where they lie.
     """
 
-    def __init__(self, index: faiss.IndexIVF, layout: Layout, item_ID: NDArray[np.float32]) -> None:
+    def __init__(self, index: faiss.IndexIVF, layout: Layout, exact: ExactIndex) -> None:
         native: Any = faiss
         base: Any = index
-        whole: Any = faiss.IndexFlat(layout.dim, index.metric_type)
+        item_ID = exact.item_ID
+        whole: Any = exact.view(index.metric_type)
         # A view that owns nothing: its owner is that of an empty index, none.
         whole.codes = native.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(item_ID), item_ID.nbytes, whole.codes.owner)
         whole.ntotal = index.ntotal

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from serving.index.exact import ExactIndex
 from serving.index.faiss_files import read_faiss, write_faiss
 from serving.index.faiss_index import FaissIndex
+from serving.index.half import scan_of, served_vectors
 from serving.index.interface import VectorIndex
 from serving.index.kinds import FINDERS, KINDS, Approximate
 from serving.index.layout import Layout
@@ -37,7 +38,7 @@ def open_index(bundle: Bundle) -> VectorIndex:
         raise BundleError(
             f"bundle {bundle.folder} has a {meta.kind!r} index, this version reads {', '.join(KINDS)}; run `towers index` again"
         )
-    exact = ExactIndex(bundle.item_vectors(), meta.largest_norm)
+    exact = scan_of(served_vectors(bundle), meta.largest_norm)
     if meta.kind == "exact":
         return exact
     parts = {}

@@ -78,13 +78,13 @@ class Judge:
 
     def __init__(self, exact: ExactIndex, query_QD: NDArray[np.float32], k: int, among: RowSet | None = None) -> None:
         self.k = min(k, len(exact.item_ID) if among is None else among.count)
-        self.query_QD = query_QD
+        self.query_QD, self._exact = query_QD, exact
         self.kth_Q = _kth_scores(exact, query_QD, self.k, among)
 
     def recall(self, index: VectorIndex, most: int | None = None) -> tuple[float, float]:
         """Recall@k of the index as it is set now, and microseconds a search, over the first `most` queries (None = all).
 
-        recall@k = share of the k results whose score is not below the k-th exact one, a mean over queries: an item that ties with the
+        recall@k = share of the k results whose exact score is not below the k-th one, a mean over queries: an item that ties with the
         k-th counts as found.
         """
         query_QD, hits = self.query_QD[:most], 0
@@ -93,10 +93,10 @@ class Judge:
         found = []
         started = time.process_time()
         for query_D in query_QD:
-            found.append(index.search(query_D, self.k).scores)
+            found.append(index.search(query_D, self.k).rows)
         spent = time.process_time() - started
-        for scores_k, kth in zip(found, self.kth_Q[:most], strict=True):
-            hits += int(np.count_nonzero(scores_k >= kth))
+        for query_D, rows_k, kth in zip(query_QD, found, self.kth_Q[:most], strict=True):
+            hits += int(np.count_nonzero(self._exact.scores(query_D, rows_k) >= kth))
         return hits / (self.k * len(query_QD)), round(spent / len(query_QD) * 1e6, 1)
 
     def sweep(self, index: Tunable, floor: float) -> list[CurvePoint]:
