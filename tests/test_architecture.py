@@ -18,6 +18,7 @@ TORCH_TIER = {
     "towers.dot_products",
     "towers.bags",
     "towers.features",
+    "towers.fixed_sum",
     "towers.heads",
     "towers.encoders",
     "towers.model",

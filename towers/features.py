@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from towers.bags import FixedBags, bag_mean, fixed_bags, rows_mean
+from towers.bags import bag_mean, rows_mean
 from towers.columns import MISSING_ROW, PAD_ROW
+from towers.fixed_sum import FixedSum
 from towers.model_config import InputSpec
 
-MEANS, BY_VALUE = ".means", ".by_value"
-"""Ends of the names under which an input's fixed bags stand beside it."""
 FEATURE_SCALE = 0.1
 """Length of a freshly drawn feature vector against an id's (about 1): features start as a nudge and earn their say."""
 
@@ -78,16 +77,19 @@ class FeatureSum(nn.Module):
             }
         )
 
-    def forward(self, gathered: Mapping[str, Tensor], tables: nn.ModuleDict, positions: bool = False) -> Tensor | None:
+    def forward(
+        self, gathered: Mapping[str, Tensor], tables: nn.ModuleDict, positions: bool = False, known: tuple[FixedSum, Tensor] | None = None
+    ) -> Tensor | None:
         """Sum of all features; None where none is declared.
 
         Args:
             gathered: arrays by core input name.
             tables: the small tables.
             positions: context arrays have a position axis, so the sum is [B, L, D] (or [B, 1, D] without context).
+            known: the sum of some of them, which are then not read.
         """
-        total: Tensor | None = None
-        for spec in self.specs:
+        total = None if known is None else known[1]
+        for spec in self.specs if known is None else (spec for spec in self.specs if spec not in known[0].specs):
             part = self.part(spec, gathered, tables)
             if positions and not spec.name.startswith("context."):
                 part = part.unsqueeze(1)
@@ -110,18 +112,11 @@ class FeatureSum(nn.Module):
         if not spec.width:
             row: Tensor = table(gathered[spec.name])
             return row
-        fixed = FixedBags(gathered[spec.name + MEANS], gathered[spec.name + BY_VALUE]) if spec.name + MEANS in gathered else None
-        return bag_mean(table, gathered[spec.name], fixed)
+        return bag_mean(table, gathered[spec.name])
 
-    def fixed(self, inputs: Mapping[str, Tensor], tables: nn.ModuleDict) -> dict[str, Tensor]:
-        """The same inputs, with bags of small tables laid out to be summed many times (see `fixed_bags`)."""
-        laid_out = dict(inputs)
-        for spec in self.specs:
-            if spec.rows and spec.width and spec.table not in self._large:
-                bags = fixed_bags(inputs[spec.name], _embedding(tables, spec).num_embeddings)
-                if bags is not None:
-                    laid_out[spec.name + MEANS], laid_out[spec.name + BY_VALUE] = bags
-        return laid_out
+    def layer(self, spec: InputSpec, tables: nn.ModuleDict) -> nn.Module:
+        """The map of a feature, or its small table."""
+        return tables[_key(spec.table)] if spec.rows else self.projections[_key(spec.name)]
 
 
 def _embedding(tables: nn.ModuleDict, spec: InputSpec) -> nn.Embedding:

@@ -8,7 +8,7 @@ M values of a multi-valued input, V table rows.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Literal, NamedTuple
 
@@ -23,7 +23,8 @@ from towers.batch import HISTORY_INPUTS, HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
-from towers.features import BY_VALUE, MEANS, FeatureSum, embedding, missing_value, small_tables
+from towers.features import FeatureSum, embedding, missing_value, small_tables
+from towers.fixed_sum import FixedSum, lay_out
 from towers.heads import make_head
 from towers.lookups import (
     HISTORY_MASK,
@@ -128,9 +129,12 @@ class TwoTower(nn.Module):
         features = self.user_features(gathered, self.small_tables, positions=True)
         return self._finish(self.history.positions(gathered), features, self.user_head)
 
-    def item(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Vectors of items, [C, D]."""
-        return self.item_core(self.lookup_item(batch))
+    def item(self, batch: Mapping[str, Tensor], fixed: FixedSum | None = None) -> Tensor:
+        """Vectors of items, [C, D]; `fixed` is what `fixed_items` made of the same batch."""
+        if fixed is None:
+            return self.item_core(self.lookup_item(batch))
+        known = {spec.name for spec in fixed.specs}
+        return self.item_core(self.lookup_item(batch, known), (fixed, fixed(self._item_layer)))
 
     def user_core(self, gathered: Mapping[str, Tensor], parts: bool = False) -> UserOutput:
         """From gathered rows (see `plan.user`) to vectors and history weights, and with `parts` what else they are the sum of."""
@@ -151,9 +155,9 @@ class TwoTower(nn.Module):
         others = (history.absent_BD, *each) if parts and history.absent_BD is not None else ()
         return UserOutput(vector_BD.unsqueeze(1), history.weights_BL, others)
 
-    def item_core(self, gathered: Mapping[str, Tensor]) -> Tensor:
-        """From gathered rows (see `plan.item`) to vectors, [C, D]."""
-        features = self.item_features(gathered, self.small_tables)
+    def item_core(self, gathered: Mapping[str, Tensor], known: tuple[FixedSum, Tensor] | None = None) -> Tensor:
+        """From gathered rows (see `plan.item`) to vectors, [C, D]; without the features whose sum is known."""
+        features = self.item_features(gathered, self.small_tables, known=known)
         vector_CD = self._finish(features, None, self.item_head)
         if not self.spectral_tables:
             return vector_CD
@@ -164,18 +168,24 @@ class TwoTower(nn.Module):
         """The user core's arrays: rows of large tables gathered, tokens and context hidden at random in training."""
         return self.gather(self._hide(batch) if self.training else batch, self.plan.user)
 
-    def lookup_item(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The item core's arrays; in training, item ids give way to the OOV row at random (`model.id_dropout`)."""
+    def lookup_item(self, batch: Mapping[str, Tensor], known: Container[str] = ()) -> dict[str, Tensor]:
+        """The item core's arrays, but for the inputs that are `known`; in training, item ids give way to the OOV row at random
+        (`model.id_dropout`)."""
         if self.training and self.config.id_dropout:
             name = f"item.{ITEM_ID}"
             ids_C = batch[name]
             hidden_C = _chance(ids_C.shape, self.config.id_dropout, ids_C.device)
             batch = {**batch, name: ids_C.masked_fill(hidden_C, OOV_ROW)}
-        return self.gather(batch, self.plan.item) | {name: batch[name] for name in batch if name.endswith((MEANS, BY_VALUE))}
+        return self.gather(batch, (entry for entry in self.plan.item if entry.source not in known))
 
-    def fixed_items(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same item inputs, laid out to be encoded many times while the weights change."""
-        return self.item_features.fixed(batch, self.small_tables)
+    def fixed_items(self, batch: Mapping[str, Tensor]) -> FixedSum | None:
+        """Item inputs laid out to be encoded many times while the weights change; None where that is no faster."""
+        hidden = self.training and self.config.id_dropout
+        specs = [s for s in self.plan.item_specs if not (hidden and s.name == f"item.{ITEM_ID}")]
+        return lay_out(specs, batch, self._item_layer)
+
+    def _item_layer(self, spec: InputSpec) -> nn.Module:
+        return self.tables[spec.table] if spec.table in self.tables else self.item_features.layer(spec, self.small_tables)
 
     def table_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The large tables as NumPy arrays [V, D] by name, for gathering outside torch."""

@@ -26,6 +26,9 @@ from torch import Tensor
 
 from training.score_blocks import WIDEST_GUESSED, WIDEST_RANGE, Bounded, GuessTooHigh, Shifted
 
+LEAST_Z = 1e-37
+"""Sum of a row that its share is taken of."""
+
 
 class Targets(NamedTuple):
     """What the rows are to predict.
@@ -103,7 +106,7 @@ def _forward(
     item_PD = item_CD.index_select(0, column_P)
     user_PD = user_ND if row_P is None else user_ND.index_select(0, row_P)
     score_P = (user_PD * item_PD).sum(1)
-    log_k_C = torch.zeros(len(item_CD), dtype=wide, device=user_ND.device) if log_k_C is None else log_k_C.to(wide)
+    log_k_C = None if log_k_C is None else log_k_C.to(wide)
     own = None if targets.log_own_P is None else (column_P, score_P + targets.log_own_P.to(wide))
     shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own, targets.absent)
     log_z_P = shares.log_z_N if row_P is None else shares.log_z_N.index_select(0, row_P)
@@ -129,20 +132,28 @@ class _Shares(NamedTuple):
 def _shares(
     user_ND: Tensor,
     item_CD: Tensor,
-    log_k_C: Tensor,
+    log_k_C: Tensor | None,
     weight_N: Tensor,
     half: bool,
     own: tuple[Tensor, Tensor] | None,
     absent: tuple[Tensor, Tensor] | None,
 ) -> _Shares:
     bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if len(user_ND) else 0.0
-    finite_C = log_k_C[log_k_C > -math.inf]
-    top = float(finite_C.max()) if len(finite_C) else 0.0
-    bounded = bound <= WIDEST_GUESSED and float(top - finite_C.min() if len(finite_C) else 0.0) <= WIDEST_RANGE
-    if bounded:
+    top, reach = _top(log_k_C)
+    if bound <= WIDEST_GUESSED and reach <= WIDEST_RANGE:
+        log_k_below_C = None if log_k_C is None else log_k_C - top
         with suppress(GuessTooHigh):
-            return _blocks(Bounded(user_ND, item_CD, log_k_C - top, bound, half), user_ND, item_CD, weight_N, top, own, absent)
+            return _blocks(Bounded(user_ND, item_CD, log_k_below_C, bound, half), user_ND, item_CD, weight_N, top, own, absent)
     return _blocks(Shifted(user_ND, item_CD, log_k_C), user_ND, item_CD, weight_N, 0.0, own, absent)
+
+
+def _top(log_k_C: Tensor | None) -> tuple[float, float]:
+    """The greatest factor, and how far the least that counts lies below it."""
+    finite_C = None if log_k_C is None else log_k_C[log_k_C > -math.inf]
+    if finite_C is None or not len(finite_C):
+        return 0.0, 0.0
+    least, top = (float(value) for value in finite_C.aminmax())
+    return top, top - least
 
 
 def _blocks(
@@ -173,11 +184,13 @@ def _blocks(
         sum_BD, z_B = (reduce(torch.add, parts) for parts in zip(*sums, strict=True))
         kernel.check(z_B)
         extra = top + shift_B
-        log_z_N[block] = torch.log(z_B) + extra
-        if own is not None:
-            log_z_N[block] = torch.logaddexp(log_z_N[block], own[1][block])
-        # a row of which nothing is left has sums of 0, and must not have an infinite share of them
-        share_B = weight_N[block] * torch.exp((extra - log_z_N[block]).clamp(max=85.0))
+        log_z_B = torch.log(z_B, out=log_z_N[block]).add_(extra)
+        if own is None:
+            # a row of which nothing is left has sums of 0, and must not have an infinite share of them
+            share_B = weight_N[block] / z_B.clamp_(min=LEAST_Z)
+        else:
+            torch.logaddexp(log_z_B, own[1][block], out=log_z_B)
+            share_B = weight_N[block] * torch.exp((extra - log_z_B).clamp_(max=-math.log(LEAST_Z)))
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])
         pull_BD = user_ND[block] * share_B.unsqueeze(1)
         for tile in kernel.tiles:

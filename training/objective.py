@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from towers.batch import HISTORY_ITEM, FeatureBatch, TrainBatch
+from towers.fixed_sum import FixedSum
 from towers.model import TwoTower
 from towers.runtime import on_device, to_tensors
 from training.candidates import CandidateItems
@@ -50,7 +51,8 @@ class FullSoftmax:
     def __init__(self, items: CandidateItems, half: bool) -> None:
         self.items = items
         self._half = half
-        self._inputs: dict[str, Tensor] = {}
+        self._fixed: FixedSum | None = None
+        self._laid_out = False
 
     def parts(self) -> Mapping[str, Part]:
         return {}
@@ -58,9 +60,9 @@ class FullSoftmax:
     def __call__(self, model: TwoTower, batch: TrainBatch, rng: np.random.Generator) -> Tensor:
         targets = targets_of(model, batch, self.items)
         place_N = on_device(targets.place_N, self.items.device)
-        if not self._inputs:
-            self._inputs = model.fixed_items(self.items.inputs)
-        item_KD = model.item(self._inputs)
+        if not self._laid_out:
+            self._fixed, self._laid_out = model.fixed_items(self.items.inputs), True
+        item_KD = model.item(self.items.inputs, self._fixed)
         return full_softmax(
             targets.user_BD, item_KD, place_N, targets.weight_N, model.temperature(), targets.row_N, self._half, kept(batch, self.items)
         )

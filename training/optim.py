@@ -17,6 +17,8 @@ SPARSE_FROM = 2.0
 AUTO_TABLES = "rowwise_adagrad"
 """Chosen by validation at equal steps (scripts/bench/results/train_step_epyc_202611.md), besides costing least."""
 
+JOINED_NUMBERS = 1 << 16
+"""Gradients of at most this many numbers are measured together."""
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam."""
 
@@ -99,7 +101,13 @@ class Optimizer:
     def grad_norm(self) -> Tensor:
         """Length of the whole gradient (scalar), before clipping: not finite when any of its numbers is not."""
         self._summed = {name: row_gradient(weight.grad) for name, (weight, _) in self._tables.items() if weight.grad is not None}
-        return torch.nn.utils.get_total_norm([*self._gradients(), *(rows.grad_rD for rows in self._summed.values())])
+        gradients = [*self._gradients(), *(rows.grad_rD for rows in self._summed.values())]
+        small = [g.reshape(-1) for g in gradients if g.numel() <= JOINED_NUMBERS]
+        norms = [torch.linalg.vector_norm(g) for g in gradients if g.numel() > JOINED_NUMBERS]
+        if small:  # one call for all of them: of some forty small gradients most would be overhead
+            norms.append(torch.linalg.vector_norm(torch.cat(small)))
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return total
 
     def step(self, step: int, norm: Tensor) -> float:
         """Clip by the gradient's `norm` (of `grad_norm`, just called) where asked to, move the parameters, return the learning rate."""

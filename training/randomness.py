@@ -1,6 +1,7 @@
 """Random numbers of training: independent streams under one seed, each a function of the place in training alone."""
 
 import numpy as np
+import torch
 
 ORDER_STREAM, LOADER_STREAM, NEGATIVES_STREAM, TORCH_STREAM = 0, 1, 2, 3
 """Independent streams of random numbers under one seed."""
@@ -13,3 +14,11 @@ def generator(seed: int, stream: int, *place: int) -> np.random.Generator:
     NumPy seeds a place and the same with zeros after it alike: within a stream, places of different lengths need care.
     """
     return np.random.default_rng([seed, stream, *place])
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """What `torch.manual_seed` does for this device; asking all kinds of devices, as that does, takes a hundred times as long on a CPU."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

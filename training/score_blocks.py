@@ -68,14 +68,15 @@ def _alike(n: int, most: int) -> int:
 class Bounded:
     """Scores of bounded vectors, in units of log 2: score, log k and the row's guess are one product."""
 
-    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor, bound: float, half: bool) -> None:
+    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor | None, bound: float, half: bool) -> None:
         kind = torch.bfloat16 if half and user_ND.dtype == torch.float32 else user_ND.dtype
         self._kind = kind
         self._item_CD = item_CD.to(kind)
-        one, log2_k_C = user_ND.new_ones(()), (log_k_C * LOG2_E).clamp(min=_NOBODY)
+        one = user_ND.new_ones(())
         left: list[Tensor] = []
         right: list[Tensor] = []
-        if bool(log2_k_C.any()):
+        log2_k_C = None if log_k_C is None else (log_k_C * LOG2_E).clamp(min=_NOBODY)
+        if log2_k_C is not None and bool(log2_k_C.any()):
             left, right = [one], [log2_k_C]
             if kind == torch.bfloat16:  # one column rounds it, the second holds what the first has lost
                 left, right = [one, one], [log2_k_C.to(kind), log2_k_C - log2_k_C.to(kind)]
@@ -137,8 +138,9 @@ class Bounded:
 class Shifted:
     """Scores of any size: each row is shifted by its own maximum, factors included, in full precision."""
 
-    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor) -> None:
-        self._user_ND, self._item_CD, self._log_k_C = user_ND, item_CD, log_k_C
+    def __init__(self, user_ND: Tensor, item_CD: Tensor, log_k_C: Tensor | None) -> None:
+        self._user_ND, self._item_CD = user_ND, item_CD
+        self._log_k_C = item_CD.new_zeros(len(item_CD)) if log_k_C is None else log_k_C
         self.rows = block_rows(len(user_ND), len(item_CD), user_ND.dtype, user_ND.device)
         self.tiles = [slice(0, len(item_CD))]  # the maximum is that of a whole row
         self._exp_BC = user_ND

@@ -22,7 +22,7 @@ from training.loader import Loader
 from training.objective import Objective, not_finite
 from training.optim import Optimizer
 from training.product_floor import ProductFloor
-from training.randomness import NEGATIVES_STREAM, TORCH_STREAM, generator
+from training.randomness import NEGATIVES_STREAM, TORCH_STREAM, generator, seed_torch
 from training.room import give_back_memory
 from training.tracking import Silence, Tracker
 
@@ -164,7 +164,7 @@ class Trainer:
         """One optimiser step; returns its scalars. Nothing moves where the loss or its gradient is not finite."""
         step, processes = self.progress.step, self.processes
         # the same dropout mask for the rows of all processes would be less noise than asked for
-        torch.manual_seed(int(generator(self.seed, TORCH_STREAM, step, processes.rank).integers(2**62)))
+        seed_torch(int(generator(self.seed, TORCH_STREAM, step, processes.rank).integers(2**62)), self.objective.items.device)
         self.optimizer.zero_grad()
         share = processes.share(float(batch.weights_BT.sum(dtype=np.float64)), int((batch.targets_BT >= 0).sum()))
         with torch.autocast(self.objective.items.device.type, torch.bfloat16, enabled=self.autocast):

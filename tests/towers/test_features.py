@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from towers.bags import bag_mean, fixed_bags, rows_mean
+from towers.bags import bag_mean, rows_mean
 from towers.features import FEATURE_SCALE, FeatureSum, embedding, small_tables
 from towers.model_config import InputSpec
 
@@ -94,23 +94,6 @@ def test_bags_equal_gathered_means_and_padding_does_not_count(shape):
     # the last value, repeated once more, changes nothing but weight; one more padding changes nothing at all
     padded = torch.cat([rows, torch.zeros_like(rows[..., :1])], -1)
     assert torch.equal(bag_mean(table, padded), got)
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch multiplies no sparse matrices")
-def test_bags_laid_out_once_have_the_same_means_and_gradient():
-    torch.manual_seed(0)
-    table, rows = embedding(9, DIM), torch.randint(0, 9, (20, 4), dtype=torch.int32)
-    rows[3], rows[:, 1] = 0, rows[:, 0]  # an empty bag, and a value twice in each
-    fixed = fixed_bags(rows, table.num_embeddings)
-    weight = torch.randn(20, DIM)
-    gradients = []
-    for bags in (None, fixed):
-        table.weight.grad = None
-        means = bag_mean(table, rows, bags)
-        (means * weight).sum().backward()
-        gradients.append((means, table.weight.grad.clone()))
-    assert all(torch.allclose(plain, laid_out, atol=1e-6) for plain, laid_out in zip(*gradients, strict=True))
-    assert not gradients[1][1][0].any() and not gradients[1][0][3].any()
 
 
 def test_padding_is_never_trained():
