@@ -8,7 +8,7 @@ Legend: k items, S sources (events, then context and features), N events, D dime
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +67,11 @@ def _without_event(row: UserRow, place: int) -> UserRow:
     items, events, times = (
         [*entries[:place], *entries[place + 1 :]] for entries in (row.history_items, row.history_events, row.history_timestamps)
     )
-    return replace(row, history_items=items, history_events=events, history_timestamps=times, history_rows=rows)
+    return row._replace(history_items=items, history_events=events, history_timestamps=times, history_rows=rows)
 
 
 def _without_value(row: UserRow, name: str) -> UserRow:
     owner, _, feature = name.partition(".")
     if owner == "context":
-        return replace(row, context={**row.context, feature: None})
-    return replace(row, features={**row.features, feature: None})
+        return row._replace(context={**row.context, feature: None})
+    return row._replace(features={**row.features, feature: None})

@@ -33,7 +33,7 @@ class Catalog:
         self.vocabulary = ids
         self._texts = Texts(texts)
         self.hidden = hidden
-        self.popular_I = np.argsort(-counts_I, kind="stable").astype(np.int64)
+        self.popular_I = np.argsort(-counts_I, kind="stable").astype(np.int32)
         self.interactions = int(counts_I.sum())
         self.share_I = (counts_I / max(1, self.interactions)).astype(np.float32)
 
@@ -60,8 +60,10 @@ class Catalog:
         parts = [self.vocabulary.rows(part) for part in item_ids if len(part)]
         if not parts:
             return np.empty(0, np.int64)
-        found = np.concatenate(parts, dtype=np.int64) - FIRST_ROW
-        return np.asarray(distinct(found[found >= 0]), np.int64)
+        found = distinct(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        if found[0] < FIRST_ROW:  # ids that nobody knows stand first
+            found = found[np.searchsorted(found, FIRST_ROW) :]
+        return np.subtract(found, FIRST_ROW, dtype=np.int64)
 
     def ids(self, rows: NDArray[np.integer]) -> list[str]:
         """Item ids of rows, in the order given."""

@@ -12,6 +12,9 @@ from towers.errors import ConfigError, DataError
 BUSY_S = 10.0
 """How long a writer waits for another process's transaction, which takes milliseconds."""
 
+_LOG_BYTES = 4 << 20
+"""Size of the log at which it is moved into the file."""
+
 
 class Database:
     """One connection to a write-ahead-logged file; used by one thread at a time.
@@ -22,12 +25,13 @@ class Database:
     Args:
         path: the file; made with its folder, readable by this user alone.
         schema: `CREATE ... IF NOT EXISTS` statements.
+        page_bytes: of a new file; large ones suit large rows, of which each takes whole pages otherwise.
 
     Raises:
         DataError: it cannot be opened, or is no database.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str]) -> None:
+    def __init__(self, path: Path, schema: Sequence[str], page_bytes: int = 4096) -> None:
         self.path = path
         self._lock = threading.Lock()
         try:
@@ -35,8 +39,10 @@ class Database:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             # isolation_level None: transactions begin and end where `transaction` says, not where the driver guesses
             self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+            for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
+            (found,) = self._connection.execute("PRAGMA page_size").fetchone()
+            self._connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // found}")
             with self.transaction() as connection:
                 for statement in schema:
                     connection.execute(statement)

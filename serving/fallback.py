@@ -21,5 +21,5 @@ def most_popular(catalog: AnyCatalog, count: int, allowed: RowSet | None, exclud
         at most `count` candidates; the score is the item's share of all training interactions.
     """
     allowed = neither(RowSet.of_rows(catalog.size, excluded)) if allowed is None else allowed.without(distinct(excluded))
-    rows_C = catalog.popular_I[allowed.has(catalog.popular_I)][:count]
+    rows_C = catalog.popular_I[allowed.has(catalog.popular_I)][:count].astype(np.int64)
     return Candidates(rows_C, catalog.share_I[rows_C])

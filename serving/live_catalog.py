@@ -100,7 +100,7 @@ class LiveCatalog:
         return shares
 
     @cached_property
-    def popular_I(self) -> NDArray[np.int64]:
+    def popular_I(self) -> NDArray[np.int32]:
         """Rows, most popular first, ties by id."""
         shares, kept = self.share_I, self._base.popular_I[self._alive.has(self._base.popular_I)]
         share_N = shares[self._offset :]

@@ -13,6 +13,9 @@ import numpy as np
 BOUNDS_S = (0.00005, 0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0)
 """Upper bounds of the latency buckets, in seconds."""
 
+_WIDTH = len(BOUNDS_S) + 2
+"""Of a histogram: its buckets, one for what is longer, and the sum."""
+
 STAGES = ("state", "encode", "search", "select", "reply")
 MODES = ("personalized", "cold", "fallback")
 REASONS = ("no_history", "unknown_user", "no_user_histories", "unknown_history_items", "unknown_preferences", "not_wanted", "no_consent")
@@ -39,9 +42,10 @@ class Metrics:
             for label in labels:
                 self._slots[name, label] = len(self._slots)
         self._first = len(self._slots)
-        self._histograms = {("request", route): i for i, route in enumerate(self._routes)}
-        self._histograms |= {("stage", stage): len(self._routes) + i for i, stage in enumerate(STAGES)}
-        self._width = self._first + len(self._histograms) * (len(BOUNDS_S) + 2)
+        kinds = [*(("request", route) for route in self._routes), *(("stage", stage) for stage in STAGES)]
+        self._histograms = {kind: self._first + place * _WIDTH for place, kind in enumerate(kinds)}
+        self._stages = {stage: self._histograms["stage", stage] for stage in STAGES}
+        self._width = self._first + len(kinds) * _WIDTH
         self._shared = mmap.mmap(-1, 8 * workers * self._width)
         self._all = np.frombuffer(self._shared, np.float64).reshape(workers, self._width)
         self.count_in(0)
@@ -60,7 +64,7 @@ class Metrics:
     def lap(self, stage: str, started: float) -> float:
         """One stage of one recommendation, from `started` (of time.perf_counter) to now, which is returned."""
         now = time.perf_counter()
-        self._observe(self._histograms["stage", stage], now - started)
+        self._observe(self._stages[stage], now - started)
         return now
 
     def recommended(self, mode: str, reason: str) -> None:
@@ -90,15 +94,13 @@ class Metrics:
         labels = ",".join(f'{name}="{value}"' for name, value in info.items())
         return "\n".join([*lines, "# TYPE towers_info gauge", f"towers_info{{{labels}}} 1", ""])
 
-    def _observe(self, histogram: int, seconds: float) -> None:
-        start = self._first + histogram * (len(BOUNDS_S) + 2)
+    def _observe(self, start: int, seconds: float) -> None:
         row = self._row
         row[start + bisect_left(BOUNDS_S, seconds)] += 1
-        row[start + len(BOUNDS_S) + 1] += seconds
+        row[start + _WIDTH - 1] += seconds
 
-    def _part(self, histogram: int) -> slice:
-        start = self._first + histogram * (len(BOUNDS_S) + 2)
-        return slice(start, start + len(BOUNDS_S) + 2)
+    def _part(self, start: int) -> slice:
+        return slice(start, start + _WIDTH)
 
     def _counters(self, total: np.ndarray) -> Iterator[str]:
         families = (

@@ -4,7 +4,6 @@ import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +199,7 @@ class Retriever:
         seen = signals.seen if request.exclude_seen else ()
         excluded = self.catalog.rows(request.exclude, request.less_like, seen, self.chooser.blocked)
         started = self.metrics.lap("state", started)
-        rows = [replace(signals.row, context={**request.context, **context}) if context else signals.row for context in contexts]
+        rows = [signals.row._replace(context={**request.context, **context}) if context else signals.row for context in contexts]
         batch = self.encoder.user_batch(rows)  # under a fallback too: a value that does not fit is told in any case
         found = None if signals.mode == FALLBACK else self.encoder.runtime.user(batch, request.explain)
         vectors_BHD, parts = (None, None) if found is None else (found.vectors_BHD, found.parts)

@@ -1,8 +1,7 @@
 """What is known about the person who asks, from the request and from what is stored, and whether it is enough for the tower."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +19,7 @@ NOTHING_KNOWN = ("no_history", "unknown_user", "no_user_histories")
 """Reasons of a fallback that lie in what is stored, not in what was sent."""
 
 
-@dataclass(frozen=True)
-class Signals:
+class Signals(NamedTuple):
     """Everything the retriever needs to know about the asker.
 
     Attributes:
@@ -63,22 +61,27 @@ def read_signals(
     items, events, times = known.items, known.events, known.timestamps
     if live.items:
         items, events, times = [*items, *live.items], [*events, *live.events], [*times, *live.timestamps]
-    rows = preprocessor.vocabularies[ITEM_ID].rows(items[-length:])
-    features = {**known.features, **declared_preferences(request.preferences, preprocessor)}
+    seen, kinds = items, events
+    if len(items) > length:
+        items, events, times = items[-length:], events[-length:], times[-length:]
+    rows = preprocessor.vocabularies[ITEM_ID].rows(items)
+    features = known.features
+    if request.preferences:
+        features = {**features, **declared_preferences(request.preferences, preprocessor)}
     trained = int(np.count_nonzero(rows >= FIRST_ROW))
     mode, reason = PERSONALIZED, ""
     if not trained:
-        mode, reason = (COLD, "") if _has_preferences(features, preprocessor) else (FALLBACK, _reason(request, stored, stores_users, items))
+        mode, reason = (COLD, "") if _has_preferences(features, preprocessor) else (FALLBACK, _reason(request, stored, stores_users, seen))
     row = UserRow(
-        history_items=items[-length:],
-        history_events=events[-length:],
-        history_timestamps=times[-length:],
+        history_items=items,
+        history_events=events,
+        history_timestamps=times,
         now=now,
         context=request.context,
         features=features,
         history_rows=rows,
     )
-    return Signals(row, items, events, mode, reason, len(rows) - trained)
+    return Signals(row, seen, kinds, mode, reason, len(rows) - trained)
 
 
 def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocessor) -> StoredUser:
@@ -132,10 +135,10 @@ def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], pre
 
 def check_context(context: Mapping[str, Any], preprocessor: Preprocessor) -> None:
     """Raises RequestError at the first name that is no declared context feature."""
-    declared = [f.name for f in preprocessor.schema.owned_by("context")]
+    declared = preprocessor.declared["context"]
     for name in context:
         if name not in declared:
-            raise RequestError(f"context.{name[:60]}", f"not declared; this model's context features are {declared}")
+            raise RequestError(f"context.{name[:60]}", f"not declared; this model's context features are {[*declared]}")
 
 
 def _has_preferences(features: Mapping[str, Any], preprocessor: Preprocessor) -> bool:
@@ -148,7 +151,7 @@ def _has_preferences(features: Mapping[str, Any], preprocessor: Preprocessor) ->
 
 
 def _preferences(preprocessor: Preprocessor) -> list[Feature]:
-    return [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"]
+    return [f for f in preprocessor.declared["user"].values() if f.kind == "preferences"]
 
 
 def _reason(request: Asker, stored: StoredUser | None, stores_users: bool, items: Sequence[str]) -> str:

@@ -7,8 +7,6 @@ items themselves are left out. Popular items, which no vector orders, are left o
 Legend: B contexts, H heads, N items named, M directions taken out, D dimensions.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,10 +23,10 @@ def steer(asked: Asked, named_ND: NDArray[np.float32], index: VectorIndex) -> As
     if not len(named_ND):
         return asked
     if asked.vectors_BHD is None:
-        return replace(asked, excluded=np.concatenate([asked.excluded, nearest(index, named_ND)]))
+        return asked._replace(excluded=np.concatenate([asked.excluded, nearest(index, named_ND)]))
     away = [directions(user_HD, named_ND) for user_HD in asked.vectors_BHD]
     vectors = [without(user_HD, taken_MD) for user_HD, taken_MD in zip(asked.vectors_BHD, away, strict=True)]
-    return replace(asked, vectors_BHD=np.stack(vectors), away=away)
+    return asked._replace(vectors_BHD=np.stack(vectors), away=away)
 
 
 def directions(user_HD: NDArray[np.float32], named_ND: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,9 +1,10 @@
 """What is stored about users: their histories, found by user key. Raw user ids never get here."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import NO_TIME, USER_KEY
+from towers.columns import FIRST_ROW, NO_TIME, USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 from towers.vocab import Coded, Vocabulary
@@ -19,8 +20,10 @@ from towers.vocab import Coded, Vocabulary
 ITEMS, EVENTS, TIMES = "item_ids", "event_types", "timestamps"
 
 
-@dataclass(frozen=True)
-class StoredUser:
+_NOTHING: Mapping[str, Any] = {}
+
+
+class StoredUser(NamedTuple):
     """A known user.
 
     Attributes:
@@ -33,7 +36,7 @@ class StoredUser:
     items: Sequence[str]
     events: Sequence[str | None]
     timestamps: Sequence[int]
-    features: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = _NOTHING
 
     def before(self, moment: int) -> "StoredUser":
         """The same without the events at `moment` (microseconds UTC) or after it; those of unknown time stay."""
@@ -69,14 +72,16 @@ class UserHistories:
         _check_events(self._columns)
         self._features = [name for name in table.column_names if name not in (USER_KEY, ITEMS, EVENTS, TIMES)]
         self._items, self._item_ids = _coded(self._columns.pop(ITEMS))
+        self._taught = False
         self._events, self._event_types = _coded(self._columns.pop(EVENTS))
         times = self._columns.pop(TIMES)
         self._times = _Lists(times.offsets.to_numpy(), times.values.cast(pa.int64()).fill_null(NO_TIME).to_numpy())
         self._keys_U16 = _key_bytes(self._columns.pop(USER_KEY))
         # the first 8 bytes find the place by binary search, all 16 decide
-        self._prefix_U = np.ascontiguousarray(self._keys_U16[:, :8]).view(">u8").ravel().astype(np.uint64)
-        if np.any(self._prefix_U[1:] < self._prefix_U[:-1]):
+        prefix_U = np.ascontiguousarray(self._keys_U16[:, :8]).view(">u8").ravel().astype(np.uint64)
+        if np.any(prefix_U[1:] < prefix_U[:-1]):
             raise DataError(f"user histories are not sorted by {USER_KEY}; write them with `towers export`")
+        self._prefix_U = prefix_U.data  # of plain numbers: a search by NumPy's scalars takes three times as long
 
     @classmethod
     def open(cls, path: Path | str) -> "UserHistories":
@@ -107,8 +112,8 @@ class UserHistories:
 
     def get(self, user_key: bytes) -> StoredUser | None:
         """The user with this 16-byte key, None where there is none."""
-        prefix = np.uint64(int.from_bytes(user_key[:8], "big"))
-        place = int(np.searchsorted(self._prefix_U, prefix))
+        prefix = int.from_bytes(user_key[:8], "big")
+        place = bisect_left(self._prefix_U, prefix)
         while place < len(self._prefix_U) and self._prefix_U[place] == prefix:
             if self._keys_U16[place].tobytes() == user_key:
                 return self._at(place)
@@ -116,8 +121,17 @@ class UserHistories:
         return None
 
     def teach(self, items: Iterable[Vocabulary], events: Vocabulary) -> None:
-        """Have vocabularies look up all items and event types of the histories now: see `Vocabulary.learn`."""
-        for vocabulary in items:
+        """Have vocabularies look up all items and event types of the histories now: see `Vocabulary.learn`.
+
+        Where the first to come knows all items, histories name them by its rows from then on and hold no ids of their own.
+        """
+        known = [*items]
+        if not self._taught:
+            self._taught = True  # only once: others may be reading when the next one comes
+            row_D = known[0].rows_of(self._item_ids) - FIRST_ROW
+            if row_D.min(initial=0) >= 0:
+                self._items, self._item_ids = _Lists(self._items.ends_U, row_D[self._items.flat_N]), known[0].values()
+        for vocabulary in known:
             vocabulary.learn(self._item_ids)
         events.learn(self._event_types)
 

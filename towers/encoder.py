@@ -4,8 +4,7 @@ rows -> Preprocessor (NumPy) -> FeatureBatch -> Runtime (torch or ONNX) -> vecto
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,10 @@ class Runtime(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class UserRow:
+_NOTHING: Mapping[str, Any] = {}
+
+
+class UserRow(NamedTuple):
     """One user at one moment, in the caller's own values.
 
     Attributes:
@@ -45,8 +46,8 @@ class UserRow:
     history_events: Sequence[str | None] = ()
     history_timestamps: Sequence[int] = ()
     now: int = NO_TIME
-    context: Mapping[str, Any] = field(default_factory=dict)
-    features: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = _NOTHING
+    features: Mapping[str, Any] = _NOTHING
     history_rows: NDArray[np.int32] | None = None
 
 

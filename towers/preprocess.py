@@ -34,13 +34,16 @@ class Preprocessor:
         schema: the declared features.
         vocabularies: by vocabulary name; `item_id` and `event_type` are always there.
         numbers: (mean, standard deviation) by `owner.name` of numeric features.
+
+    Attributes:
+        declared: features of each owner, by name.
     """
 
     def __init__(self, schema: Schema, vocabularies: Mapping[str, Vocabulary], numbers: Mapping[str, tuple[float, float]]) -> None:
         self.schema = schema
         self.vocabularies = dict(vocabularies)
         self.numbers = dict(numbers)
-        self._owned = {owner: schema.owned_by(owner) for owner in OWNERS}
+        self.declared = {owner: {f.name: f for f in schema.owned_by(owner)} for owner in OWNERS}
 
     @property
     def event_rows(self) -> int:
@@ -54,7 +57,7 @@ class Preprocessor:
 
     def hold(self) -> None:
         """Keep what requests are looked up in (items, and the vocabularies of user and context features) in memory: see Vocabulary.hold."""
-        asked = [f.vocabulary for owner in ("user", "context") for f in self._owned[owner] if f.kind in VOCABULARY_KINDS]
+        asked = [f.vocabulary for owner in ("user", "context") for f in self.declared[owner].values() if f.kind in VOCABULARY_KINDS]
         for name in {ITEM_ID, EVENT_TYPE, *asked}:
             self.vocabularies[name].hold()
 
@@ -72,7 +75,7 @@ class Preprocessor:
         Raises:
             RequestError: a value does not fit the feature's kind; names the feature.
         """
-        return {f.input_name: self.encode_feature(f, columns.get(f.name, [None] * rows)) for f in self._owned[owner]}
+        return {f.input_name: self.encode_feature(f, columns.get(f.name, [None] * rows)) for f in self.declared[owner].values()}
 
     def encode_feature(self, feature: Feature, values: Column) -> NDArray[np.generic]:
         """One feature's array; see `encode`."""

@@ -71,7 +71,7 @@ class Vocabulary:
         self._hashes = hashes
         self._rows = rows
         self._held: dict[str | None, int] | None = None
-        self._learnt: tuple[pa.StringArray, NDArray[np.int32]] | None = None
+        self._learnt: tuple[pa.StringArray, NDArray[np.int32] | None] | None = None
 
     @classmethod
     def fit(cls, values: Iterable[str]) -> "Vocabulary":
@@ -96,7 +96,8 @@ class Vocabulary:
             int32 [len(values)].
         """
         if isinstance(values, Coded) and self._learnt is not None and self._learnt[0] is values.distinct:
-            return np.asarray(self._learnt[1][values.codes])
+            found_D = self._learnt[1]
+            return np.asarray(values.codes + np.int32(FIRST_ROW) if found_D is None else found_D[values.codes], np.int32)
         if self._held is None and len(self._values) <= HELD_UP_TO:
             self.hold()
         if self._held is not None:
@@ -122,10 +123,15 @@ class Vocabulary:
         self._held = held
 
     def learn(self, distinct: pa.StringArray) -> None:
-        """Look up the values of `Coded` sequences beforehand (4 bytes each): their rows are then read and not searched for."""
+        """Look up the values of `Coded` sequences beforehand (4 bytes each): their rows are then read and not searched for. Nothing is held
+        where the values are this vocabulary's own (`values()`)."""
+        self._learnt = distinct, None if distinct is self._values else self.rows_of(distinct)
+
+    def rows_of(self, distinct: pa.StringArray) -> NDArray[np.int32]:
+        """As `rows`, of many different values at once."""
         rows = pc.index_in(distinct, value_set=self._values).fill_null(OOV_ROW - FIRST_ROW).to_numpy(zero_copy_only=False) + FIRST_ROW
         rows[distinct.is_null().to_numpy(zero_copy_only=False)] = MISSING_ROW
-        self._learnt = distinct, rows.astype(np.int32, copy=False)
+        return np.asarray(rows, np.int32)
 
     def value(self, row: int) -> str:
         """The string of a row.

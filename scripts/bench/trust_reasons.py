@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,7 +168,7 @@ def without(row: UserRow, places: NDArray[np.int64]) -> UserRow:
     items, events, times = (
         [entries[place] for place in kept] for entries in (row.history_items, row.history_events, row.history_timestamps)
     )
-    return replace(row, history_items=items, history_events=events, history_timestamps=times)
+    return row._replace(history_items=items, history_events=events, history_timestamps=times)
 
 
 def cost(folder: Path, count: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.interface import IndexStats, SearchResult
-from serving.index.rowset import Rows, RowSet
+from serving.index.rowset import Rows, RowSet, checked
 from towers.errors import DataError, RequestError
 
 _BLOCK_ROWS = 65_536
@@ -103,7 +103,7 @@ class ExactIndex:
             raise ValueError(f"allowed: a set among {allowed.size} rows, expected {len(self.item_ID)}")
         if excluded is None or not len(excluded):
             return query, allowed, _NOTHING
-        banned = RowSet.of_rows(len(self.item_ID), excluded).rows()
+        banned = checked(len(self.item_ID), excluded)
         return (query, None, banned) if allowed is None else (query, allowed.without(banned), _NOTHING)
 
     def scan(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows) -> SearchResult:

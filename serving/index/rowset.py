@@ -36,9 +36,7 @@ class RowSet:
         Raises:
             ValueError: a row outside the catalogue (NumPy would read -1 as the last one).
         """
-        rows = distinct(rows)
-        if len(rows) and (rows[0] < 0 or rows[-1] >= size):
-            raise ValueError(f"rows reach from {rows[0]} to {rows[-1]}, expected 0 to {size - 1}")
+        rows = checked(size, rows)
         return cls(size, len(rows), rows, None)
 
     @classmethod
@@ -143,7 +141,22 @@ def inside(rows: Rows, ordered: Rows) -> NDArray[np.bool_]:
 
 def distinct(rows: Rows) -> Rows:
     """Ascending, each once; np.unique does the same in ten times the time for a few hundred rows."""
-    if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
+    if np.count_nonzero(rows[1:] <= rows[:-1]) == 0:  # a third of what `any` takes
         return rows
-    ordered = np.sort(rows)
-    return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))]
+    ordered = rows.copy()
+    ordered.sort()
+    first = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered if np.count_nonzero(first) == len(ordered) else ordered[first]
+
+
+def checked(size: int, rows: Rows) -> Rows:
+    """Distinct rows of a catalogue, ascending.
+
+    Raises:
+        ValueError: one lies outside.
+    """
+    rows = distinct(rows)
+    if len(rows) and (rows[0] < 0 or rows[-1] >= size):
+        raise ValueError(f"rows reach from {rows[0]} to {rows[-1]}, expected 0 to {size - 1}")
+    return rows

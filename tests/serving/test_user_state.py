@@ -67,6 +67,22 @@ def test_what_is_taught_is_what_would_be_looked_up(keys: list[bytes]) -> None:
     assert before == [(items.rows(list(user.items)).tolist(), kinds.rows(list(user.events)).tolist()) for user in known]
 
 
+def test_histories_of_known_items_hold_no_ids_of_their_own(keys: list[bytes]) -> None:
+    """Those of the first vocabulary serve; a later one, of another model, learns them all the same."""
+    written = table(keys)
+    users = UserHistories(written)
+    ids = sorted({item for items in written.column("item_ids").to_pylist() for item in items})
+    every, few, kinds = Vocabulary.fit([*ids, "new"]), Vocabulary.fit(ids[::2]), Vocabulary.fit(["play", "skip"])
+    users.teach([every], kinds)
+    known = [user for key in keys if (user := users.get(key)) is not None]
+    assert [list(user.items) for user in known] == written.column("item_ids").to_pylist()
+    assert all(user.items.distinct is every.values() for user in known), "held twice"  # type: ignore[attr-defined]
+    assert [every.rows(user.items).tolist() for user in known] == [every.rows(list(user.items)).tolist() for user in known]
+    users.teach([few], kinds)
+    assert [few.rows(user.items).tolist() for user in known] == [few.rows(list(user.items)).tolist() for user in known]
+    assert users.get(keys[2]) == known[2]
+
+
 def test_history_before_a_moment() -> None:
     user = StoredUser(["a", "b", "c", "d"], ["play", None, "skip", "play"], [NO_TIME, 10, 30, 20], {"age": 5})
     assert user.before(20) == StoredUser(["a", "b"], ["play", None], [NO_TIME, 10], {"age": 5})
