@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,6 +60,15 @@ class AppOptions:
     keys: ApiKeys | None = None
     access_log: bool = False
     rights: Rights | None = None
+
+
+class AnyText(PathConvertor):
+    """Whatever an id may hold; Starlette's own `path` ends at a line break."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any", AnyText())
 
 
 def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:

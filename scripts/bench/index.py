@@ -1,6 +1,6 @@
 """How fast the tuned index is beside ScaNN, hnswlib and usearch at equal recall: top 100, one query at a time, one thread.
 
-    python scripts/bench/index.py [--quick]
+    python scripts/bench/index.py [--quick] [--only 100k_64 1m_64 5m_64]
 
 Items and users: see vector_world.py, 59,000 and 1,000,000 x 64; with TOWERS_DATA_DIR also the raw dot factors of Gowalla (a truncated SVD
 of the interactions, norms spread widely; users are summed from their training items). Ours is built, tuned and chosen by `towers index` at
@@ -8,7 +8,8 @@ a floor and searched as opened from the bundle, exact rescoring and all. Each pe
 same recall on users kept apart; then all are timed in turns on other users, in processor time. ScaNN is measured where it is installed
 (1.4.2 needs no TensorFlow for this: `pip install --no-deps --target <folder> scann==1.4.2`, the folder on PYTHONPATH); hnswlib and usearch
 are built for fewer than 100,000 items, and so are `index_hnsw` and `index_scann`, what `towers index index=hnsw`
-and `index=scann` publish. `growth`: our cost at 1M over that at 59k, over the square root of how many times more items.
+and `index=scann` publish; none at 5M. `growth_<small>_<large>`: how many times dearer ours is at the larger of two measured sizes, over the
+square root of how many times more items it has.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 
 import faiss
@@ -31,6 +34,8 @@ from serving.index.tune import Judge
 from towers.errors import GateError
 
 K = 100
+SIZES = {"20k_64": 20_000, "59k_64": 59_000, "100k_64": 100_000, "1m_64": 1_000_000, "5m_64": 5_000_000}
+"""Drawn worlds, from small to large."""
 FLOORS = {"r95": 0.95, "r99": 0.99}
 Search = Callable[[np.ndarray], np.ndarray]
 
@@ -46,26 +51,27 @@ class Peer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20,000 items, and fewer rounds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", nargs="+", choices=[*SIZES, "gowalla_64"], metavar="ITEMS_DIM", help="these worlds alone: %(choices)s")
+    told = parser.parse_args()
+    quick = told.quick
     faiss.omp_set_num_threads(1)
-    worlds: dict[str, Callable[[], VectorWorld]] = {"20k_64": lambda: two_towers(20_000, 64)}
-    if not quick:
-        worlds = {"59k_64": lambda: two_towers(59_000, 64), "1m_64": lambda: two_towers(1_000_000, 64)}
-        if os.environ.get("TOWERS_DATA_DIR"):
-            worlds["gowalla_64"] = gowalla_factors
+    real = ["gowalla_64"] if os.environ.get("TOWERS_DATA_DIR") else []
+    names = told.only or (["20k_64"] if quick else ["59k_64", "1m_64", *real])
+    worlds = {name: partial(two_towers, SIZES[name], 64) if name in SIZES else gowalla_factors for name in names}
     ratios: dict[str, float] = {}
     figures: dict[str, float] = {}
     rows = [("items", "index", "setting", "recall@100", "us", "x ours")]
     for name, make in worlds.items():
         say(f"{name}: vectors")
         world = make()
-        peers = built_peers(world, hnsw=len(world.item_ID) < 100_000)
+        peers = built_peers(world, hnsw=len(world.item_ID) < 100_000) if len(world.item_ID) <= 1_000_000 else []
         for floor_name, floor in FLOORS.items():
             with tempfile.TemporaryDirectory() as folder:
                 rows += compare(name, floor_name, floor, world, peers, Path(folder), 3 if quick else 9, ratios, figures)
-    if not quick:
-        for floor_name in FLOORS:
-            ratios[f"growth_{floor_name}"] = figures[f"us_1m_64_{floor_name}"] / figures[f"us_59k_64_{floor_name}"] / (1000 / 59) ** 0.5
+    drawn = [name for name in SIZES if name in worlds]
+    for (small, large), floor_name in product(pairwise(drawn), FLOORS):
+        dearer = figures[f"us_{large}_{floor_name}"] / figures[f"us_{small}_{floor_name}"]
+        ratios[f"growth_{small}_{large}_{floor_name}"] = dearer / (SIZES[large] / SIZES[small]) ** 0.5
     finish("index", rows, ratios, figures)
 
 

@@ -74,6 +74,15 @@ def test_similar_items_of_odd_ids(client: httpx.Client, retriever: Retriever, it
     assert [item["item_id"] for item in got["items"]] == [item.item_id for item in retriever.similar_items(item_id, 4).items]
 
 
+@pytest.mark.parametrize("path", ["/v1/items/line\nbreak/similar", "/v1/items/break\n", "/v1/users/line\n\x0bbreak/consent"])
+def test_an_id_may_hold_line_breaks(client: httpx.Client, path: str) -> None:
+    """They reach the handler, as any other id does, instead of the answer to a path that is not there."""
+    reply = client.request("DELETE" if path.endswith("\n") else "GET", quote(path))
+    plain = client.request("DELETE" if path.endswith("\n") else "GET", quote(path.replace("\n", "-").replace("\x0b", "-")))
+    assert reply.status_code == plain.status_code
+    assert "GET /openapi.json" not in reply.text
+
+
 @pytest.mark.parametrize(
     ("path", "status", "field"),
     [
