@@ -78,5 +78,6 @@ def test_some_calls(client: httpx.Client, strategy: st.SearchStrategy[Any]) -> N
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_thousands_of_calls(client: httpx.Client, strategy: st.SearchStrategy[Any]) -> None:
     run(client, strategy, LONG)
