@@ -6,7 +6,7 @@ thread would cost.
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api_keys import ApiKeys
 from serving.calls import Call, Endpoint, Front, Reply, problem, request_id_of
@@ -71,7 +72,27 @@ class AnyText(PathConvertor):
 register_url_convertor("any", AnyText())
 
 
-def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:
+class Straight:
+    """Calls of a fixed path go straight to their endpoint; Starlette, which tries its routes one after the other, has all others.
+
+    Args:
+        app: answers them.
+        routes: of that application; an endpoint is an ASGI application.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+        self._app = app
+        fixed = [route for route in routes if not route.param_convertors]
+        self._endpoints: dict[tuple[str, str], ASGIApp] = {
+            (route.path, method): route.endpoint for route in fixed for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._endpoints.get((scope["path"], scope["method"])) if scope["type"] == "http" else None
+        await (found or self._app)(scope, receive, send)
+
+
+def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
     """The service over whichever retriever the engine holds; its limits are the retriever's."""
     options = options or AppOptions(Metrics(ROUTE_NAMES))
     metrics = options.metrics
@@ -91,10 +112,10 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> Starlette:
         return page
 
     routes.append(Route("/", Endpoint(front, "page", show), methods=["GET"]))
-    return Starlette(routes=routes, exception_handlers={HTTPException: _not_ours})
+    return Straight(Starlette(routes=routes, exception_handlers={HTTPException: _not_ours}), routes)
 
 
-def serve(app: Starlette, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+def serve(app: ASGIApp, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Answer on an already bound socket until SIGTERM or SIGINT; running requests are finished first.
 
     Args:
@@ -113,7 +134,7 @@ class Server(uvicorn.Server):
         on_ready: called once, when requests are answered.
     """
 
-    def __init__(self, app: Starlette, on_ready: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(app, ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10)
         )

@@ -67,8 +67,12 @@ class Catalog:
 
     def ids(self, rows: NDArray[np.integer]) -> list[str]:
         """Item ids of rows, in the order given."""
-        found: list[str] = self.vocabulary.values().take(pa.array(rows)).to_pylist()
+        found: list[str] = self.id_column(rows).to_pylist()
         return found
+
+    def id_column(self, rows: NDArray[np.integer]) -> pa.StringArray:
+        """The same as an Arrow array: of many rows, a tenth of the time."""
+        return self.vocabulary.values().take(pa.array(rows))
 
     def known(self, item_ids: Sequence[str | None]) -> list[memoryview | None]:
         """What a reply says of each id but a score, None where there is no such item."""
@@ -86,7 +90,7 @@ class Catalog:
         """What a reply says of each row but its score, in the order given."""
         return self._texts.of(rows)
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[Sequence[bytes]] = ()) -> Items:
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> Items:
         """What a reply says about each row, in the order given; see `Items`."""
         return Items(self.texts(rows), scores, explanations)
 

@@ -67,13 +67,17 @@ class LiveCatalog:
         """Item ids of rows, in the order given."""
         return self._both(rows, self._base.ids, self._came.ids)
 
+    def id_column(self, rows: NDArray[np.integer]) -> pa.StringArray:
+        """The same as an Arrow array."""
+        return pa.array(self.ids(rows), pa.string())
+
     def known(self, item_ids: Sequence[str | None]) -> list[memoryview | None]:
         """What a reply says of each id but a score, None where there is no such item or it is gone."""
         rows = [None if item_id is None else self.row(item_id) for item_id in item_ids]
         both = zip(rows, self._base.known(item_ids), self._came.known(item_ids), strict=True)
         return [None if row is None else there if row >= self._offset else here for row, here, there in both]
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[Sequence[bytes]] = ()) -> Items:
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> Items:
         """What a reply says about each row, in the order given; see `Items`."""
         return Items(self._both(rows, self._base.texts, self._came.texts), scores, explanations)
 

@@ -95,7 +95,7 @@ class _Graph:
 
 def _padding(item_BL: NDArray[np.generic]) -> int:
     """Leading columns in which no row has an event; one column is left in any case."""
-    if item_BL[:, 0].any():
+    if np.count_nonzero(item_BL[:, 0]):
         return 0
     held_L = (item_BL != 0).any(axis=0)
     return int(held_L.argmax()) if held_L.any() else max(0, item_BL.shape[1] - 1)

@@ -122,7 +122,7 @@ def lists(retriever: Retriever, user_keys: Sequence[bytes], request: RecommendRe
         for candidates, policy, one in zip(found, policies, asked, strict=True)
     ]
     ends = pa.array(np.cumsum([0, *(len(one.rows_k) for one in chosen)]), pa.int32())
-    ids = pa.array(retriever.catalog.ids(np.concatenate([one.rows_k for one in chosen])), pa.string())
+    ids = retriever.catalog.id_column(np.concatenate([one.rows_k for one in chosen]))
     return pa.table(
         {
             USER_KEY: pa.array(list(user_keys), pa.binary(16)),

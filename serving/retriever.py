@@ -90,7 +90,6 @@ class Retriever:
         self.steer(SelectorSettings())
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
-        self.profiles.teach(encoder.preprocessor, catalog.vocabulary)
         self.metrics = Metrics(())
         self.outbox: Outbox | None = None
         self.item_changes = 0  # generation of the last that the catalogue knows
@@ -110,10 +109,8 @@ class Retriever:
         """Open a bundle folder; torch is not needed, unless it is asked for.
 
         Args:
-            bundle: its folder.
             history: Parquet file of user histories; None = no user is known but by `add_events`.
             key_file: secret that user ids are keyed with; None = $TOWERS_KEY_FILE or ~/.towers/user_key. Read only with `history`.
-            limits: of one request.
             runtime, device: what runs the towers; see `open_encoder`.
 
         Raises:
@@ -132,7 +129,11 @@ class Retriever:
         device: str = "cpu",
     ) -> "Retriever":
         """From a verified bundle and what is stored of users; raises BundleError."""
-        return cls(bundle, open_encoder(bundle, runtime, device), open_index(bundle), profiles, limits)
+        encoder, profiles = open_encoder(bundle, runtime, device), profiles or Profiles.open(None, None)
+        with profiles.taught(encoder.preprocessor):
+            opened = cls(bundle, encoder, open_index(bundle), profiles, limits)
+        profiles.teach(opened.stock.catalog.vocabulary, encoder.preprocessor)
+        return opened
 
     def recommend(
         self,

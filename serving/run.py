@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from serving.rolling import Rolling
 from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.user_state import UserHistories
 from serving.workers import Workers
-from towers.bundle import Bundle, current
+from towers.bundle import Bundle
 from towers.errors import ConfigError
 from towers.identity import UserKeys
 from towers.job import write_json
@@ -39,8 +39,11 @@ from towers.job import write_json
 PURGE_EVERY_S = 3600.0
 
 
-def run(config: ServingConfig) -> str:
+def run(config: ServingConfig, verified: Future[Bundle]) -> str:
     """Serve until told to stop.
+
+    Args:
+        verified: the bundle to begin with, whose checksums are being computed.
 
     Returns:
         path of `serve.json` (url, pid, bundle, state), written when requests are answered and again after the last.
@@ -54,11 +57,8 @@ def run(config: ServingConfig) -> str:
     leave_pandas_out()
     with listen(settings.host, settings.port) as listener:
         place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
-        folder = Path(settings.bundle) if settings.bundle else current(run_dir / "bundles")
-        with ThreadPoolExecutor(1) as aside:  # checksums are computed while the histories are read
-            bundle = aside.submit(Bundle.open, folder)
-            keys, known = users(settings, run_dir)
-            retriever = opened(bundle.result(), settings, Profiles(keys, known))
+        keys, known = users(settings, run_dir)
+        retriever = opened(verified.result(), settings, Profiles(keys, known))
         log_to_stderr()
         folder_of_state = state_dir(config)
         store = events(settings, folder_of_state, keys)  # what is wrong with a store is told here, not by each worker
@@ -72,7 +72,7 @@ def run(config: ServingConfig) -> str:
         options = AppOptions(
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
-        announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(folder)}
+        announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(retriever.bundle.folder)}
         settle()
 
         def announce() -> None:

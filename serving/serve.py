@@ -7,7 +7,7 @@ from towers.job import run_job
 def main() -> None:
     """Entry of the verb."""
     register()
-    run_job("serve", "serving.run:run", validate)
+    run_job("serve", "serving.start:run", validate)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is stored about users: their histories, found by user key. Raw user ids never get here."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -120,19 +120,17 @@ class UserHistories:
             place += 1
         return None
 
-    def teach(self, items: Iterable[Vocabulary], events: Vocabulary) -> None:
+    def teach(self, items: Vocabulary, events: Vocabulary) -> None:
         """Have vocabularies look up all items and event types of the histories now: see `Vocabulary.learn`.
 
-        Where the first to come knows all items, histories name them by its rows from then on and hold no ids of their own.
+        Where the first that comes knows all items, histories name them by its rows from then on and hold no ids of their own.
         """
-        known = [*items]
         if not self._taught:
             self._taught = True  # only once: others may be reading when the next one comes
-            row_D = known[0].rows_of(self._item_ids) - FIRST_ROW
+            row_D = items.rows_of(self._item_ids) - FIRST_ROW
             if row_D.min(initial=0) >= 0:
-                self._items, self._item_ids = _Lists(self._items.ends_U, row_D[self._items.flat_N]), known[0].values()
-        for vocabulary in known:
-            vocabulary.learn(self._item_ids)
+                self._items, self._item_ids = _Lists(self._items.ends_U, row_D[self._items.flat_N]), items.values()
+        items.learn(self._item_ids)
         events.learn(self._event_types)
 
     def _at(self, row: int) -> StoredUser:

@@ -125,7 +125,8 @@ class Vocabulary:
     def learn(self, distinct: pa.StringArray) -> None:
         """Look up the values of `Coded` sequences beforehand (4 bytes each): their rows are then read and not searched for. Nothing is held
         where the values are this vocabulary's own (`values()`)."""
-        self._learnt = distinct, None if distinct is self._values else self.rows_of(distinct)
+        if self._learnt is None or self._learnt[0] is not distinct:
+            self._learnt = distinct, None if distinct is self._values else self.rows_of(distinct)
 
     def rows_of(self, distinct: pa.StringArray) -> NDArray[np.int32]:
         """As `rows`, of many different values at once."""

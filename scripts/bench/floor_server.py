@@ -85,7 +85,7 @@ def make_app(folder: Path, histories: Path, key_file: Path, users: int, now_us: 
 def _ready(preprocessor, bundle, histories, key_file, users, now_us):  # type: ignore[no-untyped-def]
     """What each user's history becomes, for all of them: int32 [users, L] by input."""
     known, keys = UserHistories.open(histories), UserKeys.open(str(key_file))
-    known.teach([preprocessor.vocabularies[ITEM_ID]], preprocessor.vocabularies[EVENT_TYPE])
+    known.teach(preprocessor.vocabularies[ITEM_ID], preprocessor.vocabularies[EVENT_TYPE])
     stored = [known.get(keys.key(f"u{user}")) for user in range(users)]
     rows = [UserRow(one.items, one.events, one.timestamps, now_us) for one in stored]
     encoder = Encoder(preprocessor, None, bundle.model_config().history.length)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def make_app(folder: Path, histories: Path, key_file: Path, now_us: int) -> Fast
     table = bundle.catalog()
     ids, titles, categories = (table.column(name).to_pylist() for name in ("item_id", "title", "categories"))
     item_ids = preprocessor.vocabularies[ITEM_ID]
-    users.teach([item_ids], preprocessor.vocabularies[EVENT_TYPE])
+    users.teach(item_ids, preprocessor.vocabularies[EVENT_TYPE])
     app = FastAPI()
 
     @app.post("/v1/recommend", response_model=Shown)

@@ -247,12 +247,13 @@ def web_us(size: int, bodies: list[bytes]) -> float:
 import socket
 from starlette.applications import Starlette
 from starlette.routing import Route
-from serving.app import serve
+from serving.app import Straight, serve
 from serving.calls import Endpoint, Front, Reply
 from serving.metrics import Metrics
 reply = Reply(b"x" * {size}, b"application/json")
 endpoint = Endpoint(Front(Metrics(["recommend"])), "recommend", lambda call: reply, takes_body=True)
-serve(Starlette(routes=[Route("/v1/recommend", endpoint, methods=["POST"])]), socket.create_server(("127.0.0.1", {port})), lambda: None)
+routes = [Route("/v1/recommend", endpoint, methods=["POST"])]
+serve(Straight(Starlette(routes=routes), routes), socket.create_server(("127.0.0.1", {port})), lambda: None)
 """
     with server([sys.executable, "-c", code], port) as (process, _):
         measured(process, port, bodies)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serving.api_keys import ApiKeys
-from serving.app import ROUTE_NAMES, AppOptions, build_app
+from serving.app import ROUTE_NAMES, AppOptions, Straight, build_app
 from serving.engine import Engine
 from serving.logs import JsonLines
 from serving.metrics import BOUNDS_S, Metrics
@@ -79,6 +79,19 @@ def test_a_key_file_that_does_not_fit_is_a_config_error(tmp_path: Path, entries:
         ApiKeys.open(key_file(tmp_path, entries))
     with pytest.raises(ConfigError, match=r"serving\.api_keys"):
         ApiKeys.open(tmp_path / "missing")
+
+
+def test_calls_that_go_straight_are_told_what_starlette_would_tell_them(retriever: Retriever) -> None:
+    app = build_app(Engine(retriever))
+    assert isinstance(app, Straight)
+    calls = [("POST", "/v1/recommend"), ("POST", "/v1/recommend:batch"), ("GET", "/health/live"), ("HEAD", "/health/live"), ("GET", "/")]
+    others = [("GET", "/v1/recommend"), ("POST", "/v1/recommend/"), ("POST", "/v1/Recommend"), ("DELETE", "/health/live"), ("GET", "/no")]
+    asked = [(method, path, {"json": {"k": 0}} if method == "POST" else {}) for method, path in [*calls, *others]]
+    straight, slow = ask(app, *asked), ask(app._app, *asked)
+    assert [(one.status_code, one.headers.get("content-type")) for one in straight] == [
+        (one.status_code, one.headers.get("content-type")) for one in slow
+    ]
+    assert [one.status_code for one in straight] == [422, 422, 200, 200, 200, 405, 307, 404, 405, 404]
 
 
 def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:

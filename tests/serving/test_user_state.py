@@ -62,7 +62,7 @@ def test_what_is_taught_is_what_would_be_looked_up(keys: list[bytes]) -> None:
     items, kinds = Vocabulary.fit([f"item-{i}" for i in range(0, 200, 3)]), Vocabulary.fit(["play"])
     known = [user for key in keys if (user := users.get(key)) is not None]
     before = [(items.rows(user.items).tolist(), kinds.rows(user.events).tolist()) for user in known]
-    users.teach([items], kinds)
+    users.teach(items, kinds)
     assert [(items.rows(user.items).tolist(), kinds.rows(user.events).tolist()) for user in known] == before
     assert before == [(items.rows(list(user.items)).tolist(), kinds.rows(list(user.events)).tolist()) for user in known]
 
@@ -73,12 +73,12 @@ def test_histories_of_known_items_hold_no_ids_of_their_own(keys: list[bytes]) ->
     users = UserHistories(written)
     ids = sorted({item for items in written.column("item_ids").to_pylist() for item in items})
     every, few, kinds = Vocabulary.fit([*ids, "new"]), Vocabulary.fit(ids[::2]), Vocabulary.fit(["play", "skip"])
-    users.teach([every], kinds)
+    users.teach(every, kinds)
     known = [user for key in keys if (user := users.get(key)) is not None]
     assert [list(user.items) for user in known] == written.column("item_ids").to_pylist()
     assert all(user.items.distinct is every.values() for user in known), "held twice"  # type: ignore[attr-defined]
     assert [every.rows(user.items).tolist() for user in known] == [every.rows(list(user.items)).tolist() for user in known]
-    users.teach([few], kinds)
+    users.teach(few, kinds)
     assert [few.rows(user.items).tolist() for user in known] == [few.rows(list(user.items)).tolist() for user in known]
     assert users.get(keys[2]) == known[2]
 
