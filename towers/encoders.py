@@ -169,7 +169,10 @@ class TransformerEncoder(HistoryEncoder):
         if self.gap is not None:
             x_BLD = x_BLD + self.gap(gathered[HISTORY_GAP])
         x_BLD = self.drop(x_BLD)
-        padding_B11L = ((1.0 - gathered[HISTORY_MASK]) * MASKED)[:, None, None, :]
+        mask_BL = gathered[HISTORY_MASK]
+        # windows of a step are about as long, so most steps have no padding; what is exported cannot ask
+        whole = self.training and bool(mask_BL.all())
+        padding_B11L = None if whole else ((1.0 - mask_BL) * MASKED)[:, None, None, :]
         newest = len(self.blocks) - 1
         for depth, block in enumerate(self.blocks):
             # Serving needs the newest position only, so the top block computes no other.

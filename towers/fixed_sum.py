@@ -37,17 +37,20 @@ class FixedSum:
 
     Attributes:
         specs: the features.
-        matrix_CT, transpose_TC: M, twice.
+        product: M, twice: [C, T] and [T, C].
+        rows: in place of M where it would only pick out rows that lie one after the other: they are read where they lie.
     """
 
     specs: tuple[InputSpec, ...]
-    matrix_CT: Tensor
-    transpose_TC: Tensor
+    product: tuple[Tensor, Tensor] | None
+    rows: slice | None = None
 
     def __call__(self, layer_of: Layers) -> Tensor:
         """[C, D], fp32."""
-        stacked = _stack(self.specs, layer_of).values()
-        total: Tensor = _Product.apply(self.matrix_CT, self.transpose_TC, *stacked)  # type: ignore[no-untyped-call]
+        stacked = list(_stack(self.specs, layer_of).values())
+        if self.product is None:
+            return stacked[0][self.rows]
+        total: Tensor = _Product.apply(*self.product, *stacked)  # type: ignore[no-untyped-call]
         return total
 
 
@@ -60,12 +63,15 @@ def lay_out(specs: Sequence[InputSpec], inputs: Mapping[str, Tensor], layer_of: 
     found = tuple(spec for spec in specs if _fits(spec, layer_of(spec)))
     if not found or inputs[found[0].name].device.type != "cpu" or not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return None
+    picked = _one_after_the_other(found, inputs)
+    if picked is not None:
+        return FixedSum(found, None, picked)
     starts, rows = {}, 0
     for name, matrix in _stack(found, layer_of).items():
         starts[name], rows = rows, rows + len(matrix)
     places, columns, values = (torch.cat(parts) for parts in zip(*(_entries(s, inputs[s.name], starts) for s in found), strict=True))
     size = len(inputs[found[0].name])
-    return FixedSum(found, _csr(places, columns, values, size, rows), _csr(columns, places, values, rows, size))
+    return FixedSum(found, (_csr(places, columns, values, size, rows), _csr(columns, places, values, rows, size)))
 
 
 class _Product(torch.autograd.Function):
@@ -74,7 +80,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(transpose_TC)
         ctx.rows = [len(matrix) for matrix in stacked]
         with torch.autocast("cpu", enabled=False):
-            return matrix_CT @ torch.cat(stacked)
+            return matrix_CT @ (torch.cat(stacked) if len(stacked) > 1 else stacked[0])
 
     @staticmethod
     @once_differentiable
@@ -82,6 +88,16 @@ class _Product(torch.autograd.Function):
         (transpose_TC,) = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
             return None, None, *(transpose_TC @ grads[0]).split(ctx.rows)
+
+
+def _one_after_the_other(specs: Sequence[InputSpec], inputs: Mapping[str, Tensor]) -> slice | None:
+    """The rows of the only feature, where it has one row each and these are consecutive."""
+    if len(specs) > 1 or not specs[0].rows or specs[0].width:
+        return None
+    rows_C = inputs[specs[0].name].long()
+    first = int(rows_C[0]) if len(rows_C) else 0
+    consecutive = first > PAD_ROW and torch.equal(rows_C, torch.arange(first, first + len(rows_C)))
+    return slice(first, first + len(rows_C)) if consecutive else None
 
 
 def _fits(spec: InputSpec, layer: nn.Module) -> bool:

@@ -136,7 +136,8 @@ def targets_of(model: TwoTower, batch: TrainBatch, items: CandidateItems) -> Tar
     target_BT = batch.targets_BT >= 0
     row_N: Tensor | None = None
     if batch.sampler == "sequence":
-        user_BD = model.user_sequence(inputs)[on_device(target_BT, items.device)]
+        user_BLD = model.user_sequence(inputs)
+        user_BD = user_BLD.flatten(0, 1) if target_BT.all() else user_BLD[on_device(target_BT, items.device)]
     else:
         user_BD = model.user(inputs).vectors_BHD[:, 0]
     if batch.sampler == "user":

@@ -4,15 +4,17 @@ import torch
 from towers.blocks import Block, Dropout
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_dropout_keeps_the_mean_and_drops_the_share(share):
+def test_dropout_keeps_the_mean_and_drops_the_share(share, kind):
     torch.manual_seed(0)
     drop = Dropout(share)
-    x = torch.ones(301, 333, requires_grad=True)
+    x = torch.ones(301, 333, dtype=kind, requires_grad=True)
     y = drop(x)
     kept = 1 - round(share * 256) / 256
+    assert y.dtype == kind
     assert (y == 0).float().mean() == pytest.approx(1 - kept, abs=0.005)
-    assert torch.allclose(y[y != 0], torch.tensor(1 / kept))
+    assert torch.allclose(y[y != 0], torch.tensor(1 / kept, dtype=kind))
     y.sum().backward()
     assert torch.equal(x.grad, y.detach()), "the gradient passes where the value did"
 

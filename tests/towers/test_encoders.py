@@ -127,6 +127,16 @@ def test_all_positions_equal_each_prefix_encoded_alone(layers, heads):
         assert torch.allclose(everywhere[:, t], encoder(prefix).vector_BD, atol=1e-5), t
 
 
+def test_whole_windows_in_training_are_those_of_a_request():
+    """Training leaves the sum with padding out where no row has any; beside a shorter row it is there, and a model in use always has it."""
+    encoder = build("transformer", layers=2, dropout=0.0)
+    whole, beside = histories([LENGTH, LENGTH, LENGTH]), histories([LENGTH, 2, LENGTH])
+    asked = encoder.positions(whole)
+    encoder.train()
+    assert torch.allclose(encoder.positions(whole), asked, atol=1e-6)
+    assert torch.allclose(encoder.positions(beside)[0], asked[0], atol=1e-5)
+
+
 def test_order_matters_to_the_transformer_only():
     arrays = histories([7, 7])
     backwards = {k: v.flip(1) for k, v in arrays.items()}

@@ -22,9 +22,9 @@ INPUTS = (
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch multiplies no sparse matrices")
 
 
-def build(id_dropout=0.0):
+def build(id_dropout=0.0, inputs=INPUTS):
     torch.manual_seed(0)
-    model = TwoTower(ModelConfig(dim=DIM, history=HistoryConfig(length=4), id_dropout=id_dropout), INPUTS, 3)
+    model = TwoTower(ModelConfig(dim=DIM, history=HistoryConfig(length=4), id_dropout=id_dropout), inputs, 3)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     for table in (*model.tables.values(), *model.small_tables.values()):
@@ -47,16 +47,16 @@ def items(seed=1):
     return made
 
 
-def passed(model, fixed, seed=2):
+def passed(model, fixed, seed=2, inputs=None):
     model.zero_grad()
     torch.manual_seed(seed)
-    vectors = model.item(items(), fixed)
+    vectors = model.item(inputs or items(), fixed)
     (vectors * torch.randn(SIZE, DIM, generator=torch.Generator().manual_seed(3))).sum().backward()
     return vectors.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_alike(model, fixed):
-    (expected, expected_grads), (got, got_grads) = passed(model, None), passed(model, fixed)
+def assert_alike(model, fixed, inputs=None):
+    (expected, expected_grads), (got, got_grads) = passed(model, None, inputs=inputs), passed(model, fixed, inputs=inputs)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
     assert got_grads.keys() == expected_grads.keys()
     for name, grad in got_grads.items():
@@ -85,6 +85,17 @@ def test_a_table_with_a_sparse_gradient_keeps_it():
     fixed = model.fixed_items(items())
     assert {spec.table for spec in fixed.specs}.isdisjoint({"item_id"})
     assert passed(model, fixed)[1]["tables.item_id.weight"].is_sparse
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_items_that_have_nothing_but_their_ids(backwards):
+    """Rows one after the other are read where they lie; in another order they are not."""
+    model = build(inputs=INPUTS[:1])
+    ids = torch.arange(3, 3 + SIZE, dtype=torch.int32)
+    inputs = {"item.item_id": ids.flip(0) if backwards else ids}
+    fixed = model.fixed_items(inputs)
+    assert fixed.rows == (None if backwards else slice(3, 3 + SIZE))
+    assert_alike(model, fixed, inputs)
 
 
 def test_weights_moved_since_count():

@@ -13,10 +13,10 @@ from towers.runtime import to_tensors
 from training.candidates import CandidateItems
 from training.config import LossConfig, NegativesConfig
 from training.events import TrainingEvents
-from training.examples import UserSampler
+from training.examples import SequenceSampler, UserSampler
 from training.loader import Loader
 from training.loss import full_softmax
-from training.objective import choose_objective, kept
+from training.objective import choose_objective, kept, targets_of
 
 CPU = torch.device("cpu")
 
@@ -95,3 +95,22 @@ def test_a_sampled_loss_takes_user_batches(make_toy):
     loss = objective(model, batch, np.random.default_rng(0))
     loss.backward()
     assert torch.isfinite(loss) and model.tables["item_id"].weight.grad is not None
+
+
+def test_a_step_of_whole_windows_asks_at_every_position_in_order(make_toy):
+    """Where every position has a target nothing is picked out; beside a position without one, the same rows are."""
+    data = make_toy(order="time", users=30)
+    items = CandidateItems(data, TrainingEvents.select(data, (TRAIN,)), CPU)
+    torch.manual_seed(0)
+    history = HistoryConfig(name="transformer", length=6, layers=1, dropout=0.0)
+    config = ModelConfig(dim=8, id_dropout=0.0, context_dropout=0.0, history=history)
+    model = TwoTower(config, data.preprocessor.inputs, data.preprocessor.event_rows)
+    events = TrainingEvents.select(data, (TRAIN,))
+    batch = Loader(data, events, SequenceSampler(events, 6), length=6, batch_size=8, seed=0).batch(0, 0)
+    whole = dataclasses.replace(batch, targets_BT=np.where(batch.targets_BT >= 0, batch.targets_BT, items.rows_K[0]))
+    asked = model.user_sequence(to_tensors(batch.user, CPU))
+    assert torch.equal(targets_of(model, whole, items).user_BD, asked.reshape(-1, 8))
+    holed = dataclasses.replace(whole, targets_BT=whole.targets_BT.copy())
+    holed.targets_BT[1, 2] = -1
+    without = torch.cat([asked.reshape(-1, 8)[: whole.targets_BT.shape[1] + 2], asked.reshape(-1, 8)[whole.targets_BT.shape[1] + 3 :]])
+    assert torch.equal(targets_of(model, holed, items).user_BD, without)
