@@ -20,20 +20,19 @@ class Cap:
         self._held: dict[int, int] = {}
 
     def enter(self, rows_C: Rows) -> Barred | None:
-        codes = self._traits.codes(self._attribute, rows_C)
-        self._code_E, self._owner_E = codes.codes_E, np.repeat(np.arange(len(rows_C)), codes.count_C)
-        self._end_C = np.concatenate([[0], codes.count_C.cumsum()]).tolist()
+        self._codes = codes = self._traits.codes(self._attribute, rows_C)
         full = [code for code, held in self._held.items() if held >= self._most]
-        return self._owner_E[np.isin(self._code_E, full)] if full else None
+        return codes.owner_E[np.isin(codes.codes_E, full)] if full else None
 
     def of(self) -> None:
         return None
 
     def chose(self, c: int) -> Barred | None:
-        barred = None
-        for code in self._code_E[self._end_C[c] : self._end_C[c + 1]].tolist():
+        barred, codes = None, self._codes
+        start = codes.start_C.item(c)
+        for code in codes.codes_E[start : start + codes.count_C.item(c)].tolist():
             held = self._held[code] = self._held.get(code, 0) + 1
             if held == self._most:
-                filled = self._owner_E[self._code_E == code]
+                filled = codes.owner_E[codes.codes_E == code]
                 barred = filled if barred is None else np.concatenate([barred, filled])
         return barred

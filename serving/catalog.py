@@ -90,7 +90,7 @@ class Catalog:
         """What a reply says of each row but its score, in the order given."""
         return self._texts.of(rows)
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> Items:
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[Sequence[bytes]] = ()) -> Items:
         """What a reply says about each row, in the order given; see `Items`."""
         return Items(self.texts(rows), scores, explanations)
 

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from serving.traits import Codes, Traits
 
 _SMOOTHING = 0.01
+_LAST = np.array([np.iinfo(np.int64).max])
+_NO_CELL = np.iinfo(np.int32).max
+"""Past the end of any table; a lookup that clips takes it for the last cell."""
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.integer]
@@ -71,7 +74,8 @@ class Taste:
         """Of the items of a history; None where none of them has a category."""
         if not len(codes.codes_E):
             return None
-        total_V = np.bincount(codes.codes_E, np.repeat(1.0 / np.maximum(codes.count_C, 1), codes.count_C))
+        share_E = None if codes.one_each else np.repeat(1.0 / np.maximum(codes.count_C, 1), codes.count_C)
+        total_V = np.bincount(codes.codes_E, share_E)
         codes_G = np.flatnonzero(total_V)
         return cls(codes_G, total_V[codes_G] / total_V.sum())
 
@@ -88,40 +92,54 @@ class Calibration:
     adds = True
 
     def __init__(self, traits: Traits, attribute: str, taste: Taste, weight: float, k: int) -> None:
-        self._traits, self._attribute, self._taste, self._k = traits, attribute, taste, k
+        self._traits, self._attribute, self._each = traits, attribute, (1.0 - _SMOOTHING) / k
+        self._codes_G1 = np.concatenate((taste.codes_G, _LAST))  # every code has a place before the last
         self._scale_G = weight * k * taste.share_G
-        self._step_G = ((1.0 - _SMOOTHING) / k) * taste.share_G
+        self._step_G = self._each * taste.share_G
         # ~q with this place empty: of what was chosen, and of the taste at the places after it
         self._smooth_G = taste.share_G - self._step_G
 
     def enter(self, rows_C: Rows) -> None:
-        codes = self._traits.codes(self._attribute, rows_C)
-        groups, most = len(self._taste.codes_G), max(1, int(codes.count_C.max(initial=0)))
-        place_E = np.minimum(np.searchsorted(self._taste.codes_G, codes.codes_E), groups - 1)
-        known_E = self._taste.codes_G[place_E] == codes.codes_E
-        # row m of a table holds what each category is worth to an item of m + 1 categories; its last column is 0, for all others
-        cell_E = np.repeat((codes.count_C - 1) * (groups + 1), codes.count_C) + np.where(known_E, place_E, groups)
-        slot_E = np.arange(len(cell_E)) - np.repeat(codes.count_C.cumsum() - codes.count_C, codes.count_C)
-        self._cell_MC = np.full((most, len(rows_C)), groups)
-        self._cell_MC[slot_E, np.repeat(np.arange(len(rows_C)), codes.count_C)] = cell_E
-        self._part_M1 = ((1.0 - _SMOOTHING) / self._k / np.arange(1, most + 1))[:, None]
-        self._table_MG = np.zeros((most, groups + 1))
-        self._known_MG = self._table_MG[:, :-1]
+        codes, groups = self._traits.codes(self._attribute, rows_C), len(self._scale_G)
+        most = 1 if codes.one_each else max(1, int(codes.count_C.max(initial=0)))
+        cell_E = self._codes_G1.searchsorted(codes.codes_E)
+        cell_E[self._codes_G1[cell_E] != codes.codes_E] = _NO_CELL
+        # a table holds what each category is worth to an item of one category, then of two, ...; its last cell is 0, for all others
+        if codes.one_each:
+            self._cell_MC = cell_E[None]
+        else:
+            cell_E += (codes.count_C[codes.owner_E] - 1) * groups
+            self._cell_MC = np.full((most, len(rows_C)), _NO_CELL)
+            self._cell_MC[np.arange(len(cell_E)) - codes.start_C[codes.owner_E], codes.owner_E] = cell_E
+        # all that `of` reads and writes has one shape, [M * G]: a call of NumPy that has to fit shapes takes twice as long at these sizes
+        self._part_MG = np.repeat(self._each / np.arange(1, most + 1), groups)
+        self._scale_MG, self._step_MG, self._smooth_MG = (
+            a_G if most == 1 else np.concatenate([a_G] * most) for a_G in (self._scale_G, self._step_G, self._smooth_G)
+        )
+        self._smooth_G = self._smooth_MG[:groups]
+        self._table_MG1 = np.zeros(most * groups + 1)
+        self._known_MG = self._table_MG1[:-1]
+        self._worth_MC = np.empty((most, len(rows_C)))
+        self._worth_C = self._worth_MC[0] if most == 1 else np.empty(len(rows_C))
 
     def of(self) -> Values:
-        gain_MG = self._part_M1 / self._smooth_G
-        np.log1p(gain_MG, out=gain_MG)
-        np.multiply(gain_MG, self._scale_G, out=self._known_MG)
-        worth_MC = self._table_MG.take(self._cell_MC)
-        return np.asarray(worth_MC[0] if len(worth_MC) == 1 else np.add.reduce(worth_MC, 0))
+        known_MG = self._known_MG
+        np.divide(self._part_MG, self._smooth_MG, known_MG)
+        np.log1p(known_MG, known_MG)
+        np.multiply(known_MG, self._scale_MG, known_MG)
+        self._table_MG1.take(self._cell_MC, None, self._worth_MC, "clip")  # the mode that writes where it is told without a copy
+        if len(self._worth_MC) > 1:
+            np.add.reduce(self._worth_MC, 0, out=self._worth_C)
+        return self._worth_C
 
     def chose(self, c: int) -> None:
-        groups = len(self._smooth_G)
-        self._smooth_G -= self._step_G
+        smooth_MG, groups = self._smooth_MG, len(self._smooth_G)
+        np.subtract(smooth_MG, self._step_MG, smooth_MG)
         for cell in self._cell_MC[:, c].tolist():
-            row, column = divmod(cell, groups + 1)
-            if column < groups:
-                self._smooth_G[column] += (1.0 - _SMOOTHING) / (self._k * (row + 1))
+            if cell < len(smooth_MG):
+                share = self._each / (cell // groups + 1)
+                for place in range(cell % groups, len(smooth_MG), groups):
+                    smooth_MG[place] += share
 
 
 class Reach:

@@ -19,6 +19,7 @@ _NO_TITLE = (b"null", b'""')
 _NAMES = {b"\x01": b'},{"item_id":', b"\x02": b',"title":', b"\x03": b',"categories":', b"\x04": b',"score":'}
 """Names of fields are put in when a list is: they would be half of a catalogue's texts. No JSON holds these bytes."""
 _ID, _TITLE, _CATEGORIES, _SCORE = _NAMES
+_EXPLANATION = b"\x05"
 _IDS = re.compile(rb"\x01([^\x02]*)\x02")
 
 
@@ -28,7 +29,7 @@ class Items(Sequence[Item]):
     Args:
         texts: of `item_texts`, one an item.
         scores: of each.
-        explanations: JSON of the first items' explanations; the others have none.
+        explanations: JSON of the first items' explanations, in pieces; the others have none.
 
     Attributes:
         json: of the list, as it is sent.
@@ -37,18 +38,24 @@ class Items(Sequence[Item]):
 
     __slots__ = ("_count", "_made", "_marked", "json", "scores_json")
 
-    def __init__(self, texts: Sequence[memoryview], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> None:
+    def __init__(self, texts: Sequence[memoryview], scores: NDArray[np.floating], explanations: Sequence[Sequence[bytes]] = ()) -> None:
         self.scores_json = _ENCODER.encode(scores.tolist())
         self._made: list[Item] | None = None
         self._count = len(texts)
         parts: list[bytes | memoryview] = [b""] * (2 * len(texts))
         if texts:
             parts[::2], parts[1::2] = texts, self.scores_json[1:-1].split(b",")
-        for place, one in zip(range(1, len(parts), 2), explanations, strict=False):
-            parts[place] = b"".join((parts[place], b',"explanation":', one))
+        for place in range(1, 2 * min(len(texts), len(explanations)), 2):
+            parts[place] = b"".join((parts[place], _EXPLANATION))
         self._marked = text = b"".join(parts)
         for mark, name in _NAMES.items():
             text = text.replace(mark, name)
+        if explanations:  # last, so that nobody looks for marks in them: they are the most of a reply
+            whole: list[bytes] = []
+            first, *others = text.split(_EXPLANATION)
+            for before, one in zip((first, *others), explanations, strict=False):
+                whole += (before, b',"explanation":', *one)
+            text = b"".join((*whole, others[-1]))
         self.json = b"[%b}]" % text[2:] if texts else b"[]"
 
     @property

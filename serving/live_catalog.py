@@ -77,7 +77,7 @@ class LiveCatalog:
         both = zip(rows, self._base.known(item_ids), self._came.known(item_ids), strict=True)
         return [None if row is None else there if row >= self._offset else here for row, here, there in both]
 
-    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[bytes] = ()) -> Items:
+    def items(self, rows: NDArray[np.integer], scores: NDArray[np.floating], explanations: Sequence[Sequence[bytes]] = ()) -> Items:
         """What a reply says about each row, in the order given; see `Items`."""
         return Items(self._both(rows, self._base.texts, self._came.texts), scores, explanations)
 

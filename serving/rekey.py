@@ -7,7 +7,7 @@ and a process that dies leaves the rest to whoever runs the job again. Before, i
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,21 @@ from towers.receipts import REKEYED, Erasures, Receipts
 from towers.rekeying import JOURNAL
 
 
-def rekey(places: Places, old: UserKeys, new: UserKeys, user_ids: Sequence[str], delete_unnamed: bool = False) -> dict[str, Any]:
+def rekey(
+    places: Places,
+    old: UserKeys,
+    new: UserKeys,
+    user_ids: Sequence[str],
+    delete_unnamed: bool = False,
+    keep: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Exchange the secret, or end an exchange that was interrupted.
 
     Args:
         user_ids: everybody who may be met, forgotten people too: who is forgotten and not named is not known again in a log that names
             them, only in a backup from before.
         delete_unnamed: rows and decisions of others are deleted, and forgotten people not carried over; else that is refused.
+        keep: called when nothing stands in the way any more, before the exchange is decided: to write the new secret down.
 
     Returns:
         the receipt, with its `number` and `hash`.
@@ -50,7 +58,7 @@ def rekey(places: Places, old: UserKeys, new: UserKeys, user_ids: Sequence[str],
         if not journal.is_file():
             sweep(places.run_dir, places.state_dir, places.histories)
             refuse_learned_keys(places.run_dir)
-            _prepare(places, KeyMap(user_ids, old, new), delete_unnamed)
+            _prepare(places, KeyMap(user_ids, old, new), delete_unnamed, keep)
         told = json.loads(journal.read_text())
         between = (old.fingerprint().decode(), new.fingerprint().decode())
         if (told["receipt"]["from"], told["receipt"]["secret"]) != between:
@@ -60,7 +68,7 @@ def rekey(places: Places, old: UserKeys, new: UserKeys, user_ids: Sequence[str],
         hold.close()
 
 
-def _prepare(places: Places, to: KeyMap, delete_unnamed: bool) -> None:
+def _prepare(places: Places, to: KeyMap, delete_unnamed: bool, keep: Callable[[], None]) -> None:
     """Write everything beside its place, then the journal."""
     erasures = Erasures(Receipts(places.receipts))
     erasures.refresh()
@@ -83,6 +91,7 @@ def _prepare(places: Places, to: KeyMap, delete_unnamed: bool) -> None:
         }  # fmt: skip
         replaced = [_noted(one.path, places.run_dir) for one in written]
         users = (places.state_dir / EVENTS_FILE).with_suffix(".users")
+        keep()
         _note(places.run_dir / JOURNAL, {"replace": replaced, "remove": [_noted(users, places.run_dir)], "receipt": receipt})
     except BaseException:
         if not (places.run_dir / JOURNAL).is_file():

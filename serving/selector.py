@@ -15,13 +15,16 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.gains import Barred, Part, Places, Rows, Values
+from serving.gains import Part, Places, Rows, Values
 from serving.policy import Policy
 
 DEEPEST = 7
 """Searches for candidates at most; each asks for twice as many as the one before, none of them twice."""
 
 ITEMS, POLICY = "items", "policy"
+
+_SAFE = 300.0
+"""Values of at most so many temperatures have an exponential as they are."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,9 @@ class _Loop:
             for gain in gains:
                 gain_C = gain()
                 if gain_C is not None:
-                    value_C = value_C + gain_C
+                    value_C = np.add(value_C, gain_C, self._sum_C)
             best = int(value_C.argmax()) if len(value_C) else -1
-            if best < 0 or value_C[best] == -inf:
+            if best < 0 or value_C.item(best) == -inf:
                 if self._search_on():
                     continue
                 break
@@ -140,7 +143,9 @@ class _Loop:
             propensities.append(propensity)
             self._value_C[c] = -inf
             for mask in masks:
-                self._bar(mask(c))
+                barred = mask(c)
+                if barred is not None:
+                    self._value_C[barred] = -inf
         pools = self._pools
         considered = pools[0] if len(pools) == 1 else Candidates(self._rows(), np.concatenate([pool.scores_C for pool in pools]))
         shortage = "" if len(places) == self._k else POLICY if len(considered.rows_C) > len(places) else ITEMS
@@ -151,12 +156,11 @@ class _Loop:
         """Values of the candidates by themselves. Relevance goes on below 0 for those found later."""
         relevance_C = (self.pool.scores_C.astype(np.float64) - self._low) / (self._span or 1.0)
         self._value_C = relevance_C + self._standing(self.pool.rows_C)
+        self._sum_C = np.empty_like(self._value_C)
         for part in self._parts:
-            self._bar(part.enter(self.pool.rows_C))
-
-    def _bar(self, places: Barred | None) -> None:
-        if places is not None:
-            self._value_C[places] = -inf
+            barred = part.enter(self.pool.rows_C)
+            if barred is not None:
+                self._value_C[barred] = -inf
 
     def _search_on(self) -> bool:
         """Take up further candidates; whether there were any."""
@@ -178,18 +182,28 @@ def _best(value_C: Values, best: int) -> _Chosen:
 
 def _drawing(temperature: float, seed: int) -> Callable[[Values, int], _Chosen]:
     """Draws c with probability ~ exp(value / temperature). One uniform number a position, put through the cumulated masses, has the law
-    of adding Gumbel noise to every candidate and taking the best, which costs a logarithm for each of them."""
-    uniform = random.Random(seed).random
+    of adding Gumbel noise to every candidate and taking the best, which costs a logarithm for each of them.
+
+    Arrays are kept from position to position, and temperature is one of them: on 200 numbers, a call of NumPy takes as long to make an
+    array of a number as to do its work.
+    """
+    uniform, inverse, safe = random.Random(seed).random, 1.0 / temperature, _SAFE * temperature
+    colder_C = mass_C = up_to_C = np.empty(0)
 
     def draw(value_C: Values, best: int) -> _Chosen:
-        mass_C = value_C - value_C[best]
-        mass_C *= 1.0 / temperature
-        np.exp(mass_C, out=mass_C)
-        up_to_C = np.add.accumulate(mass_C)
-        whole = float(up_to_C[-1])
-        c = int(up_to_C.searchsorted(uniform() * whole, side="right"))
+        nonlocal colder_C, mass_C, up_to_C
+        if len(mass_C) != len(value_C):
+            colder_C, mass_C, up_to_C = np.full(len(value_C), inverse), np.empty_like(value_C), np.empty_like(value_C)
+        top = value_C.item(best)
+        if not -safe < top < safe:
+            value_C = np.subtract(value_C, top)
+        np.multiply(value_C, colder_C, mass_C)
+        np.exp(mass_C, mass_C)
+        np.add.accumulate(mass_C, 0, None, up_to_C)
+        whole = up_to_C.item(-1)
+        c = int(up_to_C.searchsorted(uniform() * whole, "right"))
         c = c if c < len(mass_C) else best  # only where the product rounds up to the whole
-        return c, float(mass_C[c]) / whole
+        return c, mass_C.item(c) / whole
 
     return draw
 

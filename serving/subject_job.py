@@ -13,7 +13,7 @@ from serving.rights import Rights, places_of
 from serving.subject_config import DELETE, SubjectJobConfig
 from serving.subjects import PREPARED, verify
 from towers.errors import ConfigError, DataError, GateError
-from towers.identity import UserKeys, key_file
+from towers.identity import UserKeys, keep_secret, key_file, new_secret
 from towers.job import write_json
 from towers.prepared import USER_TABLES
 from towers.receipts import receipts_file
@@ -69,13 +69,20 @@ def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:
 def _rekeyed(config: SubjectJobConfig, run_dir: Path) -> dict[str, Any]:
     if not key_file(config.subject.old_key).is_file():
         raise ConfigError(f"subject.old_key: no file {config.subject.old_key}; it is the secret that the users are keyed with now")
-    old, new = UserKeys.open(config.subject.old_key), UserKeys.open(config.serving.key_file, create=True)
+    file = key_file(config.serving.key_file)
+    made = None if file.exists() else new_secret()  # written down when nothing stands in the way: what is refused leaves nothing
+    old, new = UserKeys.open(config.subject.old_key), UserKeys.open(config.serving.key_file) if made is None else UserKeys(made)
     if old.fingerprint() == new.fingerprint():
         raise ConfigError("subject.old_key: the same secret as the new one. Move the old file away, so that serving.key_file is made anew")
     places, former = places_of(config), receipts_file(None, config.subject.old_key)
     if config.serving.receipts is None and former != places.receipts and former.is_file():
         raise ConfigError(f"serving.receipts: those of the old secret are {former}; move them to {places.receipts}, or name them")
-    receipt = rekey(places, old, new, read_ids(_ids(config, run_dir)), config.subject.unnamed == DELETE)
+
+    def keep() -> None:
+        if made is not None and not keep_secret(file, made):
+            raise ConfigError(f"{file}: another process has just made a secret there. Nothing was changed; run it again")
+
+    receipt = rekey(places, old, new, read_ids(_ids(config, run_dir)), config.subject.unnamed == DELETE, keep)
     rows, deleted = sum(receipt["rows"].values()), sum(receipt["deleted"].values())
     print(
         f"   {rows - deleted:,} rows under new keys, {deleted:,} deleted; receipt {receipt['number']}, hash {receipt['hash']}",

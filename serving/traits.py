@@ -27,10 +27,23 @@ class Codes:
     Attributes:
         count_C: how many each row has.
         codes_E: those of the first row, then of the second, and so on.
+        one_each: told where every row is known to have exactly one, so that nobody needs to count.
     """
 
     count_C: NDArray[np.int64]
     codes_E: NDArray[np.int64]
+    one_each: bool = False
+
+    @cached_property
+    def owner_E(self) -> NDArray[np.int64]:
+        """Whose each value is, by place among the rows."""
+        places_C = np.arange(len(self.count_C))
+        return places_C if self.one_each else np.repeat(places_C, self.count_C)
+
+    @cached_property
+    def start_C(self) -> NDArray[np.int64]:
+        """Where the values of each row begin."""
+        return self.owner_E if self.one_each else self.count_C.cumsum() - self.count_C
 
 
 class Traits(Protocol):
@@ -186,14 +199,18 @@ class _RowValues:
 
     offsets_R: NDArray[np.int64]
     codes_N: NDArray[np.int32]
+    one_each: bool
 
     @classmethod
     def of(cls, lists: ValueLists) -> "_RowValues":
         code_N = np.repeat(np.arange(len(lists.offsets_V) - 1, dtype=np.int32), np.diff(lists.offsets_V))
-        offsets_R = np.concatenate([[0], np.bincount(lists.rows_N, minlength=lists.size).cumsum()]).astype(np.int64)
-        return cls(offsets_R, code_N[np.argsort(lists.rows_N, kind="stable")])
+        count_R = np.bincount(lists.rows_N, minlength=lists.size)
+        offsets_R = np.concatenate([[0], count_R.cumsum()]).astype(np.int64)
+        return cls(offsets_R, code_N[np.argsort(lists.rows_N, kind="stable")], bool((count_R == 1).all()))
 
     def at(self, rows_C: Rows) -> Codes:
+        if self.one_each:
+            return Codes(np.ones(len(rows_C), np.int64), self.codes_N[rows_C].astype(np.int64), True)
         start_C = self.offsets_R[rows_C]
         count_C = self.offsets_R[rows_C + 1] - start_C
         before_C = count_C.cumsum() - count_C

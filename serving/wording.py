@@ -61,15 +61,13 @@ class Wording:
             lived: share of all events of the history together.
             categories: of the item: of several declared likes, those that it fulfils are named.
         """
-        events: list[Source] = []
+        events = [source for source, _ in told if source.kind == HISTORY][:NAMED_EVENTS] if lived >= LEAST_SHARE else []
         likes: list[Source] = []
         situation: list[Source] = []
-        most = NAMED_EVENTS if lived >= LEAST_SHARE else 0
         for source, share in told:
-            if source.kind == HISTORY:
-                if len(events) < most:
-                    events.append(source)
-            elif share >= LEAST_SHARE and len(likes) + len(situation) < NAMED_OTHERS:
+            if share < LEAST_SHARE or len(likes) + len(situation) == NAMED_OTHERS:
+                break
+            if source.kind != HISTORY:
                 (situation if source.kind == CONTEXT else likes).append(source)
         said: dict[str, Sequence[str]] = {}  # events of one type, or of types said alike, are told together
         for kind, phrase, names in events + likes + situation or [source for source, _ in told[:1]]:

@@ -48,7 +48,7 @@ class UserKeys:
         """
         file = key_file(path)
         if create and not file.exists():
-            _make_secret(file)
+            keep_secret(file, new_secret())  # or use the one that another process has just made
         try:
             return cls(file.read_bytes())
         except OSError as error:
@@ -80,18 +80,25 @@ def mark(user_key: bytes) -> bytes:
     return hashlib.blake2b(user_key, digest_size=KEY_BYTES, person=b"towers-mark").digest()
 
 
-def _make_secret(file: Path) -> None:
+def new_secret() -> bytes:
+    """A secret that nobody has."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def keep_secret(file: Path, secret: bytes) -> bool:
+    """Write a secret (mode 0600) where there is none. False: there was one by then, and it stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as sink:
-        sink.write(secrets.token_bytes(SECRET_BYTES))
+        sink.write(secret)
         sink.flush()
         os.fsync(sink.fileno())
     try:
         # link, unlike rename, fails if another process made the secret first: two secrets would split the users
         os.link(temporary, file)
     except FileExistsError:
-        pass
+        return False
     finally:
         temporary.unlink()
+    return True

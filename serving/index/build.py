@@ -24,6 +24,9 @@ POINTS_PER_LIST = 39
 THREADS = faiss.omp_get_max_threads()
 """What OpenMP offers at start; searching sets the calling thread's number to 1, building sets it back."""
 
+CODE_WORDS = 16
+"""Of codes of 4 bits: they are learned from at least so many items."""
+
 _KMEANS_ROUNDS = 4
 BLOCK_ROWS = 65_536
 _CODE_SAMPLE = 20_000
@@ -89,7 +92,8 @@ def candidates_for(rows: int, dim: int, metrics: Sequence[str]) -> list[Candidat
     Codes of distances need tables for every list visited, so codes are tried with the inner product alone.
     """
     many, width = lists_for(rows), Layout(dim, "inner_product", 1.0).width
-    codes = [Candidate(max(1, many // 3), f"PQ{m}x4fsr", "inner_product") for m in (width, width // 2)]
+    parts = (width, width // 2) if rows >= CODE_WORDS else ()
+    codes = [Candidate(max(1, many // 3), f"PQ{m}x4fsr", "inner_product") for m in parts]
     return [*(Candidate(many, "SQfp16", metric) for metric in metrics), *codes]
 
 
@@ -108,10 +112,15 @@ def build_ivf(
         tuned_k: see `FaissIndex`.
         progress: told what happens next.
         among: rows to index; None = all.
+
+    Raises:
+        DataError: there are fewer items than codes are learned from.
     """
     item_ID = exact.item_ID
     rows = np.arange(len(item_ID)) if among is None else np.asarray(among.rows(), np.int64)
     codes = candidate.codec.startswith("PQ")
+    if codes and len(rows) < CODE_WORDS:
+        raise DataError(f"{candidate.factory}: codes are learned from at least {CODE_WORDS} items, and there are {len(rows)}")
     plain = Layout(item_ID.shape[1], candidate.metric, exact.largest_norm)
     layout = replace(plain, rotation_WW=rotation(plain.width, seed)) if codes else plain
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from serving.attributes import Attributes, ValueLists
 from serving.config import IndexConfig
-from serving.index.build import Candidate, build_ivf, lists_for
+from serving.index.build import CODE_WORDS, Candidate, build_ivf, lists_for
 from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.layout import Layout
@@ -67,5 +67,5 @@ def values_with_parts(attributes: Attributes, config: IndexConfig) -> list[RowSe
             known = ", ".join(name for name, one in attributes.items() if isinstance(one, ValueLists)) or "none"
             raise ConfigError(f"index.parts: got {name!r}, expected attributes that have values: {known}")
         counts_V = np.diff(lists.offsets_V)
-        chosen.extend(lists.rows_of(v) for v in np.flatnonzero(counts_V >= config.part_items).tolist())
+        chosen.extend(lists.rows_of(v) for v in np.flatnonzero(counts_V >= max(config.part_items, CODE_WORDS)).tolist())
     return sorted(chosen, key=lambda among: -among.count)[:_MOST]

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from serving.best_reasons import MOST_EVENTS, MOST_OTHERS
 from serving.engine import Engine
-from serving.explain import MOST_EVENTS, MOST_OTHERS, _said
+from serving.explain import _said
 from serving.item_changes import ItemChanges
 from serving.messages import Item
 from serving.retriever import Retriever

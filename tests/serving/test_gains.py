@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from serving.attribute_files import build_attributes
@@ -44,9 +45,15 @@ def test_a_taste_is_the_shares_of_a_history() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 7])
-def test_calibration_is_what_the_miscalibration_of_the_whole_list_falls_by(k: int) -> None:
-    """Against the list completed in the taste's own shares; at the last place that is the list itself."""
+@pytest.mark.parametrize("one_each", [False, True])
+def test_calibration_is_what_the_miscalibration_of_the_whole_list_falls_by(k: int, one_each: bool) -> None:
+    """Against the list completed in the taste's own shares; at the last place that is the list itself. Items that have one category each
+    are looked up another way."""
     world = item_world(60, 1)
+    if one_each:
+        labels = [[LABELS[row % 4 if row < 30 else row % 5]] for row in range(60)]  # the taste knows four of the five
+        world = replace(world, table=world.table.set_column(2, "categories", pa.array(labels)))
+    assert world.traits.codes("categories", np.arange(60)).one_each == one_each
     p = shares(world, HISTORY) / shares(world, HISTORY).sum()
     rows = np.arange(30, 60)
     gain = Calibration(world.traits, "categories", taste_of(world, HISTORY), 0.5, k)

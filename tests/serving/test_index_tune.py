@@ -164,3 +164,16 @@ def test_a_tiny_catalogue_can_be_an_ivf(rows: int) -> None:
     exact = ExactIndex(unit(rows, 8, 0))
     tuned = tune(Judge(exact, unit(20, 8, 1), 100), [ivf(exact)], 0.5)
     assert len(tuned.index.search(unit(1, 8, 2)[0], 100).rows) == min(100, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16])
+def test_a_catalogue_too_small_for_codes_is_indexed_without(rows: int) -> None:
+    small = ExactIndex(unit(rows, 8, 3))
+    candidates = candidates_for(rows, 8, ("inner_product",))
+    assert any(candidate.codec.startswith("PQ") for candidate in candidates) == (rows >= 16)
+    for candidate in candidates:
+        found = build_ivf(small, candidate, 0, 5, lambda _: None).search(unit(1, 8, 4), rows)
+        assert sorted(found.rows.tolist()) == list(range(rows))
+    if rows < 16:
+        with pytest.raises(DataError, match="codes are learned from at least 16 items"):
+            build_ivf(small, Candidate(1, "PQ8x4fsr", "inner_product"), 0, 5, lambda _: None)
