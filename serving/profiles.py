@@ -1,9 +1,7 @@
 """What is known of a user at a moment: the history that export wrote and the events since, as one."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from serving.events import EventStore, LiveHistory, MemoryEvents
@@ -55,18 +53,12 @@ class Profiles:
             return cls(UserKeys(secrets.token_bytes(SECRET_BYTES)))
         return cls(*open_histories(history, key_file))
 
-    def teach(self, items: Vocabulary, preprocessor: Preprocessor) -> None:
-        """Have a model or a catalogue look up all items of the stored histories now, so that no request has to."""
+    def teach(self, preprocessor: Preprocessor, catalog: Vocabulary) -> None:
+        """Have a model and a catalogue look up all items of the stored histories now, so that no request has to."""
         if self._histories is not None:
-            self._histories.teach(items, preprocessor.vocabularies[EVENT_TYPE])
-
-    @contextmanager
-    def taught(self, preprocessor: Preprocessor) -> Iterator[None]:
-        """The same for a model, in a thread while the rest is opened: a million ids take a third of a second, without Python's lock."""
-        with ThreadPoolExecutor(1) as aside:
-            learning = aside.submit(self.teach, preprocessor.vocabularies[ITEM_ID], preprocessor)
-            yield
-            learning.result()
+            known = preprocessor.vocabularies
+            for items in (known[ITEM_ID], catalog):
+                self._histories.teach(items, known[EVENT_TYPE])
 
     def get(self, user_key: bytes, order: str, now: int, arrived: int | None = None) -> tuple[StoredUser | None, int]:
         """A user's profile, and the number of the last event in it that came live.

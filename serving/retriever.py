@@ -90,6 +90,7 @@ class Retriever:
         self.steer(SelectorSettings())
         self.limits = limits or Limits()
         self.profiles = profiles or Profiles.open(None, None)
+        self.profiles.teach(encoder.preprocessor, catalog.vocabulary)
         self.metrics = Metrics(())
         self.outbox: Outbox | None = None
         self.item_changes = 0  # generation of the last that the catalogue knows
@@ -129,11 +130,7 @@ class Retriever:
         device: str = "cpu",
     ) -> "Retriever":
         """From a verified bundle and what is stored of users; raises BundleError."""
-        encoder, profiles = open_encoder(bundle, runtime, device), profiles or Profiles.open(None, None)
-        with profiles.taught(encoder.preprocessor):
-            opened = cls(bundle, encoder, open_index(bundle), profiles, limits)
-        profiles.teach(opened.stock.catalog.vocabulary, encoder.preprocessor)
-        return opened
+        return cls(bundle, open_encoder(bundle, runtime, device), open_index(bundle), profiles, limits)
 
     def recommend(
         self,
