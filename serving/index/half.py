@@ -5,7 +5,6 @@ Legend: H heads, B queries, D dimensions, I items, C candidates.
 """
 
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -18,7 +17,9 @@ from towers.errors import BundleError
 
 HALF_FILE = "item_vectors.half.npy"
 
-_BLOCK_ROWS = 8192  # 2 MiB of 64 dimensions once they are float32
+_BLOCK_ROWS = 1024  # 256 KiB of 64 dimensions once they are float32, which stay in the cache
+_SIGN, _UNSIGNED, _TO_SIGN, _TO_MANTISSA = np.uint32(0x8000), np.uint32(0x7FFF), np.uint32(16), np.uint32(13)
+_BIAS = np.float32(2.0**112)
 _NORMS = 2.0**-6, 2.0**14
 """Largest norms of catalogues whose vectors lose no more than 11 bits leave them: smaller numbers lose bits, larger ones overflow."""
 
@@ -35,8 +36,6 @@ class HalfIndex(ExactIndex):
 
     def __init__(self, item_ID: NDArray[np.float16], largest_norm: float | None = None) -> None:
         super().__init__(item_ID, None if largest_norm is None else largest_norm * (1 + 2.0**-11))
-        codec: Any = faiss.ScalarQuantizer(item_ID.shape[1], faiss.ScalarQuantizer.QT_fp16)
-        self._decode = codec.decode_c
         self._in_order = np.arange(_BLOCK_ROWS)
 
     def scores(self, query_D: NDArray[np.float32], rows_C: Rows) -> NDArray[np.float32]:
@@ -50,22 +49,31 @@ class HalfIndex(ExactIndex):
     def all_scores(self, query_BD: NDArray[np.float32]) -> NDArray[np.float32]:
         scores_BI = np.empty((len(query_BD), len(self.item_ID)), np.float32)
         for start in range(0, len(self.item_ID), _BLOCK_ROWS):
-            part_CD = self._whole(self.item_ID[start : start + _BLOCK_ROWS])
+            part_CD = whole(self.item_ID[start : start + _BLOCK_ROWS])
             np.matmul(query_BD, part_CD.T, out=scores_BI[:, start : start + _BLOCK_ROWS])
         return scores_BI
 
     def vectors(self, rows_C: Rows) -> NDArray[np.float32]:
-        return self._whole(self.item_ID[rows_C])
+        return whole(self.item_ID[rows_C])
 
     def view(self, metric: int) -> faiss.IndexFlatCodes:
         return faiss.IndexScalarQuantizer(self.item_ID.shape[1], faiss.ScalarQuantizer.QT_fp16, metric)
 
-    def _whole(self, half_CD: NDArray[np.float16]) -> NDArray[np.float32]:
-        """As float32: 20 times as fast as NumPy's conversion."""
-        whole_CD = np.empty(half_CD.shape, np.float32)
-        codes = half_CD.view(np.uint8)
-        self._decode(faiss.swig_ptr(codes), faiss.swig_ptr(whole_CD), len(half_CD))
-        return whole_CD
+
+def whole(half_CD: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Finite numbers as float32: what `astype` gives, in a half to a fifth of the time, and faster than FAISS' codec.
+
+    The bits of exponent and mantissa are moved to where float32 has them; what its greater bias then makes of them, small numbers
+    included, is too small by a power of two.
+    """
+    bits_CD = half_CD.view(np.uint16).astype(np.uint32)
+    sign_CD = (bits_CD & _SIGN) << _TO_SIGN
+    bits_CD &= _UNSIGNED
+    bits_CD <<= _TO_MANTISSA
+    whole_CD: NDArray[np.float32] = bits_CD.view(np.float32)
+    whole_CD *= _BIAS
+    bits_CD |= sign_CD
+    return whole_CD
 
 
 def fits(exact: ExactIndex) -> bool:

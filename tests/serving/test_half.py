@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serving.index.build import Candidate, build_ivf
 from serving.index.exact import ExactIndex
-from serving.index.half import HALF_FILE, HalfIndex, fits, scan_of, served_vectors
+from serving.index.half import HALF_FILE, HalfIndex, fits, scan_of, served_vectors, whole
 from serving.index.interface import VectorIndex
 from serving.index.meta import Setting
 from serving.index.rowset import RowSet
@@ -67,6 +67,12 @@ def test_it_finds_what_a_scan_of_the_rounded_vectors_finds(build: Callable[[NDAr
     assert many.rows.tolist() == index.search(query_HD, 30).rows.tolist()
 
 
+def test_every_finite_number_keeps_its_value() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)]
+    np.testing.assert_array_equal(whole(every).view(np.uint32), every.astype(np.float32).view(np.uint32))
+
+
 def test_equal_vectors_tie_and_come_in_row_order() -> None:
     half_ID = drawn(64)
     query = half_ID[0].astype(np.float32)
@@ -120,15 +126,15 @@ def test_half_vectors_of_another_catalogue_are_refused(tmp_path: Path) -> None:
 def test_lists_reasons_and_similar_items_tell_one_score(world: object, tmp_path: Path) -> None:
     """Of the rounded vectors, to rounding of float32."""
     bundle = world.bundle  # type: ignore[attr-defined]
-    whole = Retriever.open(bundle, world.histories, world.key_file)  # type: ignore[attr-defined]
-    half_ID = whole.bundle.item_vectors().astype(np.float16)
+    exact = Retriever.open(bundle, world.histories, world.key_file)  # type: ignore[attr-defined]
+    half_ID = exact.bundle.item_vectors().astype(np.float16)
     np.save(tmp_path / "half.npy", half_ID)
-    folder = publish(tmp_path / "bundles", "half", {HALF_FILE: tmp_path / "half.npy"}, {"phrases": {}}, whole.bundle)
+    folder = publish(tmp_path / "bundles", "half", {HALF_FILE: tmp_path / "half.npy"}, {"phrases": {}}, exact.bundle)
     served = Retriever.open(folder, world.histories, world.key_file)  # type: ignore[attr-defined]
     assert served.stock.vectors_ID.dtype == np.float16 and isinstance(served.index, HalfIndex)
     for asked in ({"user_id": "user-9"}, {"user_id": "user-3", "less_like": ["item-02"]}):
         reply = served.recommend(**asked, k=30, explain=True, now=20_000 * 86_400)  # type: ignore[arg-type]
-        plain = whole.recommend(**asked, k=30, now=20_000 * 86_400)  # type: ignore[arg-type]
+        plain = exact.recommend(**asked, k=30, now=20_000 * 86_400)  # type: ignore[arg-type]
         for item in reply.items:
             assert item.explanation is not None
             parts = sum(reason.part for reason in item.explanation.reasons) + item.explanation.rest
