@@ -5,19 +5,24 @@ Legend: H heads, B queries, D dimensions, I items, C candidates.
 """
 
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.exact import ExactIndex
-from serving.index.rowset import Rows
+from serving.index.interface import SearchResult
+from serving.index.rowset import Rows, RowSet, inside
 from towers.bundle import Bundle
 from towers.errors import BundleError
 
 HALF_FILE = "item_vectors.half.npy"
 
 _BLOCK_ROWS = 1024  # 256 KiB of 64 dimensions once they are float32, which stay in the cache
+_SPARE, _FEW, _MOST = 32, 2000, 4096
+"""Candidates besides those wanted; up to so many permitted items are scored one by one; more candidates than so many are not asked for."""
+
 _SIGN, _UNSIGNED, _TO_SIGN, _TO_MANTISSA = np.uint32(0x8000), np.uint32(0x7FFF), np.uint32(16), np.uint32(13)
 _BIAS = np.float32(2.0**112)
 _NORMS = 2.0**-6, 2.0**14
@@ -37,6 +42,38 @@ class HalfIndex(ExactIndex):
     def __init__(self, item_ID: NDArray[np.float16], largest_norm: float | None = None) -> None:
         super().__init__(item_ID, None if largest_norm is None else largest_norm * (1 + 2.0**-11))
         self._in_order = np.arange(_BLOCK_ROWS)
+        native: Any = faiss
+        codes: Any = self.view(faiss.METRIC_INNER_PRODUCT)
+        # A view that owns nothing: its owner is that of an empty index, none.
+        codes.codes = native.MaybeOwnedVectorUInt8.create_view(self._pointer, self.item_ID.nbytes, codes.codes.owner)
+        codes.ntotal = len(self.item_ID)
+        self._codes = codes
+
+    def scan(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet | None, banned: Rows) -> SearchResult:
+        """See `ExactIndex.scan`: FAISS finds candidates in a tenth of the time that scores of all items take."""
+        available = len(self.item_ID) - len(banned) if allowed is None else allowed.count
+        fetch = min(k, available) + len(banned) + _SPARE
+        if len(query_HD) == 1 and available > _FEW and fetch <= min(_MOST, available + len(banned)):
+            found = self._near(query_HD, min(k, available), fetch, allowed, banned)
+            if found is not None:
+                return found
+        return super().scan(query_HD, k, allowed, banned)
+
+    def _near(self, query_HD: NDArray[np.float32], k: int, fetch: int, allowed: RowSet | None, banned: Rows) -> SearchResult | None:
+        """The k best; None where others may lie within rounding of the k-th."""
+        near_C, rows_C = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
+        bits = None if allowed is None else allowed.bits()
+        selector = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        into = faiss.swig_ptr(near_C), faiss.swig_ptr(rows_C)
+        native: Any = faiss
+        self._codes.search_c(1, faiss.swig_ptr(query_HD), fetch, *into, native.SearchParameters(sel=selector) if selector else None)
+        edge = float(near_C[-1])
+        if len(banned):
+            left = ~inside(rows_C, banned)
+            near_C, rows_C = near_C[left], rows_C[left]
+        if float(near_C[k - 1]) - edge <= self.rounding * float(np.linalg.norm(query_HD)):
+            return None
+        return self.ranked(query_HD, rows_C, k)
 
     def scores(self, query_D: NDArray[np.float32], rows_C: Rows) -> NDArray[np.float32]:
         scores_C, ids = np.empty(len(rows_C), np.float32), faiss.swig_ptr(self._in_order)

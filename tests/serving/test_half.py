@@ -73,6 +73,18 @@ def test_every_finite_number_keeps_its_value() -> None:
     np.testing.assert_array_equal(whole(every).view(np.uint32), every.astype(np.float32).view(np.uint32))
 
 
+@pytest.mark.parametrize("most", [1, 2000, 2990, 3000, 4000])
+def test_as_many_as_there_are_or_nearly(most: int) -> None:
+    half_ID = drawn(16)
+    index, exact = HalfIndex(half_ID), ExactIndex(half_ID.astype(np.float32))
+    query, rng = np.random.default_rng(2).standard_normal((1, 16)).astype(np.float32), np.random.default_rng(3)
+    allowed = RowSet.of_rows(ROWS, rng.choice(ROWS, 3000, replace=False))
+    for among, excluded in ((allowed, None), (allowed, rng.choice(ROWS, 500)), (None, rng.choice(ROWS, ROWS - 3000, replace=False))):
+        found, true = index.search(query, most, among, excluded), exact.search(query, most, among, excluded)
+        assert len(found.rows) == len(true.rows) == len(set(found.rows.tolist())) and found.rows.min() >= 0
+        np.testing.assert_allclose(found.scores, true.scores, rtol=2e-6, atol=2e-6)
+
+
 def test_equal_vectors_tie_and_come_in_row_order() -> None:
     half_ID = drawn(64)
     query = half_ID[0].astype(np.float32)
