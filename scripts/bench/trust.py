@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {
 GOALS = {
     "completeness_error": "<= 1e-5",
     "deletion_ratio_pooled": ">= 5",
+    "deletion_ratio_pooled_sets": ">= 5",
     "deletion_ratio_transformer": ">= 5",
     "residual_bytes": "0",
     "denied_rows": "0",
