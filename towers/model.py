@@ -114,7 +114,9 @@ class TwoTower(nn.Module):
         history = self.history.pooled(gathered, lambda weights_BL: pool_rows(table, item_BL, weights_BL))
         if not self.spectral_tables:
             return self._join(history, gathered, None)
-        return self._join(history, gathered, pool_rows(_table(self.tables, SPECTRAL_HISTORY), item_BL, gathered[HISTORY_MASK]))
+        newest = -self.config.spectral.newest  # -0: all
+        spectral_BK = pool_rows(_table(self.tables, SPECTRAL_HISTORY), item_BL[:, newest:], gathered[HISTORY_MASK][:, newest:])
+        return self._join(history, gathered, spectral_BK)
 
     def user_sequence(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Vectors of all history positions, [B, L, D]: column t has seen the history up to and including column t.
@@ -139,7 +141,7 @@ class TwoTower(nn.Module):
     def user_core(self, gathered: Mapping[str, Tensor], parts: bool = False) -> UserOutput:
         """From gathered rows (see `plan.user`) to vectors and history weights, and with `parts` what else they are the sum of."""
         # padding's rows are zero
-        spectral_BK = gathered[SPECTRAL_HISTORY_ROWS].sum(1) if self.spectral_tables else None
+        spectral_BK = gathered[SPECTRAL_HISTORY_ROWS][:, -self.config.spectral.newest :].sum(1) if self.spectral_tables else None
         return self._join(self.history(gathered), gathered, spectral_BK, parts)
 
     def _join(self, history: History, gathered: Mapping[str, Tensor], spectral_BK: Tensor | None, parts: bool = False) -> UserOutput:
@@ -147,6 +149,8 @@ class TwoTower(nn.Module):
         features = reduce(torch.add, each) if each else self.user_features(gathered, self.small_tables)
         vector_BD = self._finish(history.vector_BD, features, self.user_head)
         if spectral_BK is not None:
+            if self.config.spectral.newest:  # the more is known, the less is told by what came last
+                spectral_BK = spectral_BK * gathered[HISTORY_MASK].sum(1, keepdim=True).clamp(min=1) ** -0.5
             weighted_BK = self.config.spectral.weight * spectral_BK
             if self.item_map_DK is None:
                 vector_BD = torch.cat([vector_BD, weighted_BK], dim=-1)

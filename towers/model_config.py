@@ -51,20 +51,25 @@ class HistoryConfig:
 @dataclass
 class SpectralConfig:
     """A part of both vectors that is computed, not learned: who took what, seen through its strongest patterns (a low-pass filter of the
-    item graph). It stands beside the learned part, `[user, weight x sum of history rows] . [item, item row]`, so the score is one dot
-    product and still a sum over history events. Training leaves it alone and joins it at the end (training/join.py).
+    item graph), or where events have an order what follows what. It stands beside the learned part,
+    `[user, weight x sum of history rows] . [item, item row]`, so the score is one dot product and still a sum over history events.
+    Training leaves it alone and joins it at the end (training/join.py).
 
     Attributes:
-        dim: dimensions it adds to model.dim; 0 = no such part. For data without order: every event of a history counts alike.
+        dim: dimensions it adds to model.dim; 0 = no such part.
         weight: of its scores against those of the learned part; 0 = chosen on validation.
         narrow_to: numbers of a whole vector, at least model.dim; 0 = as many as both parts have. With less, both are joined at full width
             and then projected so that the scores of training users change least (training/narrow.py): `[user, zeros] + weight x sum of
             history rows`, times `item map of the item + item row`. The rows have as many numbers then.
+        newest: events of a history that speak in it, the newest ones; 0 = all, as data without order need it: every event counts alike.
+            With an order, where its vectors are of what came right after an item, 1; the weight is then divided by the root of how many
+            events the tower has read.
     """
 
     dim: int = 0
     weight: float = 0.0
     narrow_to: int = 0
+    newest: int = 0
 
 
 @dataclass
@@ -137,6 +142,7 @@ class ModelConfig:
         _at_least("model.history.layers", self.history.layers, 1)
         _at_least("model.history.heads", self.history.heads, 1)
         _at_least("model.spectral.dim", self.spectral.dim, 0)
+        _at_least("model.spectral.newest", self.spectral.newest, 0)
         if not 0 <= self.spectral.weight < math.inf:
             raise ConfigError(f"model.spectral.weight: got {self.spectral.weight}, expected at least 0 (0 = chosen on validation)")
         narrow_to, whole = self.spectral.narrow_to, self.dim + self.spectral.dim

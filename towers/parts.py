@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.batch import NO_HISTORY, UserParts
-from towers.lookups import HISTORY_ROWS, SPECTRAL_HISTORY_ROWS, TowerPlan
+from towers.lookups import HISTORY_MASK, HISTORY_ROWS, SPECTRAL_HISTORY_ROWS, TowerPlan
 from towers.model_config import ModelConfig
 
 Floats = NDArray[np.float32]
@@ -37,7 +37,7 @@ def user_parts(
     Args:
         names: of `other_parts`.
         weights_BL: of the history's rows.
-        gathered: what the core read: history rows, and spectral ones.
+        gathered: what the core read: history rows and their mask, and spectral rows.
         others: float32 [B, D] each, in the order of the names.
     """
     history_BLD = gathered[HISTORY_ROWS] * weights_BL[:, :, None]
@@ -49,5 +49,7 @@ def user_parts(
         learned_BSD, first = parts_BSD, config.width - config.spectral_width  # of the spectral part's columns
         parts_BSD = np.zeros((*learned_BSD.shape[:2], config.width), np.float32)
         parts_BSD[..., : config.dim] = learned_BSD
-        parts_BSD[:, : history_BLD.shape[1], first:] += config.spectral.weight * gathered[SPECTRAL_HISTORY_ROWS]
+        length, newest = history_BLD.shape[1], -config.spectral.newest  # -0: all
+        share_B11 = np.maximum(gathered[HISTORY_MASK].sum(1), 1)[:, None, None] ** -0.5 if newest else 1.0
+        parts_BSD[:, :length][:, newest:, first:] += config.spectral.weight * share_B11 * gathered[SPECTRAL_HISTORY_ROWS][:, newest:]
     return UserParts(parts_BSD, names)

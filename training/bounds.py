@@ -80,3 +80,24 @@ def check_bounds(config: Any) -> None:
         value = attrgetter(key)(config)
         if not least <= value <= most:
             raise ConfigError(f"{key}: got {value}, expected {words}")
+
+
+def check_spectral(config: Any) -> None:
+    """That a spectral part and the order of the data go together (model_config.SpectralConfig).
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    spectral, order = config.model.spectral, config.data.order
+    if not spectral.dim:
+        return
+    if config.trainer.evaluate_every == 0 == spectral.weight:
+        raise ConfigError(
+            "model.spectral.dim: validation chooses its weight, and trainer.evaluate_every is 0: set model.spectral.weight or"
+            " trainer.evaluate_every=1"
+        )
+    if (order == "set") != (spectral.newest == 0):
+        wanted = "0: all events of a history count alike" if order == "set" else "1: its vectors are of what came right after an item"
+        raise ConfigError(f"model.spectral.newest: got {spectral.newest} where data.order is {order!r}, expected {wanted}")
+    if spectral.narrow_to and order != "set":
+        raise ConfigError(f"model.spectral.narrow_to: it is for data.order=set, and data.order is {order!r}. Set it to 0")

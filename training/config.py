@@ -14,7 +14,7 @@ from towers.consent import PURPOSES
 from towers.errors import ConfigError
 from towers.model_config import ModelConfig
 from towers.phrases import check_phrases
-from training.bounds import check_bounds
+from training.bounds import check_bounds, check_spectral
 from training.data_config import DataConfig, IdentityConfig, SplitConfig, schema_of
 from training.output_config import DemoConfig, ExportConfig, InspectConfig, ReportConfig
 
@@ -255,11 +255,7 @@ def validate(config: TrainingConfig) -> None:
         raise ConfigError(f"split.warm_too: it goes with split=item_cold, and split.name is {config.split.name!r}")
     if config.model.history.name == "transformer" and config.data.order == "set":
         raise ConfigError("model.history.name: a transformer reads an order, and data.order is 'set'. Use mean")
-    if config.model.spectral.dim and (config.data.order != "set" or config.trainer.evaluate_every == 0 == config.model.spectral.weight):
-        fault = f"it is for data.order=set, and data.order is {config.data.order!r}"
-        if config.data.order == "set":
-            fault = "validation chooses its weight, and trainer.evaluate_every is 0: set model.spectral.weight or trainer.evaluate_every=1"
-        raise ConfigError(f"model.spectral.dim: {fault}")
+    check_spectral(config)
     if config.model.history.content and not config.model.history.share_item_table:
         raise ConfigError("model.history.content: histories share the item tower's rows then. Set model.history.share_item_table=true")
     if config.trainer.sampler == "sequence" and config.model.history.name != "transformer":

@@ -61,7 +61,7 @@ def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfi
     Raises:
         ConfigError: some events speak against their items, and the sum over a history cannot tell them from the others.
     """
-    if not (data.weight > 0).all():
+    if not spectral.newest and not (data.weight > 0).all():
         raise ConfigError(
             f"model.spectral.dim: {int((data.weight <= 0).sum())} events have no weight (skips or the like), and a spectral part counts"
             " every event of a history alike. Set it to 0, or prepare without those events"

@@ -6,6 +6,13 @@ R is 1 where user and item met in training, Du and Di count. The sum of a histor
 filter of the item graph (Shen et al. 2021, "How powerful is graph convolution for recommendation?", GF-CF): a smoothed row of R, so
 its scores lie about between 0 and 1 on any data, and need no learning to rank well.
 
+Where events have an order, R counts instead how often an item (its row) came right after another in training, and
+
+    history row j = U_j S / |U_j S|,   item row i = d_i^1/2 V_i / m
+
+so that an item's row, times that of the newest event, is a smoothed row of a Markov chain. m makes the root mean square of all pairs'
+products 0.1, about what the cosines of trained towers have.
+
 Legend: U users, I items, D dim, K = D and a few more.
 """
 
@@ -21,22 +28,52 @@ from training.tracking import say
 EXTRA = 16
 """Vectors computed beyond those wanted: the last ones converge slowest."""
 ROUNDS = 4
+SPREAD = 0.1
+"""Root mean square of the products of vectors of what comes next."""
 
 
 def spectral_tables(data: Interactions, dim: int, seed: int) -> dict[str, NDArray[np.float32]]:
     """The tables of the spectral part: float32 [V, D] by name. Rows of items not met in training, and dimensions beyond the rank of the
     data, are zero."""
-    matrix_UI = interaction_matrix(data)
-    item_ID, _ = spectral_vectors(matrix_UI, min(dim, *matrix_UI.shape), seed)
-    degree_I = np.asarray(matrix_UI.sum(0)).ravel()
+    if data.schema.order == "set":
+        matrix_UI = interaction_matrix(data)
+        item_ID, _ = spectral_vectors(matrix_UI, min(dim, *matrix_UI.shape), seed)
+        degree_I1 = np.asarray(matrix_UI.sum(0)).reshape(-1, 1)
+        item_ID *= degree_I1 > 0
+        vectors = {name: item_ID * np.maximum(degree_I1, 1) ** power for name, power in ((SPECTRAL_ITEM, 0.5), (SPECTRAL_HISTORY, -0.5))}
+    else:
+        vectors = _next_vectors(transition_matrix(data), dim, seed)
     id_I = np.asarray(data.item_features[f"item.{ITEM_ID}"])
-    met_I = (degree_I > 0) & (id_I >= FIRST_ROW)
-    rows = len(data.preprocessor.vocabularies[ITEM_ID])
+    known_I = id_I >= FIRST_ROW
     tables = {}
-    for name, power in ((SPECTRAL_ITEM, 0.5), (SPECTRAL_HISTORY, -0.5)):
-        tables[name] = np.zeros((rows, dim), np.float32)
-        tables[name][id_I[met_I], : item_ID.shape[1]] = item_ID[met_I] * degree_I[met_I][:, None] ** power
+    for name, rows_ID in vectors.items():
+        tables[name] = np.zeros((len(data.preprocessor.vocabularies[ITEM_ID]), dim), np.float32)
+        tables[name][id_I[known_I], : rows_ID.shape[1]] = rows_ID[known_I]
     return tables
+
+
+def transition_matrix(data: Interactions) -> sp.csr_array:
+    """float32 [I, I]: how often the item of a column was a user's training target right after the event of a row, whatever that weighs."""
+    position_N = np.flatnonzero(data.split == TRAIN)
+    user_N, item_N = data.users_of(position_N), np.asarray(data.item[position_N])
+    step = (user_N[1:] == user_N[:-1]) & (data.weight[position_N[1:]] > 0)
+    pairs = (item_N[:-1][step], item_N[1:][step])
+    matrix_II = sp.csr_array((np.ones(len(pairs[0]), np.float32), pairs), shape=(data.n_items, data.n_items))
+    matrix_II.sum_duplicates()
+    return matrix_II
+
+
+def _next_vectors(matrix_II: sp.csr_array, dim: int, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Item and history rows of what follows what, float32 [I, D] each; zero for items that nothing follows, or that follow nothing."""
+    vectors_ID, value_D = spectral_vectors(matrix_II, min(dim, matrix_II.shape[0]), seed)
+    vectors_ID = vectors_ID * (value_D > 1e-6 * value_D.max(initial=0.0))
+    before_ID = normalised(matrix_II) @ vectors_ID  # U S
+    length_I1 = np.linalg.norm(before_ID, axis=1, keepdims=True)
+    before_ID = np.divide(before_ID, length_I1, out=np.zeros_like(before_ID), where=length_I1 > 1e-6)
+    item_ID = vectors_ID * np.asarray(matrix_II.sum(0)).reshape(-1, 1) ** 0.5
+    # of all pairs' products, without making them: the squares sum to the trace of both tables' second moments, multiplied
+    square = float(np.sum((before_ID.T @ before_ID) * (item_ID.T @ item_ID))) / max(1, len(item_ID)) ** 2
+    return {SPECTRAL_ITEM: item_ID * np.float32(SPREAD / max(square, 1e-12) ** 0.5), SPECTRAL_HISTORY: before_ID}
 
 
 def interaction_matrix(data: Interactions) -> sp.csr_array:

@@ -166,7 +166,7 @@ def test_a_given_weight_needs_no_validation(tmp_path, toy_set):
 
 
 def test_what_a_spectral_part_cannot_do_is_refused(tmp_path, toy_set, towers_apart):
-    with pytest.raises(ConfigError, match=r"data\.order=set"):
+    with pytest.raises(ConfigError, match=r"spectral\.newest"):
         validate(replace(settings(tmp_path), data=replace(settings(tmp_path).data, order="time")))
     with pytest.raises(ConfigError, match=r"chooses its weight"):
         validate(settings(tmp_path, evaluate_every=0))
