@@ -11,7 +11,7 @@ Where events have an order, R counts instead how often an item (its row) came ri
     history row j = U_j S / |U_j S|,   item row i = d_i^1/2 V_i / m
 
 so that an item's row, times that of the newest event, is a smoothed row of a Markov chain. m makes the root mean square of all pairs'
-products 0.1, about what the cosines of trained towers have.
+products SPREAD, so that a weight means about the same for any data.
 
 Legend: U users, I items, D dim, K = D and a few more.
 """

@@ -81,6 +81,16 @@ def test_the_newest_event_alone_asks_and_torch_equals_onnx_and_its_parts(ordered
     assert export_towers(joined, batch, ordered.item_features, tmp_path) < 1e-5
 
 
+def test_validation_chooses_a_weight_where_none_is_given(ordered, joined):
+    learned = TwoTower(
+        ModelConfig(dim=DIM, history=HistoryConfig(length=10)), ordered.preprocessor.inputs, ordered.preprocessor.event_rows
+    ).eval()
+    config = TrainingConfig(trainer=TrainerConfig(device="cpu"), model=ModelConfig(spectral=SpectralConfig(NEXT, newest=1)))
+    weighed = join.choose_weight(learned, ordered, config)
+    assert list(weighed.tried) == ["0", *(f"{weight:g}" for weight in join.NEXT_WEIGHTS)]
+    assert weighed.weight in join.NEXT_WEIGHTS and weighed.tried[f"{weighed.weight:g}"] > weighed.tried["0"], "untrained towers know less"
+
+
 @pytest.mark.parametrize(
     ("order", "spectral", "message"),
     [
