@@ -1,13 +1,14 @@
 """Memory of a process that answers for weeks and shares what it can with the processes beside it."""
 
-import ctypes
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 
 import pyarrow as pa
+
+from towers.memory import give_back_memory
 
 
 @contextmanager
@@ -40,8 +41,7 @@ def leave_pandas_out() -> None:
 def release() -> None:
     """Give back what was freed and is still held: after a large piece of work of a kind that comes seldom. A few milliseconds."""
     pa.default_memory_pool().release_unused()
-    with suppress(AttributeError, OSError, TypeError):  # another C library keeps its own house
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_memory()
 
 
 def settle() -> None:

@@ -59,13 +59,6 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
-def give_back_memory() -> None:
-    """Give freed memory back to the system once: a validation frees more than the next step will ask for."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 @contextmanager
 def enough_memory() -> Iterator[None]:
     """Around a training: memory that ran out, of the machine or of the GPU, names the settings that use it.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from towers.batch import TrainBatch
 from towers.errors import ConfigError, DataError, TrainingError
+from towers.memory import give_back_memory
 from towers.model import TwoTower
 from training.checkpoint import Checkpointer
 from training.config import TrainerConfig
@@ -23,7 +24,6 @@ from training.objective import Objective, not_finite
 from training.optim import Optimizer
 from training.product_floor import ProductFloor
 from training.randomness import NEGATIVES_STREAM, TORCH_STREAM, generator, seed_torch
-from training.room import give_back_memory
 from training.tracking import Silence, Tracker
 
 MODEL = "model"

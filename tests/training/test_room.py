@@ -79,7 +79,8 @@ def test_freed_memory_is_there_for_the_next_step() -> None:
 
 FREED = """
 import numpy as np
-from training.room import give_back_memory, keep_memory
+from towers.memory import give_back_memory
+from training.room import keep_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
 keep_memory()
