@@ -1,10 +1,12 @@
 """Exchanging the secret of the user keys: every place that holds keys holds the new ones, whatever kills the job on the way."""
 
+import gc
 import json
 import os
 import shutil
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ class Exchange:
     def holders(self, keys: UserKeys) -> dict[str, set[str]]:
         """Users whose key under a secret, or its mark, stands in a file, by file."""
         found: dict[str, set[str]] = {}
-        for path in sorted(path for path in self.used.dir.rglob("*") if path.is_file()):
+        # -shm is where readers find their way in the log: no content of its own
+        for path in sorted(path for path in self.used.dir.rglob("*") if path.is_file() and not path.name.endswith("-shm")):
             content = path.read_bytes()
             if path.suffix == ".parquet":
                 values = [value for column in pq.ParquetFile(path).read().columns for value in column.to_pylist()]
@@ -75,9 +78,11 @@ def exchange(used: Any, world: Any, tmp_path: Path) -> Exchange:
     return Exchange(used, sorted(world.users), tmp_path)
 
 
-def settled(used: Any) -> None:  # no row waits in a write-ahead log
+def settled(used: Any) -> None:
+    """No row waits in a write-ahead log, and no forgotten connection takes its log away while files are read."""
+    gc.collect()
     for path in (used.dir / "state").glob("*.db"):
-        with sqlite3.connect(path) as connection:
+        with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
