@@ -1,12 +1,9 @@
 """Exchanging the secret of the user keys: every place that holds keys holds the new ones, whatever kills the job on the way."""
 
-import gc
 import json
 import os
 import shutil
 import signal
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving import recommend_job, rekey_files
+from serving.database import Database
 from serving.subject_config import SubjectJobConfig, validate
 from serving.subject_job import run
 from towers.errors import ConfigError, DataError
@@ -56,7 +54,6 @@ class Exchange:
     def holders(self, keys: UserKeys) -> dict[str, set[str]]:
         """Users whose key under a secret, or its mark, stands in a file, by file."""
         found: dict[str, set[str]] = {}
-        # -shm is where readers find their way in the log: no content of its own
         for path in sorted(path for path in self.used.dir.rglob("*") if path.is_file() and not path.name.endswith("-shm")):
             content = path.read_bytes()
             if path.suffix == ".parquet":
@@ -78,12 +75,11 @@ def exchange(used: Any, world: Any, tmp_path: Path) -> Exchange:
     return Exchange(used, sorted(world.users), tmp_path)
 
 
-def settled(used: Any) -> None:
-    """No row waits in a write-ahead log, and no forgotten connection takes its log away while files are read."""
-    gc.collect()
+def settled(used: Any) -> None:  # no row waits in a write-ahead log, and no connection is left that takes its log away later
     for path in (used.dir / "state").glob("*.db"):
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        database = Database(path, ())
+        database.checkpoint()
+        database.close()
 
 
 def test_every_place_that_held_old_keys_holds_new_ones_of_the_same_people(exchange: Exchange) -> None:
@@ -275,8 +271,7 @@ def test_who_was_forgotten_stays_so_under_the_new_secret_and_in_older_backups(ex
 
 
 def test_what_cannot_be_done_is_said_before_anything_changes(exchange: Exchange, used: Any, tmp_path: Path) -> None:
-    third = tmp_path / "third"
-    third.write_bytes(b"3" * 32)
+    (third := tmp_path / "third").write_bytes(b"3" * 32)
     for settings, said in (
         ({"old_key": str(tmp_path / "none")}, "subject.old_key: no file"),
         ({"old_key": str(exchange.new_file)}, "same secret"),
