@@ -138,4 +138,5 @@ def save_attributes(attributes: Attributes, size: int, folder: Path) -> dict[str
 
 
 def _mapped(bundle: Bundle, name: str, part: str) -> Any:
-    return np.load(bundle.path(f"{FOLDER}/{name}.{part}.npy"), mmap_mode="r", allow_pickle=False)
+    # as a plain array: each slice of a memmap, and all that comes of it, is dressed as one again, for a microsecond a time
+    return np.asarray(np.load(bundle.path(f"{FOLDER}/{name}.{part}.npy"), mmap_mode="r", allow_pickle=False))

@@ -70,18 +70,21 @@ class OrderedValues:
 
     def between(self, low: float, high: float) -> RowSet:
         """Rows with low <= value < high."""
-        start, stop = (int(np.searchsorted(self.values_N, bound)) for bound in (low, high))
+        start, stop = np.searchsorted(self.values_N, (low, high)).tolist()
         if stop <= start:
             return RowSet(self.size, 0, np.empty(0, np.int64), None)
         if stop - start < self.size // 64:
             return RowSet(self.size, stop - start, np.sort(self.rows_N[start:stop]), None)
-        return RowSet(self.size, stop - start, None, self._first(stop) ^ self._first(start))
+        first, last = self._nearest(start), self._nearest(stop)
+        bits = self.bits_CW[first] ^ self.bits_CW[last]
+        for count, place in ((start, first), (stop, last)):
+            low_end, high_end = sorted((count, place * self.step))
+            flipped(bits, self.rows_N[low_end:high_end])
+        return RowSet(self.size, stop - start, None, bits)
 
-    def _first(self, count: int) -> NDArray[np.uint8]:
-        """Bitmap of the `count` rows of smallest value: the nearest one kept, and the rows between."""
-        nearest = min(round(count / self.step), len(self.bits_CW) - 1)
-        low, high = sorted((count, nearest * self.step))
-        return flipped(self.bits_CW[nearest].copy(), self.rows_N[low:high])
+    def _nearest(self, count: int) -> int:
+        """Which of the bitmaps kept differs least from that of the first `count` rows."""
+        return min(round(count / self.step), len(self.bits_CW) - 1)
 
 
 Attributes = Mapping[str, ValueLists | OrderedValues]

@@ -17,8 +17,10 @@ from serving.config import ServingConfig, state_dir
 from serving.fold_items import folded
 from serving.index.build import choose_kind, metrics_for
 from serving.index.exact import ExactIndex
+from serving.index.faiss_index import FaissIndex
 from serving.index.half import HalfIndex, fits, save_half
 from serving.index.kinds import BUILDERS, Approximate
+from serving.index.margin import list_margin
 from serving.index.meta import META_FILE, IndexMeta, vectors_sha256
 from serving.index.parts import build_parts, values_with_parts
 from serving.index.rowset import RowSet
@@ -161,12 +163,14 @@ def _tuned(
     tuned = tune(judge, built, config.index.recall_floor)
     parts = build_parts(exact, served, values, query_QD, config.index, config.seed, _progress)
     tuned.index.parts.update((part.key, index) for part, index in parts)
-    stats = tuned.index.stats()
+    stats, margin = tuned.index.stats(), None
+    if isinstance(tuned.index, FaissIndex):
+        margin = tuned.index.margin = list_margin(tuned.index, exact, query_QD, judge.k, config.index.recall_floor)
     meta = IndexMeta(
         kind=stats.kind, factory=stats.factory, metric=stats.metric, rows=stats.rows, dim=stats.dim, nlist=stats.nlist, nprobe=stats.nprobe,
         candidates=stats.candidates, item_vectors_sha256=vectors_sha256(core), largest_norm=exact.largest_norm, k=judge.k,
         queries=len(query_QD), recall=tuned.point.recall, recall_floor=config.index.recall_floor, search_us=tuned.point.search_us,
-        exact_us=exact_us(exact, query_QD, judge.k), curve=tuned.curve, parts=tuple(part for part, _ in parts),
+        exact_us=exact_us(exact, query_QD, judge.k), curve=tuned.curve, parts=tuple(part for part, _ in parts), margin=margin,
     )  # fmt: skip
     return meta, tuned.index
 

@@ -1,9 +1,12 @@
 """FAISS' files: written with an error that helps, read within bounds and mapped."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faiss
+import numpy as np
+from numpy.typing import NDArray
 
 from towers.errors import BundleError, DataError
 
@@ -38,3 +41,11 @@ def read_faiss(path: Path, flags: int, tables: int = 0, loops: int = 1) -> Any:
         return faiss.read_index(str(path), flags | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
         raise BundleError(f"{path} is not a readable index ({str(error)[-200:]}); build it again: towers index") from error
+
+
+def list_rows(index: faiss.IndexIVF) -> Iterator[NDArray[np.int64]]:
+    """The ids in each list, where they lie."""
+    lists: Any = index.invlists
+    for place in range(index.nlist):
+        size = lists.list_size(place)
+        yield faiss.rev_swig_ptr(lists.get_ids(place), size) if size else np.empty(0, np.int64)

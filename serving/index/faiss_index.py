@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serving.index.edge import kept, tied, ties_at_the_edge
 from serving.index.exact import ExactIndex, best_head
+from serving.index.faiss_files import list_rows
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.layout import Layout
 from serving.index.meta import Setting
@@ -34,11 +35,6 @@ _ROW_NS, _LIST_NS, _SCORE_NS = 20.0, 500.0, (8.0, 2.5)
 """What a scan costs for each permitted row; what visiting a list costs, and each vector of it, of half-precision and of short codes. One
 core at 59k and 1M x 64, about."""
 
-
-_REACH = 0.85
-"""Share of the distance below the k-th score within which a filter's lists are visited. Of 100,000 x 64 a tenth drawn at random costs a
-third less than at 1, for a recall of 0.998 instead of 0.999; the tenth nearest another user 0.983 instead of 0.985. 0.7: 0.997, 0.971."""
-
 CODE_FACTORS = (1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 8)
 """Items rescored for each one wanted, that tuning tries where lists hold short codes."""
 
@@ -59,6 +55,7 @@ class FaissIndex:
         tuned_k: the k at which it reached its recall.
         among: the rows that `index` holds; None = all.
         parts: indexes of the rows of one declared value each, by `RowSet.key`.
+        margin: see `list_margin`; None = not known, and where lists would be searched under a filter, what it leaves is scanned.
     """
 
     def __init__(
@@ -71,12 +68,14 @@ class FaissIndex:
         tuned_k: int,
         among: RowSet | None = None,
         parts: Mapping[str, "FaissIndex"] | None = None,
+        margin: float | None = None,
     ) -> None:
         self.index = index
         self.layout = layout
         self.factory = factory
         self.setting = setting
         self.parts = dict(parts or {})
+        self.margin = margin
         self._exact = exact
         self._tuned_k = tuned_k
         self._among = among
@@ -90,11 +89,18 @@ class FaissIndex:
         self._find = native.search_c
         self._refined = Refined(index, layout, exact)
         self.nlist = int(index.nlist)
-        self._centres_LD = layout.centres(index.quantizer.reconstruct_n(0, self.nlist))
+        self.centres_LD = layout.centres(index.quantizer.reconstruct_n(0, self.nlist))
 
     def stats(self) -> IndexStats:
         wide = self.setting
         return IndexStats("ivf", self._rows, self.layout.dim, self.factory, self.layout.metric, self.nlist, wide.nprobe, wide.candidates)
+
+    def lists_by_row(self) -> NDArray[np.int32]:
+        """The list that holds each row: int32 [I]; -1 where none does."""
+        list_I = np.full(len(self._exact.item_ID), -1, np.int32)
+        for place, rows in enumerate(list_rows(self.index)):
+            list_I[rows] = place
+        return list_I
 
     def search(
         self,
@@ -124,7 +130,7 @@ class FaissIndex:
         nprobe = self._breadth(min(k, available), available)
         if not self._scan_is_cheaper(nprobe, available):
             found = self._probe(query_HD, min(k, available), nprobe, allowed, banned)
-            needed = nprobe if found is None or allowed is None else self._needed(query_HD, found, nprobe)
+            needed = nprobe if found is None or allowed is None else self._needed(query_HD, found)
             if found is not None and needed > nprobe:
                 # Where that many lists may hold better ones, scores lie too close for short codes to tell.
                 wide = needed * 4 >= self.nlist or self._scan_is_cheaper(needed, available)
@@ -149,9 +155,10 @@ class FaissIndex:
                 found = self._candidates(query_HD, k, nprobe, fetch, dropped, selector)
             if found is None or len(found.rows) >= k:
                 return found
-            if nprobe >= self.nlist:
+            wider = min(self.nlist, nprobe * 4)
+            if wider == nprobe or (allowed is not None and self._scan_is_cheaper(wider, allowed.count)):
                 return None
-            nprobe = min(self.nlist, nprobe * 4)
+            nprobe = wider
 
     def _candidates(
         self, query_HD: NDArray[np.float32], k: int, nprobe: int, fetch: int, dropped: Rows, selector: faiss.IDSelector | None
@@ -194,18 +201,13 @@ class FaissIndex:
         """Candidates to ask FAISS for, of which some will be dropped."""
         return min(self._rows, max(k + _SPARE, -(-self.setting.candidates * k // self._tuned_k)) + overfetched(dropped))
 
-    def _needed(self, query_HD: NDArray[np.float32], found: SearchResult, nprobe: int) -> int:
-        """Lists to visit so that a filter costs no recall: where it leaves out what is near the query, the best of the rest lie elsewhere.
-
-        Without a filter, the setting's last list has a centre so far below the k-th score found. With one, every list is needed whose
-        centre is no further below the k-th score that it leaves, less what the pass before has found in others.
-        """
-        plain = self._probe(query_HD, len(found.scores), self.setting.nprobe, None, _NOTHING)
-        if plain is None:
+    def _needed(self, query_HD: NDArray[np.float32], found: SearchResult) -> int:
+        """Lists to visit so that a filter costs no recall: where it leaves out what is near, the best of the rest lie elsewhere."""
+        if self.margin is None:
             return self.nlist
-        centre_L = best_head(self._centres_LD, query_HD)
-        last = np.partition(centre_L, self.nlist - self.setting.nprobe)[self.nlist - self.setting.nprobe]
-        return max(nprobe, int(np.count_nonzero(centre_L > found.scores[-1] - _REACH * (plain.scores[-1] - last))))
+        longest = math.sqrt(max(float(head_D @ head_D) for head_D in query_HD))
+        reach = float(found.scores[-1]) - self.margin * longest
+        return int(np.count_nonzero(best_head(self.centres_LD, query_HD) >= reach))
 
     def _breadth(self, k: int, available: int) -> int:
         """Lists to visit for k of the items available, to keep the recall that the setting has for `tuned_k` of all items.

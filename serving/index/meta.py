@@ -80,6 +80,7 @@ class IndexMeta:
         search_us, exact_us: processor time of one search, and of the exact scan of the same queries.
         curve: every setting measured of every index that was tried.
         parts: indexes of declared values.
+        margin: of an `ivf` index, see `list_margin`; None for others, and where it was made before there was one.
     """
 
     kind: str
@@ -100,6 +101,7 @@ class IndexMeta:
     curve: tuple[CurvePoint, ...]
     candidates: int = 0
     parts: tuple[PartMeta, ...] = ()
+    margin: float | None = None
 
     @property
     def setting(self) -> Setting:

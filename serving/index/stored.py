@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.index.exact import ExactIndex
-from serving.index.faiss_files import read_faiss, write_faiss
+from serving.index.faiss_files import list_rows, read_faiss, write_faiss
 from serving.index.faiss_index import FaissIndex
 from serving.index.half import scan_of, served_vectors
 from serving.index.interface import VectorIndex
@@ -52,7 +52,8 @@ def open_index(bundle: Bundle) -> VectorIndex:
     if meta.kind != "ivf":
         return OverfetchIndex(FINDERS[meta.kind](bundle, meta), exact, meta.setting, meta.k, parts)
     index = _read(bundle, FAISS_FILE, meta.metric, meta, meta.rows, meta.nlist)
-    return FaissIndex(index, exact, _layout(bundle, meta.metric, meta, index), meta.factory, meta.setting, meta.k, parts=parts)
+    layout = _layout(bundle, meta.metric, meta, index)
+    return FaissIndex(index, exact, layout, meta.factory, meta.setting, meta.k, parts=parts, margin=meta.margin)
 
 
 def save_index(index: FaissIndex, path: Path) -> None:
@@ -121,6 +122,4 @@ def _layout(bundle: Bundle, metric: str, meta: IndexMeta, index: faiss.IndexIVF)
 
 def _rows(index: faiss.IndexIVF) -> NDArray[np.int64]:
     """The ids in an index, ascending."""
-    lists: Any = index.invlists
-    found = [faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in range(index.nlist) if lists.list_size(i)]
-    return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return np.sort(np.concatenate([np.empty(0, np.int64), *list_rows(index)]))

@@ -13,6 +13,7 @@ from serving.index.exact import ExactIndex
 from serving.index.faiss_index import FaissIndex
 from serving.index.hnsw import build_hnsw
 from serving.index.interface import SearchResult, VectorIndex
+from serving.index.margin import list_margin
 from serving.index.meta import Setting
 from serving.index.overfetch import OverfetchIndex
 from serving.index.rowset import RowSet
@@ -25,8 +26,10 @@ def ivf(
     item_ID: NDArray[np.float32], nprobe: int = 1, metric: str = "inner_product", tuned_k: int = 10, codec: str = "SQfp16"
 ) -> FaissIndex:
     candidate = Candidate(lists_for(len(item_ID)), codec, metric)
-    index = build_ivf(ExactIndex(item_ID), candidate, seed=0, tuned_k=tuned_k, progress=lambda _: None)
+    exact = ExactIndex(item_ID)
+    index = build_ivf(exact, candidate, seed=0, tuned_k=tuned_k, progress=lambda _: None)
     index.setting = Setting(min(nprobe, index.nlist), 2 * tuned_k)
+    index.margin = list_margin(index, exact, clustered(40, item_ID.shape[1], 99), tuned_k, 0.95)
     return index
 
 

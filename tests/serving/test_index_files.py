@@ -69,6 +69,19 @@ def test_an_opened_index_answers_as_the_built_one(core: Bundle, built: FaissInde
         assert one.scores.tolist() == other.scores.tolist()
 
 
+def test_a_description_without_a_margin(core: Bundle, built: FaissIndex, tmp_path: Path) -> None:
+    """As older versions wrote it: what a filter leaves is scanned, and found exactly."""
+    save_index(built, tmp_path / "index")
+    raw = meta_of(core, built).to_json()
+    del raw["margin"]
+    opened = open_index(sealed(core, tmp_path, json.dumps(raw).encode(), tmp_path / "index"))
+    assert isinstance(opened, FaissIndex) and opened.margin is None
+    rng, exact = np.random.default_rng(2), ExactIndex(core.item_vectors())
+    for query in rng.standard_normal((10, DIM)).astype(np.float32):
+        allowed = RowSet.of_mask(rng.random(ROWS) < 0.5)
+        assert opened.search(query, 10, allowed).rows.tolist() == exact.search(query, 10, allowed).rows.tolist()
+
+
 def test_parts_answer_for_their_value_alone(core: Bundle, tmp_path: Path) -> None:
     """Codes and their rotation are written with the lists; a part holds the rows of one declared value."""
     exact = ExactIndex(core.item_vectors())

@@ -74,6 +74,7 @@ def test_an_approximate_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert report["metric"] in ({"cosine": ("inner_product",), "dot": ("inner_product", "l2_augmented")}[similarity])
     index = open_index(bundle)
     assert isinstance(index, FaissIndex)
+    assert index.margin == report["margin"] and 0 < report["margin"] < 2
     exact = ExactIndex(bundle.item_vectors())
     found = [np.isin(index.search(q, 20).rows, exact.search(q, 20).rows).mean() for q in vectors(100, 1)]
     assert np.mean(found) >= 0.88
@@ -132,7 +133,7 @@ def test_attributes_for_filters_are_published_and_mapped(tmp_path: Path) -> None
     bundle = now(config)
     opened = open_attributes(bundle, 900)
     categories = opened["categories"]
-    assert isinstance(categories, ValueLists) and isinstance(categories.rows_N, np.memmap)
+    assert isinstance(categories, ValueLists) and isinstance(categories.rows_N.base, np.memmap)
     assert [found.rows().tolist() for found in categories.sets(["odd", "nowhere"])] == [[i for i in range(900) if i % 2 and i != 7]]
     with pytest.raises(BundleError, match="of 900 items, the catalogue has 899"):
         open_attributes(bundle, 899)

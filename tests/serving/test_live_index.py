@@ -12,6 +12,7 @@ from serving.index.exact import ExactIndex
 from serving.index.hnsw import build_hnsw
 from serving.index.interface import VectorIndex
 from serving.index.live_index import LiveIndex, LiveRows, offset_of
+from serving.index.margin import list_margin
 from serving.index.rowset import RowSet
 
 DIM, BASE = 16, 3000
@@ -28,8 +29,10 @@ def exact(vectors_ID: NDArray[np.float32]) -> VectorIndex:
 
 def ivf(vectors_ID: NDArray[np.float32]) -> VectorIndex:
     candidate = Candidate(max(1, len(vectors_ID) // 40), "SQfp16", "inner_product")
-    index = build_ivf(ExactIndex(vectors_ID), candidate, 0, 20, lambda message: None)
+    scan = ExactIndex(vectors_ID)
+    index = build_ivf(scan, candidate, 0, 20, lambda message: None)
     index.setting = replace(index.setting, nprobe=max(1, index.nlist // 2))
+    index.margin = list_margin(index, scan, unit(np.random.default_rng(9), 40), 20, 0.95)
     return index
 
 
