@@ -76,11 +76,9 @@ class OrderedValues:
         if stop - start < self.size // 64:
             return RowSet(self.size, stop - start, np.sort(self.rows_N[start:stop]), None)
         first, last = self._nearest(start), self._nearest(stop)
-        bits = self.bits_CW[first] ^ self.bits_CW[last]
-        for count, place in ((start, first), (stop, last)):
-            low_end, high_end = sorted((count, place * self.step))
-            flipped(bits, self.rows_N[low_end:high_end])
-        return RowSet(self.size, stop - start, None, bits)
+        ends = (sorted((start, first * self.step)), sorted((stop, last * self.step)))
+        between = np.concatenate([self.rows_N[low_end:high_end] for low_end, high_end in ends])  # one that is named twice turns back
+        return RowSet(self.size, stop - start, None, flipped(self.bits_CW[first] ^ self.bits_CW[last], between))
 
     def _nearest(self, count: int) -> int:
         """Which of the bitmaps kept differs least from that of the first `count` rows."""

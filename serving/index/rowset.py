@@ -127,7 +127,7 @@ def bitmap_bytes(size: int) -> int:
 
 
 def flipped(bits: Bits, rows: Rows) -> Bits:
-    """The bitmap with the bits of some distinct rows turned over, in place."""
+    """The bitmap with the bits of some rows turned over, in place; of a row named twice, turned back."""
     np.bitwise_xor.at(bits, rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8))
     return bits
 
