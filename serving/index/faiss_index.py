@@ -5,6 +5,7 @@ Legend: H heads, D dimensions, W width inside FAISS, I items, C candidates.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -17,6 +18,7 @@ from serving.index.faiss_files import list_rows
 from serving.index.interface import IndexStats, SearchResult
 from serving.index.layout import Layout
 from serving.index.meta import Setting
+from serving.index.narrowed import FIRST, narrowed
 from serving.index.refined import Refined, overfetched
 from serving.index.rowset import Rows, RowSet, inside, neither
 
@@ -31,10 +33,12 @@ _MOST = 0.9
 _SPARE = 8
 """Least candidates beyond k, so that half precision's rounding at the k-th place is undone by the exact scores."""
 
-_ROW_NS, _LIST_NS, _SCORE_NS = 20.0, 500.0, (8.0, 2.5)
-"""What a scan costs for each permitted row; what visiting a list costs, and each vector of it, of half-precision and of short codes. One
-core at 59k and 1M x 64, about."""
+_LIST_NS, _SCORE_NS, _FILTER_NS = 500.0, (8.0, 2.5), 3.5
+"""What visiting a list costs, each vector of it, of half-precision and of short codes, and telling whether a filter leaves it. One core at
+59k to 1M x 64, about."""
 
+_NARROW_NS, _UNPACK_NS = 12.0, 1.5
+"""What telling whether a row's list is near costs, and making rows of a bitmap, for each row of the catalogue."""
 CODE_FACTORS = (1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 8)
 """Items rescored for each one wanted, that tuning tries where lists hold short codes."""
 
@@ -95,9 +99,10 @@ class FaissIndex:
         wide = self.setting
         return IndexStats("ivf", self._rows, self.layout.dim, self.factory, self.layout.metric, self.nlist, wide.nprobe, wide.candidates)
 
-    def lists_by_row(self) -> NDArray[np.int32]:
-        """The list that holds each row: int32 [I]; -1 where none does."""
-        list_I = np.full(len(self._exact.item_ID), -1, np.int32)
+    @cached_property
+    def list_I(self) -> NDArray[np.unsignedinteger]:
+        """The list that holds each row, of an index of all rows: made when it is first asked for, 10 ms at a million."""
+        list_I = np.zeros(self._rows, np.min_scalar_type(self.nlist - 1))
         for place, rows in enumerate(list_rows(self.index)):
             list_I[rows] = place
         return list_I
@@ -128,18 +133,27 @@ class FaissIndex:
             if enough is not None:
                 return enough
         nprobe = self._breadth(min(k, available), available)
-        if not self._scan_is_cheaper(nprobe, available):
+        if self._probe_ns(nprobe, allowed) < self._scan_ns(k, available, allowed):
             found = self._probe(query_HD, min(k, available), nprobe, allowed, banned)
             needed = nprobe if found is None or allowed is None else self._needed(query_HD, found)
             if found is not None and needed > nprobe:
                 # Where that many lists may hold better ones, scores lie too close for short codes to tell.
-                wide = needed * 4 >= self.nlist or self._scan_is_cheaper(needed, available)
+                wide = needed * 4 >= self.nlist or self._probe_ns(needed, allowed) >= self._scan_ns(k, available, allowed)
                 found = None if wide else self._probe(query_HD, min(k, available), needed, allowed, banned)
             if found is not None:
                 return found
         if allowed is None and self._among is not None:
             allowed, banned = self._among.without(banned), banned[:0]
-        return self._exact.scan(query_HD, k, allowed, banned)
+        found = None if allowed is None else self._narrowed(query_HD, k, allowed)
+        return self._exact.scan(query_HD, k, allowed, banned) if found is None else found
+
+    def _narrowed(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet) -> SearchResult | None:
+        """What is allowed, scanned where its lists are near; None where scanning all of it costs no more, or has to tell."""
+        if self._narrow_ns(k, allowed) >= self._exact.scan_ns(allowed.count):
+            return None
+        rows = allowed.rows()
+        centre_C = best_head(self.centres_LD, query_HD).take(self.list_I.take(rows))
+        return narrowed(self._exact, query_HD, k, rows, centre_C, self._reach(query_HD))
 
     def _probe(self, query_HD: NDArray[np.float32], k: int, nprobe: int, allowed: RowSet | None, banned: Rows) -> SearchResult | None:
         """Search lists, more of them until k permitted items are found; None where only a scan can tell which they are."""
@@ -156,7 +170,7 @@ class FaissIndex:
             if found is None or len(found.rows) >= k:
                 return found
             wider = min(self.nlist, nprobe * 4)
-            if wider == nprobe or (allowed is not None and self._scan_is_cheaper(wider, allowed.count)):
+            if wider == nprobe or (allowed is not None and self._probe_ns(wider, allowed) >= self._scan_ns(k, allowed.count, allowed)):
                 return None
             nprobe = wider
 
@@ -205,9 +219,12 @@ class FaissIndex:
         """Lists to visit so that a filter costs no recall: where it leaves out what is near, the best of the rest lie elsewhere."""
         if self.margin is None:
             return self.nlist
-        longest = math.sqrt(max(float(head_D @ head_D) for head_D in query_HD))
-        reach = float(found.scores[-1]) - self.margin * longest
-        return int(np.count_nonzero(best_head(self.centres_LD, query_HD) >= reach))
+        least = float(found.scores[-1]) - self._reach(query_HD)
+        return int(np.count_nonzero(best_head(self.centres_LD, query_HD) >= least))
+
+    def _reach(self, query_HD: NDArray[np.float32]) -> float:
+        """How far below the k-th score the centre of a list may lie that is needed."""
+        return (self.margin or 0.0) * math.sqrt(max(float(head_D @ head_D) for head_D in query_HD))
 
     def _breadth(self, k: int, available: int) -> int:
         """Lists to visit for k of the items available, to keep the recall that the setting has for `tuned_k` of all items.
@@ -222,10 +239,23 @@ class FaissIndex:
             return self.nlist
         return min(self.nlist, max(nprobe, round(nprobe * math.pow(k * self._rows / (self._tuned_k * available), 0.75))))
 
-    def _scan_is_cheaper(self, nprobe: int, available: int) -> bool:
-        """Whether scanning the permitted items costs less than visiting lists, or finds what visiting all of half-precision would."""
-        visited = nprobe * self._rows / self.nlist
-        return available * _ROW_NS <= nprobe * _LIST_NS + visited * _SCORE_NS[self.codes]
+    def _probe_ns(self, nprobe: int, allowed: RowSet | None) -> float:
+        """What visiting lists costs."""
+        a_vector = _SCORE_NS[self.codes] + (0.0 if allowed is None else _FILTER_NS)
+        return nprobe * (_LIST_NS + self._rows / self.nlist * a_vector)
+
+    def _scan_ns(self, k: int, available: int, allowed: RowSet | None) -> float:
+        """What scanning the permitted items costs, which finds at least what visiting all lists would."""
+        whole = self._exact.scan_ns(available)
+        return whole if allowed is None else min(whole, self._narrow_ns(k, allowed))
+
+    def _narrow_ns(self, k: int, allowed: RowSet) -> float:
+        """What scanning those of near lists costs; infinite where that cannot be done."""
+        if self.margin is None or allowed.count <= FIRST * k:
+            return math.inf
+        unpacked = 0.0 if allowed.listed else self._rows * _UNPACK_NS
+        scored = FIRST * k + allowed.count * self._breadth(k, allowed.count) / self.nlist
+        return allowed.count * _NARROW_NS + unpacked + scored * self._exact.row_ns
 
 
 def _parameters(nprobe: int, selector: faiss.IDSelector | None) -> faiss.IVFSearchParameters:

@@ -30,7 +30,7 @@ def list_margin(index: FaissIndex, exact: ExactIndex, query_QD: NDArray[np.float
         floor: recall to reach.
     """
     query_QD, items = query_QD[:_QUERIES], len(exact.item_ID)
-    list_I, block = index.lists_by_row(), max(2, _BLOCK_FLOATS // items)
+    list_I, block = index.list_I, max(2, _BLOCK_FLOATS // items)
     plain: list[NDArray[np.float32]] = []
     filtered: list[NDArray[np.float32]] = []
     for start in range(0, len(query_QD), block):

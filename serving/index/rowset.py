@@ -51,6 +51,11 @@ class RowSet:
     def of_bits(cls, size: int, bits: Bits) -> "RowSet":
         return cls(size, int(np.bitwise_count(bits.view(np.uint64)).sum(dtype=np.int64)), None, bits)
 
+    @property
+    def listed(self) -> bool:
+        """Whether its rows are there, so that asking for them costs nothing."""
+        return self._rows is not None
+
     def rows(self) -> Rows:
         """Distinct, ascending."""
         if self._rows is None:

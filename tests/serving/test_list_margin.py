@@ -88,8 +88,7 @@ def test_lists_answer_a_filter_at_random(index: FaissIndex) -> None:
 
 def test_it_is_what_lists_of_the_best_items_lack(index: FaissIndex) -> None:
     """By hand: the share of the best items whose list is within the margin, of those a filter leaves that another user likes."""
-    list_I = index.lists_by_row()
-    assert list_I.min() >= 0 and list_I.max() < index.nlist
+    list_I = index.list_I
     assert index.margin is not None
     held = []
     for q, query_D in enumerate(TUNE_QD):
