@@ -133,23 +133,24 @@ class FaissIndex:
             if enough is not None:
                 return enough
         nprobe = self._breadth(min(k, available), available)
-        if self._probe_ns(nprobe, allowed) < self._scan_ns(k, available, allowed):
+        if self._probe_ns(nprobe, allowed) < self._scan_ns(k, available, allowed, nprobe):
             found = self._probe(query_HD, min(k, available), nprobe, allowed, banned)
             needed = nprobe if found is None or allowed is None else self._needed(query_HD, found)
-            if found is not None and needed > nprobe:
+            if needed > nprobe:
                 # Where that many lists may hold better ones, scores lie too close for short codes to tell.
-                wide = needed * 4 >= self.nlist or self._probe_ns(needed, allowed) >= self._scan_ns(k, available, allowed)
+                wide = needed * 4 >= self.nlist or self._probe_ns(needed, allowed) >= self._scan_ns(k, available, allowed, needed)
                 found = None if wide else self._probe(query_HD, min(k, available), needed, allowed, banned)
             if found is not None:
                 return found
+            nprobe = needed if needed > nprobe else self.nlist
         if allowed is None and self._among is not None:
             allowed, banned = self._among.without(banned), banned[:0]
-        found = None if allowed is None else self._narrowed(query_HD, k, allowed)
+        found = None if allowed is None else self._narrowed(query_HD, k, allowed, nprobe)
         return self._exact.scan(query_HD, k, allowed, banned) if found is None else found
 
-    def _narrowed(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet) -> SearchResult | None:
+    def _narrowed(self, query_HD: NDArray[np.float32], k: int, allowed: RowSet, nprobe: int) -> SearchResult | None:
         """What is allowed, scanned where its lists are near; None where scanning all of it costs no more, or has to tell."""
-        if self._narrow_ns(k, allowed) >= self._exact.scan_ns(allowed.count):
+        if self._narrow_ns(k, allowed, nprobe) >= self._exact.scan_ns(allowed.count):
             return None
         rows = allowed.rows()
         centre_C = best_head(self.centres_LD, query_HD).take(self.list_I.take(rows))
@@ -170,7 +171,7 @@ class FaissIndex:
             if found is None or len(found.rows) >= k:
                 return found
             wider = min(self.nlist, nprobe * 4)
-            if wider == nprobe or (allowed is not None and self._probe_ns(wider, allowed) >= self._scan_ns(k, allowed.count, allowed)):
+            if wider == nprobe or (allowed is not None and self._probe_ns(wider, allowed) >= self._exact.scan_ns(allowed.count)):
                 return None
             nprobe = wider
 
@@ -244,17 +245,17 @@ class FaissIndex:
         a_vector = _SCORE_NS[self.codes] + (0.0 if allowed is None else _FILTER_NS)
         return nprobe * (_LIST_NS + self._rows / self.nlist * a_vector)
 
-    def _scan_ns(self, k: int, available: int, allowed: RowSet | None) -> float:
+    def _scan_ns(self, k: int, available: int, allowed: RowSet | None, nprobe: int) -> float:
         """What scanning the permitted items costs, which finds at least what visiting all lists would."""
         whole = self._exact.scan_ns(available)
-        return whole if allowed is None else min(whole, self._narrow_ns(k, allowed))
+        return whole if allowed is None else min(whole, self._narrow_ns(k, allowed, nprobe))
 
-    def _narrow_ns(self, k: int, allowed: RowSet) -> float:
-        """What scanning those of near lists costs; infinite where that cannot be done."""
+    def _narrow_ns(self, k: int, allowed: RowSet, nprobe: int) -> float:
+        """What scanning those of the nearest lists costs; infinite where that cannot be done."""
         if self.margin is None or allowed.count <= FIRST * k:
             return math.inf
         unpacked = 0.0 if allowed.listed else self._rows * _UNPACK_NS
-        scored = FIRST * k + allowed.count * self._breadth(k, allowed.count) / self.nlist
+        scored = FIRST * k + allowed.count * nprobe / self.nlist
         return allowed.count * _NARROW_NS + unpacked + scored * self._exact.row_ns
 
 
