@@ -246,7 +246,7 @@ class FaissIndex:
         return nprobe * (_LIST_NS + self._rows / self.nlist * a_vector)
 
     def _scan_ns(self, k: int, available: int, allowed: RowSet | None, nprobe: int) -> float:
-        """What scanning the permitted items costs, which finds at least what visiting all lists would."""
+        """What scanning the permitted items costs, or those of so many lists: it finds at least what visiting these would."""
         whole = self._exact.scan_ns(available)
         return whole if allowed is None else min(whole, self._narrow_ns(k, allowed, nprobe))
 
