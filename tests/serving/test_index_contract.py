@@ -25,9 +25,8 @@ Build = Callable[[NDArray[np.float32]], VectorIndex]
 def ivf(
     item_ID: NDArray[np.float32], nprobe: int = 1, metric: str = "inner_product", tuned_k: int = 10, codec: str = "SQfp16"
 ) -> FaissIndex:
-    candidate = Candidate(lists_for(len(item_ID)), codec, metric)
-    exact = ExactIndex(item_ID)
-    index = build_ivf(exact, candidate, seed=0, tuned_k=tuned_k, progress=lambda _: None)
+    exact, candidate = ExactIndex(item_ID), Candidate(lists_for(len(item_ID)), codec, metric)
+    index = build_ivf(exact, candidate, 0, tuned_k, lambda _: None)
     index.setting = Setting(min(nprobe, index.nlist), 2 * tuned_k)
     index.margin = list_margin(index, exact, clustered(40, item_ID.shape[1], 99), tuned_k, 0.95)
     return index
@@ -135,8 +134,7 @@ def test_the_best_head_counts(build: Build) -> None:
 @pytest.mark.parametrize("k", [1, 10, 1999, 2000, 2001, 10**9])
 def test_k_up_to_and_past_the_catalogue(build: Build, k: int) -> None:
     item_ID = clustered(2000, 12, 3)
-    query = item_ID[5]
-    found = build(item_ID).search(query, k)
+    query, found = item_ID[5], build(item_ID).search(item_ID[5], k)
     check_well_formed(found, item_ID, query, min(k, 2000))
     if k >= 1999:
         assert found.rows.tolist() == brute_force(item_ID, query, k)[0]
