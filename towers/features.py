@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from towers.bags import bag_mean, rows_mean
 from towers.columns import MISSING_ROW, PAD_ROW
 from towers.fixed_sum import FixedSum
+from towers.lookups import HISTORY_MASK
 from towers.model_config import InputSpec
 
 FEATURE_SCALE = 0.1
@@ -57,8 +58,9 @@ class FeatureSum(nn.Module):
     """The sum of a tower's declared features.
 
     Ids and categories contribute their row, multi-valued and text features the mean of theirs, numeric ones a linear map of
-    (value, missing), dense ones a linear map without bias. The sum is what keeps reasons exact: each part's share of a score
-    is its own dot product.
+    (value, missing), dense ones a linear map without bias. What is for newcomers is a mean weighted by place, sum_j exp(a_j) row_j /
+    sum_j exp(a_j), and 0 as soon as there is a history. The sum is what keeps reasons exact: each part's share of a score is its own
+    dot product.
 
     Args:
         specs: the features, by owner; those of the context may carry a position axis.
@@ -76,6 +78,7 @@ class FeatureSum(nn.Module):
                 if not s.rows
             }
         )
+        self.place_log_weights = nn.ParameterDict({_key(s.name): nn.Parameter(torch.zeros(s.width)) for s in specs if s.newcomer})
 
     def forward(
         self, gathered: Mapping[str, Tensor], tables: nn.ModuleDict, positions: bool = False, known: tuple[FixedSum, Tensor] | None = None
@@ -93,15 +96,20 @@ class FeatureSum(nn.Module):
             part = self.part(spec, gathered, tables)
             if positions and not spec.name.startswith("context."):
                 part = part.unsqueeze(1)
+            if spec.newcomer:
+                part = part * _nothing_yet(gathered, positions)
             total = part if total is None else total + part
         return total
 
     def parts(self, gathered: Mapping[str, Tensor], tables: nn.ModuleDict) -> dict[str, Tensor]:
         """What `forward` sums, by feature."""
-        return {spec.name: self.part(spec, gathered, tables) for spec in self.specs}
+        each = {spec: self.part(spec, gathered, tables) for spec in self.specs}
+        return {spec.name: part * _nothing_yet(gathered) if spec.newcomer else part for spec, part in each.items()}
 
     def part(self, spec: InputSpec, gathered: Mapping[str, Tensor], tables: nn.ModuleDict) -> Tensor:
-        """The contribution of one feature, [..., D]."""
+        """The contribution of one feature, [..., D]; of what is for newcomers to one of them."""
+        if spec.newcomer:
+            return self._by_place(spec, gathered, tables)
         if not spec.rows:
             projected: Tensor = self.projections[_key(spec.name)](gathered[spec.name])
             return projected
@@ -114,6 +122,16 @@ class FeatureSum(nn.Module):
             return row
         return bag_mean(table, gathered[spec.name])
 
+    def _by_place(self, spec: InputSpec, gathered: Mapping[str, Tensor], tables: nn.ModuleDict) -> Tensor:
+        """Mean of the values' rows weighted by their places, [B, D]; zero where there is none."""
+        if spec.table in self._large:
+            rows_BMD, mask_BM = gathered[f"{spec.name}.rows"], gathered[f"{spec.name}.mask"]
+        else:
+            rows_BMD, mask_BM = _embedding(tables, spec)(gathered[spec.name]), (gathered[spec.name] != PAD_ROW).float()
+        weights_BM = torch.exp(self.place_log_weights[_key(spec.name)]) * mask_BM
+        weights_BM = weights_BM / weights_BM.sum(-1, keepdim=True).clamp(min=1e-6)
+        return torch.matmul(weights_BM.unsqueeze(1), rows_BMD).squeeze(1)
+
     def layer(self, spec: InputSpec, tables: nn.ModuleDict) -> nn.Module:
         """The map of a feature, or its small table."""
         return tables[_key(spec.table)] if spec.rows else self.projections[_key(spec.name)]
@@ -124,6 +142,12 @@ def _embedding(tables: nn.ModuleDict, spec: InputSpec) -> nn.Embedding:
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"table {spec.table}: expected nn.Embedding, got {type(table).__name__}")
     return table
+
+
+def _nothing_yet(gathered: Mapping[str, Tensor], positions: bool = False) -> Tensor:
+    """1 where there is no event yet, else 0: [B, 1], with positions [B, L, 1]."""
+    mask_BL = gathered[HISTORY_MASK]
+    return 1.0 - (mask_BL.unsqueeze(-1) if positions else mask_BL.amax(-1, keepdim=True))
 
 
 def missing_value(spec: InputSpec, like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Legend: B rows, L history length, M values of a multi-valued input, D dim (K of 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, FeatureBatch
 from towers.columns import FIRST_ROW, ITEM_ID, USER_ID
 from towers.errors import ConfigError
-from towers.half import Table
 from towers.model_config import InputSpec, ModelConfig
 
 ITEM_TABLE = ITEM_ID
@@ -33,7 +32,7 @@ class CoreInput:
     Attributes:
         name: its key among the gathered arrays, and its name in the ONNX graph.
         source: the FeatureBatch array it comes from.
-        dtype: `int32` or `float32`; rows of a table may come in half precision.
+        dtype: `int32` or `float32`.
         shape: its shape after the batch axis.
         table: the large table whose rows it holds, "" where it is the source itself or a mask.
         is_mask: 1.0 where the source is not padding, else 0.0.
@@ -89,7 +88,9 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
         ConfigError: the item id is not among the inputs, or `model.use_user_id` is set and the user id is not.
     """
     user_id = f"user.{USER_ID}"
-    user_specs = tuple(s for s in inputs if not s.name.startswith("item.") and (config.use_user_id or s.name != user_id))
+    user_specs = tuple(
+        _user_spec(s, config) for s in inputs if not s.name.startswith("item.") and (config.use_user_id or s.name != user_id)
+    )
     item_specs = tuple(s for s in inputs if s.name.startswith("item."))
     by_name = {s.name: s for s in inputs}
     if f"item.{ITEM_ID}" not in by_name:
@@ -100,6 +101,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
             " (name: user_id, kind: id, owner: user) and prepare again, or set model.use_user_id=false"
         )
     tables = {s.table: s.rows for s in (*user_specs, *item_specs) if s.kind == "id"}
+    tables |= {s.table: s.rows for s in user_specs if s.newcomer and by_name[s.name].table in tables}
     history_table = ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE
     tables[history_table] = tables[ITEM_TABLE]
     width = config.spectral_width
@@ -131,11 +133,11 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     )
 
 
-def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str, Table]) -> dict[str, NDArray[np.generic]]:
-    """The arrays of a core, with the rows of large tables looked up, in the precision of their table.
+def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a core, with the rows of large tables looked up.
 
     Args:
-        tables: [V, D] arrays by name; memory-mapped ones are read only where rows are asked for.
+        tables: float32 [V, D] arrays by name; memory-mapped ones are read only where rows are asked for.
     """
     gathered: dict[str, NDArray[np.generic]] = {}
     for entry in wanted:
@@ -147,6 +149,12 @@ def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str
         else:
             gathered[entry.name] = source
     return gathered
+
+
+def _user_spec(spec: InputSpec, config: ModelConfig) -> InputSpec:
+    """An input as the user tower reads it; a table's name may hold no dot."""
+    own = config.own_preferences and spec.kind == "preferences"
+    return replace(spec, table=spec.name.replace(".", "_"), newcomer=True) if own else spec
 
 
 def _feature_inputs(specs: Iterable[InputSpec], tables: Mapping[str, int], dim: int) -> list[CoreInput]:

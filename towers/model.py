@@ -12,8 +12,10 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from towers.bags import pool_rows
@@ -23,7 +25,6 @@ from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
 from towers.features import FeatureSum, embedding, missing_value, small_tables
 from towers.fixed_sum import FixedSum, lay_out
-from towers.half import Table, narrowest
 from towers.heads import make_head
 from towers.lookups import (
     HISTORY_MASK,
@@ -190,9 +191,9 @@ class TwoTower(nn.Module):
     def _item_layer(self, spec: InputSpec) -> nn.Module:
         return self.tables[spec.table] if spec.table in self.tables else self.item_features.layer(spec, self.small_tables)
 
-    def table_arrays(self) -> dict[str, Table]:
-        """The large tables as NumPy arrays [V, D] by name, for gathering outside torch: as narrow as their numbers allow."""
-        return {name: narrowest(_table(self.tables, name).weight.detach().cpu().float().numpy()) for name in self.tables}
+    def table_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The large tables as NumPy arrays [V, D] by name, for gathering outside torch."""
+        return {name: _table(self.tables, name).weight.detach().cpu().float().numpy() for name in self.tables}
 
     def temperature(self) -> Tensor:
         """What scores are divided by in the loss: a scalar."""
@@ -221,8 +222,8 @@ class TwoTower(nn.Module):
         return gathered
 
     def _hide(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Hide the older events of some histories, single events behind the OOV row, and the context of some rows behind missing
-        values."""
+        """Hide the older events of some histories, single events behind the OOV row, and behind missing values the context of some rows and
+        what their newcomers declared."""
         hidden = dict(batch)
         if self.config.history.shorten:
             hidden |= _shortened(batch, self.config.history.shorten)
@@ -233,7 +234,7 @@ class TwoTower(nn.Module):
         if self.config.context_dropout:
             drop_B = _chance(item_BL.shape[:1], self.config.context_dropout, item_BL.device)
             for spec in self.plan.user_specs:
-                if spec.name.startswith("context."):
+                if spec.name.startswith("context.") or spec.newcomer:
                     values = hidden[spec.name]
                     rows = drop_B.reshape(-1, *[1] * (values.dim() - 1))
                     hidden[spec.name] = torch.where(rows, missing_value(spec, values), values)
@@ -257,8 +258,7 @@ class ExportCore(nn.Module):
         self.inputs = model.plan.user if side == "user" else model.plan.item
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        whole = (array.float() if array.dtype == torch.float16 else array for array in arrays)
-        gathered = {entry.name: array for entry, array in zip(self.inputs, whole, strict=True)}
+        gathered = {entry.name: array for entry, array in zip(self.inputs, arrays, strict=True)}
         if self.side == "item":
             return (self.model.item_core(gathered),)
         vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=self.model.config.sums_user)

@@ -91,8 +91,11 @@ class ModelConfig:
         temperature: divides the scores in the loss.
         learn_temperature: train it (bounded to 0.01..1).
         use_user_id: add an embedding of the user's key. Off by default: new users have none, and it leaks more.
+        own_preferences: declared preferences have rows of their own and speak while a history is empty, the first named most, as training
+            finds. Else they share the rows of the item feature that they are `like`, and speak beside a history too.
         id_dropout: share of item ids replaced by the OOV row in training, so that a new item's content has a voice.
-        context_dropout: share of rows whose context is hidden in training, so that its absence does no harm.
+        context_dropout: share of rows whose context is hidden in training, and with own_preferences what they declared, so that its absence
+            does no harm.
     """
 
     dim: int = 64
@@ -104,6 +107,7 @@ class ModelConfig:
     user_head: HeadConfig = field(default_factory=HeadConfig)
     item_head: HeadConfig = field(default_factory=HeadConfig)
     use_user_id: bool = False
+    own_preferences: bool = False
     id_dropout: float = 0.1
     context_dropout: float = 0.1
 
@@ -189,6 +193,7 @@ class InputSpec:
         rows: rows of its embedding table (0 for numeric and dense).
         width: floats per row for numeric (2) and dense, values per row for multi-valued kinds, else 0.
         table: name of the embedding table; inputs that share a vocabulary share it.
+        newcomer: it speaks while a history is empty, and its values by their order (`model.own_preferences`).
     """
 
     name: str
@@ -196,6 +201,7 @@ class InputSpec:
     rows: int
     width: int
     table: str
+    newcomer: bool = False
 
 
 def model_config_from_json(raw: Mapping[str, Any]) -> ModelConfig:

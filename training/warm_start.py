@@ -78,7 +78,7 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
     start = open_start(Path(path))
     _check_schema(path, start.preprocessor.schema, preprocessor.schema)
     _check_shape(path, start.config, model.config)
-    vocabulary_of = dict(_vocabularies(model))
+    vocabulary_of = dict(_vocabularies(model, preprocessor.schema))
     places = {name: _places(start.preprocessor, preprocessor, name) for name in sorted({*vocabulary_of.values()})}
     state = model.state_dict()
     for name, tensor in state.items():
@@ -119,16 +119,17 @@ def open_start(path: Path) -> Start:
         raise ConfigError(f"trainer.init_from: {path} cannot be read: {error}. {advice}") from error
 
 
-def _vocabularies(model: TwoTower) -> Iterator[tuple[str, str]]:
+def _vocabularies(model: TwoTower, schema: Schema) -> Iterator[tuple[str, str]]:
     """(name of a weight, the vocabulary that numbers its rows)."""
     specs = (*model.plan.user_specs, *model.plan.item_specs)
-    numbered = {spec.table for spec in specs if spec.kind in VOCABULARY_KINDS}
+    vocabulary = {feature.input_name: feature.vocabulary for feature in schema.features}
+    numbered = {spec.table: vocabulary[spec.name] for spec in specs if spec.kind in VOCABULARY_KINDS}
     for name in model.state_dict():
         table = name.split(".")[1] if name.startswith(("tables.", "small_tables.")) else ""
         if table in (ITEM_TABLE, HISTORY_TABLE):
             yield name, ITEM_ID
         elif table in numbered:
-            yield name, table
+            yield name, numbered[table]
         elif name in EVENT_WEIGHTS:
             yield name, EVENT_TYPE
 

@@ -139,6 +139,18 @@ def test_another_shape_is_refused(tmp_path, change, says):
         warm_start(build(NEW, replace(POOLED, **change)), NEW, str(tmp_path))
 
 
+def test_rows_of_declared_preferences_follow_the_words_that_they_are_of(tmp_path):
+    features = (*FEATURES, Feature("likes", "preferences", "user", like="brand"))
+    old, new = _with_schema(features, "time", ("x", "z")), _with_schema(features, "time", ("w", "x", "z"))
+    config = replace(POOLED, own_preferences=True)
+    theirs = trained(tmp_path, old, config).small_tables["user_likes"].weight
+    model = build(new, config, seed=1)
+    warm_start(model, new, str(tmp_path))
+    mine = model.small_tables["user_likes"].weight
+    x, z = FIRST_ROW, FIRST_ROW + 1  # of the old words; w comes before them in the new ones
+    assert torch.equal(mine[[x + 1, z + 1]], theirs[[x, z]]) and torch.allclose(mine[x], theirs[[x, z]].mean(0))
+
+
 def test_settings_without_weights_may_differ(tmp_path):
     trained(tmp_path, OLD, POOLED)
     config = replace(POOLED, temperature=0.2, id_dropout=0.0, history=HistoryConfig(length=9, token_dropout=0.1))
@@ -165,10 +177,11 @@ def test_another_schema_is_refused(tmp_path, features, order, says):
         warm_start(build(other, POOLED), other, str(tmp_path))
 
 
-def _with_schema(features, order):
+def _with_schema(features, order, brands=("x",)):
     fit = PreprocessorFit(make_schema(features, order, {}))
-    item = {"item_id": ["a"], "brand": ["x"], "words": ["w"], "price": [1.0]}
-    fit.see("item", {f.name: item[f.name] for f in fit.schema.owned_by("item")})
+    for brand in brands:
+        item = {"item_id": ["a"], "brand": [brand], "words": ["w"], "price": [1.0]}
+        fit.see("item", {f.name: item[f.name] for f in fit.schema.owned_by("item")})
     fit.see("context", {f.name: ["noon"] for f in fit.schema.owned_by("context")})
     fit.see_events(["view"])
     return fit.finish()
