@@ -18,8 +18,8 @@ def normalise(vectors: Tensor) -> Tensor:
             [0.0000, 0.0000]])
     """
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
-    if torch.compiler.is_compiling():  # ONNX has no operation of ours
-        return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + LEAST)
+    if torch.compiler.is_compiling():  # ONNX has no operation of ours, and the exporter takes so small a term for nothing
+        return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True).clamp(min=LEAST))
     unit: Tensor = _Unit.apply(wide)  # type: ignore[no-untyped-call]
     return unit
 

@@ -48,7 +48,7 @@ def export_towers(model: TwoTower, user: Mapping[str, NDArray[np.generic]], item
         gathered = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         path = folder / f"{core.side}.onnx"
         _export(core, gathered, path)
-        worst = max(worst, _difference(core, gathered, path))
+        worst = float(np.maximum(worst, _difference(core, gathered, path)))  # NaN stays NaN
     if not worst <= TOLERANCE:
         raise GateError(f"the ONNX towers differ from torch by {worst:.2e}, allowed is {TOLERANCE:.0e}; export.onnx=false goes without")
     return worst
@@ -99,5 +99,5 @@ def _difference(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> fl
             expected = core(*part.values())
         got = session.run(None, {name: tensor.numpy() for name, tensor in part.items() if name in taken})
         for want, have in zip(expected, got, strict=True):
-            worst = max(worst, float(np.abs(want.numpy() - have).max(initial=0.0)))
+            worst = float(np.maximum(worst, np.abs(want.numpy() - have).max(initial=0.0)))
     return worst
