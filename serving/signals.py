@@ -23,12 +23,13 @@ class Signals(NamedTuple):
     """Everything the retriever needs to know about the asker.
 
     Attributes:
-        row: what the user tower is given: the newest events that fit it, context, user features.
+        row: what the user tower is given: the newest events that fit it (none where the model knows no item of theirs), context, user
+            features.
         seen: item ids of the whole history, stored and live.
         events: event type of each, None where unknown.
         mode: `personalized`, `cold` or `fallback`.
         reason: of the fallback, "" otherwise.
-        unknown_items: events of `row` whose item the model was not trained on.
+        unknown_items: of the newest events that fit the tower, those whose item the model was not trained on.
     """
 
     row: UserRow
@@ -69,9 +70,12 @@ def read_signals(
     if request.preferences:
         features = {**features, **declared_preferences(request.preferences, preprocessor)}
     trained = int(np.count_nonzero(rows >= FIRST_ROW))
+    unknown = len(rows) - trained
     mode, reason = PERSONALIZED, ""
     if not trained:
         mode, reason = (COLD, "") if _has_preferences(features, preprocessor) else (FALLBACK, _reason(request, stored, stores_users, seen))
+        # items that the model was not taught say nothing, and what was declared may be silent beside them (model.own_preferences)
+        items, events, times, rows = [], [], [], rows[:0]
     row = UserRow(
         history_items=items,
         history_events=events,
@@ -81,7 +85,7 @@ def read_signals(
         features=features,
         history_rows=rows,
     )
-    return Signals(row, seen, kinds, mode, reason, len(rows) - trained)
+    return Signals(row, seen, kinds, mode, reason, unknown)
 
 
 def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocessor) -> StoredUser:

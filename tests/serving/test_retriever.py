@@ -148,6 +148,13 @@ def test_unknown_history_items_are_counted_among_the_events_used(retriever: Retr
     assert retriever.recommend(history=["who?", *["item-01"] * LENGTH]).unknown_history_items == 0
 
 
+def test_what_was_declared_speaks_as_if_there_were_no_events_of_unknown_items(retriever: Retriever) -> None:
+    told, beside = (retriever.recommend(preferences=["drama"], history=history, k=5) for history in ([], ["who?", UNTRAINED]))
+    scores, others = ([item.score for item in reply.items if item.item_id != UNTRAINED][:4] for reply in (told, beside))
+    assert scores == others
+    assert beside.mode == "cold" and beside.unknown_history_items == 2
+
+
 def test_a_retriever_without_histories_says_so(world: Any, retriever: Retriever) -> None:
     without = Retriever.open(world.bundle)
     reply = without.recommend(user_id="user-5", k=3)
