@@ -15,6 +15,7 @@ from serving.user_state import StoredUser
 from towers.batch import UserParts
 from towers.consent import BITS, EVERYTHING, MEASURE, PERSONALIZE
 from towers.encoder import UserRow
+from towers.schema import Schema
 
 USED, NO_PROFILE, NOT_WANTED, NO_CONSENT = "used", "none", "not_wanted", "no_consent"
 
@@ -68,11 +69,11 @@ class Asked(NamedTuple):
     away: Sequence[NDArray[np.float32]] = ()
 
 
-def look_up(request: Asker, profiles: Profiles, order: str, known: Known | None) -> tuple[Known, StoredUser | None, str]:
+def look_up(request: Asker, profiles: Profiles, schema: Schema, known: Known | None) -> tuple[Known, StoredUser | None, str]:
     """Who asks and when, what is stored of them, and what became of it (`messages.Recommendations.profile`).
 
     Args:
-        order: the schema's.
+        schema: the model's.
         known: of a list that is computed again; None = as the request says, and now.
 
     Raises:
@@ -87,7 +88,7 @@ def look_up(request: Asker, profiles: Profiles, order: str, known: Known | None)
         key, now, arrived, consent = known
     if key is None or not consent & BITS[PERSONALIZE]:
         return Known(key, now, 0, consent), None, NOT_WANTED if not request.personalize else NO_CONSENT if key is not None else NO_PROFILE
-    stored, last = profiles.get(key, order, now, arrived)
+    stored, last = profiles.get(key, schema.order, now, arrived, [f.name for f in schema.in_history])
     return Known(key, now, last, consent), stored, NO_PROFILE if stored is None else USED
 
 

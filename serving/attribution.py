@@ -67,7 +67,8 @@ def _without_event(row: UserRow, place: int) -> UserRow:
     items, events, times = (
         [*entries[:place], *entries[place + 1 :]] for entries in (row.history_items, row.history_events, row.history_timestamps)
     )
-    return row._replace(history_items=items, history_events=events, history_timestamps=times, history_rows=rows)
+    contexts = {name: [*values[:place], *values[place + 1 :]] for name, values in row.history_context.items()}
+    return row._replace(history_items=items, history_events=events, history_timestamps=times, history_context=contexts, history_rows=rows)
 
 
 def _without_value(row: UserRow, name: str) -> UserRow:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serving.database import Database
-from serving.user_state import EVENTS, ITEMS, TIMES
+from serving.user_state import EVENTS, ITEMS, TIMES, of_events
 from towers.columns import NO_TIME, TIMESTAMP, USER_ID, USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
@@ -188,7 +188,7 @@ def _left(table: pa.Table, moment_n: NDArray[np.int64], undated: bool) -> tuple[
 
 def _shorter(table: pa.Table, moment_n: NDArray[np.int64], undated: bool) -> tuple[pa.Table, int]:
     """Histories without their events up to the moment; users without any event left go, and what is known of the others besides goes."""
-    lists = {name: table.column(name).combine_chunks() for name in (ITEMS, EVENTS, TIMES)}
+    lists = {name: table.column(name).combine_chunks() for name in filter(of_events, table.column_names)}
     count_n = pc.list_value_length(lists[ITEMS]).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     row_e = np.repeat(np.arange(len(table)), count_n)
     dated_n = pc.list_value_length(lists[TIMES]).fill_null(0).to_numpy(zero_copy_only=False) == count_n

@@ -39,16 +39,20 @@ class LiveHistory:
 
     Attributes:
         arrivals: a number of each event, growing in the order in which the store took them.
+        facts: of each, see `StoredEvent`; none = no event has any.
     """
 
     items: Sequence[str]
     events: Sequence[str]
     timestamps: Sequence[int]
     arrivals: Sequence[int]
+    facts: Sequence[str | None] = ()
 
     def after(self, moment: int) -> "LiveHistory":
         """The events after a moment, microseconds UTC."""
-        kept = [row for row in zip(self.items, self.events, self.timestamps, self.arrivals, strict=True) if row[2] > moment]
+        facts = self.facts or [None] * len(self.items)
+        rows = zip(self.items, self.events, self.timestamps, self.arrivals, facts, strict=True)
+        kept = [row for row in rows if row[2] > moment]
         return LiveHistory(*zip(*kept, strict=True)) if kept else NOTHING
 
 
@@ -134,7 +138,7 @@ class MemoryEvents:
         rows = [row for row in rows if arrived is None or row[1] <= arrived]
         return LiveHistory(
             [event.item_id for _, _, event in rows], [event.event_type for _, _, event in rows],
-            [time for time, _, _ in rows], [arrival for _, arrival, _ in rows],
+            [time for time, _, _ in rows], [arrival for _, arrival, _ in rows], [event.facts for _, _, event in rows],
         )  # fmt: skip
 
     def purge(self, now: int) -> int:

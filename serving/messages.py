@@ -40,11 +40,13 @@ class Limits:
 
 
 class HistoryEvent(Struct, frozen=True, forbid_unknown_fields=True):
-    """One event of a live history; a plain item id stands for an event without type and time."""
+    """One event of a live history; a plain item id stands for an event without type and time. Of `context` only what the model's histories
+    keep is read."""
 
     item_id: Id
     event_type: str | None = None
     timestamp: Moment | None = None
+    context: dict[str, Value] = {}
 
 
 Values = Annotated[list[Annotated[str, Meta(max_length=MAX_ID_BYTES)] | Whole | float | bool], Meta(min_length=1, max_length=256)]

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from towers.batch import HISTORY_INPUTS, HISTORY_ITEM, FeatureBatch, UserEncoding
+from towers.batch import HISTORY_ITEM, FeatureBatch, UserEncoding, of_history
 from towers.bundle import Bundle
 from towers.errors import BundleError
 from towers.lookups import HISTORY_MASK, CoreInput, gather, plan_towers
@@ -43,7 +43,7 @@ class OnnxRuntime:
         length = batch[HISTORY_ITEM].shape[1]
         padding = _padding(batch[HISTORY_ITEM]) if self._user.free_history else 0
         if padding:
-            batch = {n: array[:, padding:] if n in HISTORY_INPUTS else array for n, array in batch.items()}
+            batch = {n: array[:, padding:] if of_history(n) else array for n, array in batch.items()}
         read = gather(batch, self._user.inputs, self._tables)
         others = self._user.others if parts else []
         vectors_BHD, shares_BL, *each = self._user.run(read, others)

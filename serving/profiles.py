@@ -3,6 +3,9 @@
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from serving.events import EventStore, LiveHistory, MemoryEvents
 from serving.standing import Standing
@@ -12,7 +15,15 @@ from towers.errors import ConfigError
 from towers.identity import SECRET_BYTES, UserKeys
 from towers.identity import key_file as secret_file
 from towers.preprocess import Preprocessor
+from towers.values import as_strings
 from towers.vocab import Vocabulary
+
+
+class _Facts(msgspec.Struct):
+    context: dict[str, Any] = {}
+
+
+_FACTS = msgspec.json.Decoder(_Facts)
 
 
 class Profiles:
@@ -58,15 +69,18 @@ class Profiles:
         if self._histories is not None:
             known = preprocessor.vocabularies
             for items in (known[ITEM_ID], catalog):
-                self._histories.teach(items, known[EVENT_TYPE])
+                self._histories.teach(items, known[EVENT_TYPE], {f.name: known[f.vocabulary] for f in preprocessor.schema.in_history})
 
-    def get(self, user_key: bytes, order: str, now: int, arrived: int | None = None) -> tuple[StoredUser | None, int]:
+    def get(
+        self, user_key: bytes, order: str, now: int, arrived: int | None = None, context: Sequence[str] = ()
+    ) -> tuple[StoredUser | None, int]:
         """A user's profile, and the number of the last event in it that came live.
 
         Args:
             order: the schema's; see `joined`.
             now: microseconds UTC.
             arrived: see `EventStore.history`.
+            context: features that events keep.
 
         Returns:
             None for a stranger; 0 where no event came live.
@@ -77,7 +91,7 @@ class Profiles:
             stored, live = stored and stored.after(forgotten), live.after(forgotten)
         if not live.items:
             return stored, 0
-        return joined(stored or StoredUser([], [], []), live, order, self._newest), max(live.arrivals)
+        return joined(stored or StoredUser([], [], []), live, order, self._newest, context), max(live.arrivals)
 
 
 def open_histories(history: Path | str, key_file: str | None) -> tuple[UserKeys, UserHistories]:
@@ -95,7 +109,7 @@ def open_histories(history: Path | str, key_file: str | None) -> tuple[UserKeys,
     return keys, histories
 
 
-def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int) -> StoredUser:
+def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int, context: Sequence[str] = ()) -> StoredUser:
     """The history that `towers prepare` would make of the stored events followed by the live ones.
 
     Repetitions (equal in time, item and type) count once. Ordered by (timestamp, order of arrival) where the schema's order is `time`, else
@@ -115,7 +129,22 @@ def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int) -> St
     if REMOVAL in live.events:
         places = _without_removed(list(places), items, events, times)
     kept = list(places)[-newest:]
-    return StoredUser([items[i] for i in kept], [events[i] for i in kept], [times[i] for i in kept], stored.features)
+    contexts = {name: [values[i] for i in kept] for name, values in _contexts(stored, live, context).items()}
+    return StoredUser([items[i] for i in kept], [events[i] for i in kept], [times[i] for i in kept], stored.features, contexts)
+
+
+def _contexts(stored: StoredUser, live: LiveHistory, context: Sequence[str]) -> dict[str, list[str | None]]:
+    """What stored and live events, in this order, keep of each context feature."""
+    if not context:
+        return {}
+    unknown: list[str | None] = [None] * len(stored.items)
+    told = [{} if facts is None else _FACTS.decode(facts).context for facts in live.facts or [None] * len(live.items)]
+    return {name: [*(stored.contexts.get(name) or unknown), *(_text(one.get(name)) for one in told)] for name in context}
+
+
+def _text(value: object) -> str | None:
+    """As a vocabulary knows it; a list, of a feature that was declared otherwise once, is unknown."""
+    return None if isinstance(value, list) else as_strings("context", [value])[0]
 
 
 def _without_removed(places: Sequence[int], items: Sequence[str], events: Sequence[str | None], times: Sequence[int]) -> list[int]:

@@ -108,11 +108,9 @@ def lists(retriever: Retriever, user_keys: Sequence[bytes], request: RecommendRe
     Args:
         now: microseconds UTC.
     """
-    encoder, order = retriever.encoder, retriever.encoder.preprocessor.schema.order
-    signals = [
-        read_signals(request, retriever.profiles.get(key, order, now)[0], True, encoder.preprocessor, encoder.length, now)
-        for key in user_keys
-    ]
+    encoder, schema = retriever.encoder, retriever.encoder.preprocessor.schema
+    stored = [retriever.profiles.get(key, schema.order, now, None, [f.name for f in schema.in_history])[0] for key in user_keys]
+    signals = [read_signals(request, one, True, encoder.preprocessor, encoder.length, now) for one in stored]
     policies = [_policy(retriever, request.k, key, now) for key in user_keys]
     asked = _asked(retriever, signals, user_keys, request, now)
     allowed = retriever.item_filter.allowed(request.filter)

@@ -192,7 +192,7 @@ class Retriever:
         """
         started = time.perf_counter()
         check_limits(request, self.limits)
-        known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema.order, known)
+        known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema, known)
         signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
         seen = signals.seen if request.exclude_seen else ()
         excluded = self.catalog.rows(request.exclude, request.less_like, seen, self.chooser.blocked)

@@ -13,6 +13,7 @@ from towers.encoder import UserRow
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
 from towers.schema import Feature
+from towers.values import as_strings
 
 PERSONALIZED, COLD, FALLBACK = "personalized", "cold", "fallback"
 NOTHING_KNOWN = ("no_history", "unknown_user", "no_user_histories")
@@ -59,12 +60,14 @@ def read_signals(
     known = stored or StoredUser([], [], [])
     if request.now is not None:  # a moment replayed must not know what came after; the server's own clock may well be behind the log's
         known = known.before(now)
-    items, events, times = known.items, known.events, known.timestamps
+    items, events, times, contexts = known.items, known.events, known.timestamps, known.contexts
     if live.items:
         items, events, times = [*items, *live.items], [*events, *live.events], [*times, *live.timestamps]
+        contexts = {name: [*(contexts.get(name) or [None] * len(known.items)), *live.contexts[name]] for name in live.contexts}
     seen, kinds = items, events
     if len(items) > length:
         items, events, times = items[-length:], events[-length:], times[-length:]
+        contexts = {name: values[-length:] for name, values in contexts.items()}
     rows = preprocessor.vocabularies[ITEM_ID].rows(items)
     features = known.features
     if request.preferences:
@@ -83,6 +86,7 @@ def read_signals(
         now=now,
         context=request.context,
         features=features,
+        history_context=contexts,
         history_rows=rows,
     )
     return Signals(row, seen, kinds, mode, reason, unknown)
@@ -92,12 +96,14 @@ def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocess
     """The request's own events, oldest first: in time order where every event has a time, else in the order given.
 
     Raises:
-        RequestError: an event type that the model does not know, or an absurd time; names the event.
+        RequestError: an event type that the model does not know, an absurd time or context that does not fit; names the event.
     """
     if not entries:
         return StoredUser([], [], [])
     events = [HistoryEvent(entry) if isinstance(entry, str) else entry for entry in entries]
     kinds = [event.event_type or DEFAULT_EVENT_TYPE for event in events]
+    for i, event in enumerate(events):
+        check_context(event.context, preprocessor, f"history[{i}].context")
     check_types([(f"history[{i}].event_type", event.event_type) for i, event in enumerate(events)], preprocessor)
     times = [
         NO_TIME if event.timestamp is None else microseconds(f"history[{i}].timestamp", event.timestamp) for i, event in enumerate(events)
@@ -105,7 +111,12 @@ def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocess
     order = list(range(len(events)))
     if NO_TIME not in times:
         order.sort(key=times.__getitem__)
-    return StoredUser([events[i].item_id for i in order], [kinds[i] for i in order], [times[i] for i in order])
+    contexts = {f.name: [_text(i, events[i], f.name) for i in order] for f in preprocessor.schema.in_history}
+    return StoredUser([events[i].item_id for i in order], [kinds[i] for i in order], [times[i] for i in order], {}, contexts)
+
+
+def _text(place: int, event: HistoryEvent, feature: str) -> str | None:
+    return as_strings(f"history[{place}].context.{feature}", [event.context.get(feature)])[0]
 
 
 def check_types(named: Sequence[tuple[str, str | None]], preprocessor: Preprocessor) -> None:
@@ -137,12 +148,12 @@ def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], pre
     return {name: list(values) for name, values in given.items()}
 
 
-def check_context(context: Mapping[str, Any], preprocessor: Preprocessor) -> None:
+def check_context(context: Mapping[str, Any], preprocessor: Preprocessor, field: str = "context") -> None:
     """Raises RequestError at the first name that is no declared context feature."""
     declared = preprocessor.declared["context"]
     for name in context:
         if name not in declared:
-            raise RequestError(f"context.{name[:60]}", f"not declared; this model's context features are {[*declared]}")
+            raise RequestError(f"{field}.{name[:60]}", f"not declared; this model's context features are {[*declared]}")
 
 
 def _has_preferences(features: Mapping[str, Any], preprocessor: Preprocessor) -> bool:

@@ -20,7 +20,14 @@ from towers.vocab import Coded, Vocabulary
 ITEMS, EVENTS, TIMES = "item_ids", "event_types", "timestamps"
 
 
+CONTEXT = "context."
+
 _NOTHING: Mapping[str, Any] = {}
+
+
+def of_events(column: str) -> bool:
+    """Whether a column of user histories is of lists with an entry for each event."""
+    return column in (ITEMS, EVENTS, TIMES) or column.startswith(CONTEXT)
 
 
 class StoredUser(NamedTuple):
@@ -31,12 +38,14 @@ class StoredUser(NamedTuple):
         events: event type of each.
         timestamps: microseconds UTC of each, NO_TIME where unknown.
         features: value by user feature.
+        contexts: by context feature that events keep, the value of each; none of a feature that is not known of any.
     """
 
     items: Sequence[str]
     events: Sequence[str | None]
     timestamps: Sequence[int]
     features: Mapping[str, Any] = _NOTHING
+    contexts: Mapping[str, Sequence[str | None]] = _NOTHING
 
     def before(self, moment: int) -> "StoredUser":
         """The same without the events at `moment` (microseconds UTC) or after it; those of unknown time stay."""
@@ -50,14 +59,16 @@ class StoredUser(NamedTuple):
 
     def _of(self, kept: Sequence[int], features: Mapping[str, Any]) -> "StoredUser":
         items, events = list(self.items), list(self.events)
-        return StoredUser([items[i] for i in kept], [events[i] for i in kept], [self.timestamps[i] for i in kept], features)
+        contexts = {name: [values[i] for i in kept] for name, values in self.contexts.items()}
+        return StoredUser([items[i] for i in kept], [events[i] for i in kept], [self.timestamps[i] for i in kept], features, contexts)
 
 
 class UserHistories:
     """Histories of a Parquet file sorted by user key; ids are held once each, an event costs 16 bytes.
 
     Args:
-        table: columns user_key, item_ids, event_types, timestamps and user features, sorted by user_key.
+        table: columns user_key, item_ids, event_types, timestamps, `context.<feature>` of context that events keep, and user features,
+            sorted by user_key.
 
     Attributes:
         secret_fingerprint: of the secret that the keys were made with; None where the file does not say.
@@ -70,7 +81,9 @@ class UserHistories:
         self.secret_fingerprint: bytes | None = (table.schema.metadata or {}).get(SECRET_FINGERPRINT)
         self._columns = {name: _one_array(table.column(name)) for name in table.column_names}
         _check_events(self._columns)
-        self._features = [name for name in table.column_names if name not in (USER_KEY, ITEMS, EVENTS, TIMES)]
+        lists = [name for name in table.column_names if of_events(name)]
+        self._features = [name for name in table.column_names if name != USER_KEY and name not in lists]
+        self._contexts = {name.removeprefix(CONTEXT): _coded(self._columns.pop(name)) for name in lists if name.startswith(CONTEXT)}
         self._items, self._item_ids = _coded(self._columns.pop(ITEMS))
         self._taught = False
         self._events, self._event_types = _coded(self._columns.pop(EVENTS))
@@ -120,8 +133,8 @@ class UserHistories:
             place += 1
         return None
 
-    def teach(self, items: Vocabulary, events: Vocabulary) -> None:
-        """Have vocabularies look up all items and event types of the histories now: see `Vocabulary.learn`.
+    def teach(self, items: Vocabulary, events: Vocabulary, contexts: Mapping[str, Vocabulary] = _NOTHING) -> None:
+        """Have vocabularies look up all items, event types and context of the histories now: see `Vocabulary.learn`.
 
         Where the first that comes knows all items, histories name them by its rows from then on and hold no ids of their own.
         """
@@ -132,12 +145,18 @@ class UserHistories:
                 self._items, self._item_ids = _Lists(self._items.ends_U, row_D[self._items.flat_N]), items.values()
         items.learn(self._item_ids)
         events.learn(self._event_types)
+        for name, vocabulary in contexts.items():
+            if name in self._contexts:
+                vocabulary.learn(self._contexts[name][1])
 
     def _at(self, row: int) -> StoredUser:
         items = cast(Sequence[str], Coded(self._items.at(row), self._item_ids))
         events: Sequence[str | None] = Coded(self._events.at(row), self._event_types) or [None] * len(items)
         times: list[int] = self._times.at(row).tolist() or [NO_TIME] * len(items)
-        return StoredUser(items, events, times, {name: self._columns[name][row].as_py() for name in self._features})
+        contexts: dict[str, Sequence[str | None]] = {
+            name: Coded(lists.at(row), distinct) for name, (lists, distinct) in self._contexts.items()
+        }
+        return StoredUser(items, events, times, {name: self._columns[name][row].as_py() for name in self._features}, contexts)
 
 
 @dataclass(frozen=True)
@@ -171,7 +190,7 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def _check_events(columns: Mapping[str, pa.Array]) -> None:
     """Item ids and event types are lists of text, times lists of whole numbers; a user has as many of each, or no types or times."""
-    for name in (ITEMS, EVENTS, TIMES):
+    for name in filter(of_events, columns):
         found = columns[name].type
         inner = found.value_type if pa.types.is_list(found) else found
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner

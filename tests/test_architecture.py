@@ -20,6 +20,7 @@ TORCH_TIER = {
     "towers.features",
     "towers.fixed_sum",
     "towers.heads",
+    "towers.hiding",
     "towers.encoders",
     "towers.model",
     "towers.runtime",

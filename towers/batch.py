@@ -14,16 +14,26 @@ FeatureBatch = Mapping[str, NDArray[np.generic]]
 float32 [B, 2] (standardised value, 1 where missing), dense ones float32 [B, W]. In sequence batches context inputs have
 one more axis after B: int32 [B, L], [B, L, M], float32 [B, L, W].
 
-The history of a user is three int32 [B, L] arrays, right-aligned (the newest event in the last column, 0 = padding):
+The history of a user is int32 [B, L] arrays, right-aligned (the newest event in the last column, 0 = padding):
 `history.item` (rows of the `item_id` vocabulary), `history.event` (rows of the `event_type` vocabulary),
-`history.age` (log2 buckets of the time between event and request), `history.gap` (the same between event and next event)."""
+`history.age` (log2 buckets of the time between event and request), `history.gap` (the same between event and next event), and
+of context that events keep `history.context.<feature>` (rows of the feature's vocabulary, 0 also where the value is unknown)."""
 
 HISTORY_ITEM = "history.item"
 HISTORY_EVENT = "history.event"
 HISTORY_AGE = "history.age"
 HISTORY_GAP = "history.gap"
 NO_HISTORY = "no_history"
-HISTORY_INPUTS = (HISTORY_ITEM, HISTORY_EVENT, HISTORY_AGE, HISTORY_GAP)
+
+
+def event_context(feature: str) -> str:
+    """Name of what each event keeps of a context feature."""
+    return f"history.context.{feature}"
+
+
+def of_history(name: str) -> bool:
+    """Whether an input has a value for each event of the history."""
+    return name.startswith("history.")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class UserRow(NamedTuple):
         now: microseconds UTC of the request; NO_TIME = unknown.
         context: value by context feature name; missing ones are allowed.
         features: value by user feature name, declared preferences among them.
+        history_context: by context feature, the value that each event had; missing ones are allowed.
         history_rows: rows of history_items in the item vocabulary, where the caller has looked them up already.
     """
 
@@ -48,6 +49,7 @@ class UserRow(NamedTuple):
     now: int = NO_TIME
     context: Mapping[str, Any] = _NOTHING
     features: Mapping[str, Any] = _NOTHING
+    history_context: Mapping[str, Sequence[str | None]] = _NOTHING
     history_rows: NDArray[np.int32] | None = None
 
 
@@ -87,6 +89,7 @@ class Encoder:
                 np.array([row.now for row in rows], np.int64),
                 self.length,
                 self._times,
+                [row.history_context for row in rows],
             ),
             **self.preprocessor.encode("context", context, len(rows)),
             **self.preprocessor.encode("user", features, len(rows)),

@@ -3,7 +3,8 @@
 Legend: B rows, L history positions (right-aligned, newest last), D dim, H attention heads, K = D / H.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -12,17 +13,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, event_context
 from towers.blocks import MASKED, Block, Dropout
 from towers.columns import FIRST_ROW
 from towers.errors import ConfigError
 from towers.features import FEATURE_SCALE, embedding
-from towers.history import AGE_ROWS
-from towers.lookups import HISTORY_MASK, HISTORY_ROWS
+from towers.history import AGE_ROWS, REPEAT_ROWS
+from towers.lookups import HISTORY_MASK, HISTORY_REPEAT, HISTORY_ROWS
 from towers.model_config import ModelConfig
 
 PUSH_PACE = 10.0
-"""Adam moves a number by about the learning rate a step: from 1 to below 0 a sign would need most of a short training."""
+"""Adam moves a number by about the learning rate a step: from 1 to below 0 a sign would need most of a short training, and so
+would a weight of ten."""
 
 
 class History(NamedTuple):
@@ -79,15 +81,21 @@ class MeanEncoder(HistoryEncoder):
     what somebody did not want push the vector away from their items. With `negative_push` = c the types marked as negative have a = 0 and
     the factor -c instead of learned ones. Linear in the rows, so a score is exactly a sum over history positions. All weights start
     equal.
+
+    With `use_repeats` log w_j gets + PUSH_PACE r[how many events have the item of j], and for each context feature f that events keep
+    + PUSH_PACE s[f, 1] where j agrees with the request, + PUSH_PACE s[f, 0] where it differs, nothing where either is unknown.
     """
 
     pools = True
 
-    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool) -> None:
+    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool, matched: Sequence[str] = ()) -> None:
         super().__init__(config.dim)
         self.event_log_weight = nn.Parameter(torch.zeros(event_rows)) if reads_event else None
         self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_time else None
         self.event_push = nn.Parameter(torch.zeros(event_rows)) if reads_event and config.history.signed_events else None
+        self.repeat_log_weight = nn.Parameter(torch.zeros(REPEAT_ROWS)) if config.history.use_repeats else None
+        self._matched = [(event_context(name.partition(".")[2]), name) for name in matched]
+        self.match_log_weight = nn.Parameter(torch.zeros(len(matched), 2)) if matched else None
         self.negative_push = config.history.negative_push
         # which types are negative is kept with the weights: the towers know no names
         self.negative_events: Tensor | None
@@ -108,6 +116,12 @@ class MeanEncoder(HistoryEncoder):
             logits_BL = logits_BL + _of_events(self._log_weights(self.event_log_weight), gathered)
         if self.age_log_weight is not None:
             logits_BL = logits_BL + F.embedding(gathered[HISTORY_AGE], self.age_log_weight.unsqueeze(1)).squeeze(-1)
+        if self.repeat_log_weight is not None:
+            # a table a row: backward, so many places of one small table wait for each other
+            repeat_BL = gathered[HISTORY_REPEAT].long()
+            logits_BL = logits_BL + (PUSH_PACE * self.repeat_log_weight).expand(repeat_BL.shape[0], -1).gather(1, repeat_BL)
+        if self.match_log_weight is not None:
+            logits_BL = logits_BL + self._matches(PUSH_PACE * self.match_log_weight, gathered)
         weights_BL = torch.softmax(logits_BL, dim=-1) * mask_BL
         factors = self._factors()
         if factors is not None:
@@ -115,6 +129,16 @@ class MeanEncoder(HistoryEncoder):
         has_history_B1 = mask_BL.amax(-1, keepdim=True)
         absent_BD = (1.0 - has_history_B1) * self.no_history_D
         return History(pool(weights_BL) + absent_BD, weights_BL, absent_BD)
+
+    def _matches(self, weight_F2: Tensor, gathered: Mapping[str, Tensor]) -> Tensor:
+        """What agreeing with the request's context adds to each event's log weight: [B, L]."""
+        added = []
+        for (kept, asked), weight_2 in zip(self._matched, weight_F2.unbind(), strict=True):
+            kept_BL, asked_B1 = gathered[kept], gathered[asked].unsqueeze(1)
+            known_BL = (kept_BL >= FIRST_ROW) & (asked_B1 >= FIRST_ROW)
+            same_BL = known_BL & (kept_BL == asked_B1)
+            added.append(known_BL.float() * weight_2[0] + same_BL.float() * (weight_2[1] - weight_2[0]))
+        return reduce(torch.add, added)
 
     def _log_weights(self, learned_E: Tensor) -> Tensor:
         return learned_E if self.negative_events is None else learned_E * (1.0 - self.negative_events)
@@ -141,7 +165,7 @@ class TransformerEncoder(HistoryEncoder):
     positions trained at once equal each prefix encoded alone.
     """
 
-    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool) -> None:
+    def __init__(self, config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool, matched: Sequence[str] = ()) -> None:
         super().__init__(config.dim)
         dim, history = config.dim, config.history
         self.event = embedding(event_rows, dim, FEATURE_SCALE) if reads_event else None
@@ -186,7 +210,7 @@ class TransformerEncoder(HistoryEncoder):
 ENCODERS: dict[str, type[MeanEncoder] | type[TransformerEncoder]] = {"mean": MeanEncoder, "transformer": TransformerEncoder}
 
 
-def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool) -> HistoryEncoder:
+def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_time: bool, matched: Sequence[str] = ()) -> HistoryEncoder:
     """The encoder that `model.history.name` names.
 
     Raises:
@@ -195,4 +219,4 @@ def make_encoder(config: ModelConfig, event_rows: int, reads_event: bool, reads_
     found = ENCODERS.get(config.history.name)
     if found is None:
         raise ConfigError(f"model.history.name: got {config.history.name!r}, expected one of {', '.join(ENCODERS)}")
-    return found(config, event_rows, reads_event, reads_time)
+    return found(config, event_rows, reads_event, reads_time, matched)

@@ -6,10 +6,12 @@ Histories are right-aligned: the newest event stands in the last of L columns, p
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.columns import NO_TIME
+from towers.columns import FIRST_ROW, NO_TIME, PAD_ROW
 
 AGE_ROWS = 32
 """Rows of an age table: 0 padding, 1 unknown, then one per power of two."""
+REPEAT_ROWS = 12
+"""Rows of a table of repeats: 0 padding, then one per power of two."""
 
 _MICROSECONDS_A_MINUTE = 60_000_000
 
@@ -71,6 +73,25 @@ def gaps(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_
         return mask_BL.astype(np.int32)
     after_BL = np.concatenate([then_BL[:, 1:], now_B[:, None]], axis=1)
     return (_age_rows(after_BL, then_BL) * mask_BL).astype(np.int32)
+
+
+def repeats(item_BL: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Repeat rows of history events: 0 padding, else 1 + floor(log2(events of the history with the same item)), at most REPEAT_ROWS - 1.
+
+    >>> repeats(np.array([[0, 5, 7, 5, 5], [0, 0, 0, 0, 5]])).tolist()
+    [[0, 2, 1, 2, 2], [0, 0, 0, 0, 1]]
+    """
+    held_BL = item_BL != PAD_ROW
+    row_N, item_N = np.nonzero(held_BL)[0], item_BL[held_BL].astype(np.int64)
+    _, place_N, count_M = np.unique(row_N * (item_N.max(initial=0) + 1) + item_N, return_inverse=True, return_counts=True)
+    rows_BL = np.zeros(item_BL.shape, np.int32)
+    rows_BL[held_BL] = np.minimum(1 + np.log2(count_M).astype(np.int32), REPEAT_ROWS - 1)[place_N]
+    return rows_BL
+
+
+def kept_context(rows_BL: NDArray[np.integer], mask_BL: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """What events keep of a categorical context feature: its vocabulary's rows, 0 where there is no event or its value is unknown."""
+    return np.where(mask_BL & (rows_BL >= FIRST_ROW), rows_BL, 0).astype(np.int32)
 
 
 def _age_rows(later: NDArray[np.int64], then_BL: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, FeatureBatch
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, FeatureBatch, event_context
 from towers.columns import FIRST_ROW, ITEM_ID, USER_ID
 from towers.errors import ConfigError
+from towers.history import repeats
 from towers.model_config import InputSpec, ModelConfig
 
 ITEM_TABLE = ITEM_ID
 HISTORY_TABLE = "history_item"
 SPECTRAL_ITEM, SPECTRAL_HISTORY = "spectral_item", "spectral_history"
-HISTORY_MASK = "history.mask"
+HISTORY_MASK, HISTORY_REPEAT = "history.mask", "history.repeat"
 HISTORY_ROWS = f"{HISTORY_ITEM}.rows"
 SPECTRAL_HISTORY_ROWS, SPECTRAL_ITEM_ROWS = "history.spectral.rows", "item.spectral.rows"
 
@@ -36,6 +37,7 @@ class CoreInput:
         shape: its shape after the batch axis.
         table: the large table whose rows it holds, "" where it is the source itself or a mask.
         is_mask: 1.0 where the source is not padding, else 0.0.
+        counts: how often each entry stands in its row of the source (see `history.repeats`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class CoreInput:
     shape: tuple[int, ...]
     table: str = ""
     is_mask: bool = False
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TowerPlan:
         widths: numbers of each of its rows.
         history_table: name of the one that history items are looked up in.
         reads_event, reads_time: whether the history's event types are read, and its times (ages by a mean, gaps by a transformer).
+        matched: context inputs that events of the history keep.
     """
 
     user: tuple[CoreInput, ...]
@@ -68,6 +72,7 @@ class TowerPlan:
     history_table: str
     reads_event: bool
     reads_time: bool
+    matched: tuple[str, ...] = ()
 
 
 def time_inputs(config: ModelConfig) -> tuple[str, ...]:
@@ -115,7 +120,13 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     ]
     if reads_event:
         history.append(CoreInput(HISTORY_EVENT, HISTORY_EVENT, "int32", (length,)))
-    history += [CoreInput(time, time, "int32", (length,)) for time in time_inputs(config)]
+    matched = tuple(spec.name for spec in user_specs if spec.in_history)
+    if matched and config.history.name != "mean":
+        raise ConfigError("data.features.*.in_history: only the mean weighs events by their context. Use model.history.name=mean")
+    kept = [event_context(name.partition(".")[2]) for name in matched]
+    history += [CoreInput(name, name, "int32", (length,)) for name in (*time_inputs(config), *kept)]
+    if config.history.use_repeats:
+        history.append(CoreInput(HISTORY_REPEAT, HISTORY_ITEM, "int32", (length,), counts=True))
     item = _feature_inputs(item_specs, tables, dim)
     if spectral:
         history.append(CoreInput(SPECTRAL_HISTORY_ROWS, HISTORY_ITEM, "float32", (length, width), table=SPECTRAL_HISTORY))
@@ -130,6 +141,7 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
         history_table=history_table,
         reads_event=reads_event,
         reads_time=config.history.use_age,
+        matched=matched,
     )
 
 
@@ -146,6 +158,8 @@ def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str
             gathered[entry.name] = np.asarray(tables[entry.table][source])
         elif entry.is_mask:
             gathered[entry.name] = np.not_equal(source, 0).astype(np.float32)
+        elif entry.counts:
+            gathered[entry.name] = repeats(source)
         else:
             gathered[entry.name] = source
     return gathered

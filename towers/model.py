@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from towers.bags import pool_rows
-from towers.batch import HISTORY_INPUTS, HISTORY_ITEM
+from towers.batch import HISTORY_ITEM
 from towers.columns import ITEM_ID, MISSING_ROW, OOV_ROW, PAD_ROW
 from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
 from towers.features import FeatureSum, embedding, missing_value, small_tables
 from towers.fixed_sum import FixedSum, lay_out
 from towers.heads import make_head
+from towers.hiding import chance, shortened
+from towers.history import repeats
 from towers.lookups import (
     HISTORY_MASK,
     HISTORY_ROWS,
@@ -88,7 +90,7 @@ class TwoTower(nn.Module):
             _table(self.tables, HISTORY_TABLE).weight.data[: MISSING_ROW + 1] = 0.0
         specs = (*self.plan.user_specs, *self.plan.item_specs)
         self.small_tables = small_tables(specs, self.plan.tables, config.dim)
-        self.history: HistoryEncoder = make_encoder(config, event_rows, self.plan.reads_event, self.plan.reads_time)
+        self.history: HistoryEncoder = make_encoder(config, event_rows, self.plan.reads_event, self.plan.reads_time, self.plan.matched)
         self.user_features = FeatureSum(self.plan.user_specs, self.plan.tables, config.dim)
         self.item_features = FeatureSum(self.plan.item_specs, self.plan.tables, config.dim)
         self.user_head = make_head("user_head", config.user_head, config.dim)
@@ -178,7 +180,7 @@ class TwoTower(nn.Module):
         if self.training and self.config.id_dropout:
             name = f"item.{ITEM_ID}"
             ids_C = batch[name]
-            hidden_C = _chance(ids_C.shape, self.config.id_dropout, ids_C.device)
+            hidden_C = chance(ids_C.shape, self.config.id_dropout, ids_C.device)
             batch = {**batch, name: ids_C.masked_fill(hidden_C, OOV_ROW)}
         return self.gather(batch, (entry for entry in self.plan.item if entry.source not in known))
 
@@ -217,6 +219,8 @@ class TwoTower(nn.Module):
                 gathered[entry.name] = self.history_rows(source)
             elif entry.table:
                 gathered[entry.name] = _table(self.tables, entry.table)(source)
+            elif entry.counts:
+                gathered[entry.name] = torch.from_numpy(repeats(source.cpu().numpy())).to(source.device)
             else:
                 gathered[entry.name] = (source > PAD_ROW).to(torch.float32) if entry.is_mask else source
         return gathered
@@ -226,13 +230,13 @@ class TwoTower(nn.Module):
         what their newcomers declared."""
         hidden = dict(batch)
         if self.config.history.shorten:
-            hidden |= _shortened(batch, self.config.history.shorten)
+            hidden |= shortened(batch, self.config.history.shorten)
         item_BL = hidden[HISTORY_ITEM]
         if self.config.history.token_dropout:
-            drop_BL = _chance(item_BL.shape, self.config.history.token_dropout, item_BL.device) & (item_BL != PAD_ROW)
+            drop_BL = chance(item_BL.shape, self.config.history.token_dropout, item_BL.device) & (item_BL != PAD_ROW)
             hidden[HISTORY_ITEM] = item_BL.masked_fill(drop_BL, OOV_ROW)
         if self.config.context_dropout:
-            drop_B = _chance(item_BL.shape[:1], self.config.context_dropout, item_BL.device)
+            drop_B = chance(item_BL.shape[:1], self.config.context_dropout, item_BL.device)
             for spec in self.plan.user_specs:
                 if spec.name.startswith("context.") or spec.newcomer:
                     values = hidden[spec.name]
@@ -270,22 +274,6 @@ def _table(tables: nn.ModuleDict, name: str) -> nn.Embedding:
     if not isinstance(table, nn.Embedding):
         raise TypeError(f"table {name}: expected nn.Embedding, got {type(table).__name__}")
     return table
-
-
-def _shortened(batch: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """The histories of a batch, a share of them cut to n newest events, n drawn log-uniformly from 0 .. L: a new user is met at 1 and 3
-    events as often as at 10 and 30."""
-    item_BL = batch[HISTORY_ITEM]
-    size, length = item_BL.shape
-    kept_B = torch.floor((length + 1) ** torch.rand(size, device=item_BL.device)) - 1
-    kept_B = torch.where(_chance((size,), share, item_BL.device), kept_B, length)
-    newest_L = torch.arange(length, 0, -1, device=item_BL.device)
-    gone_BL = newest_L > kept_B.unsqueeze(1)
-    return {name: batch[name].masked_fill(gone_BL, PAD_ROW) for name in HISTORY_INPUTS}
-
-
-def _chance(shape: Sequence[int], share: float, device: torch.device) -> Tensor:
-    return torch.rand(tuple(shape), device=device) < share
 
 
 def _temperature_logit(start: float) -> Tensor:

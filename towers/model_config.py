@@ -27,6 +27,8 @@ class HistoryConfig:
             item's like. 0 = its weight is learned as any type's: choosing something at all speaks for it, so training alone may find
             that what was abandoned is still liked more than most.
         use_age: newer events weigh differently (mean), pauses between events tell (transformer); needs timestamps.
+        use_repeats: of the mean: events weigh differently by how many of the history are of the same item, so that what was chosen a
+            hundred times need not drown all else.
         layers, heads, dropout: of the transformer.
         token_dropout: share of history events hidden in training.
         shorten: share of training rows whose history is cut to a number of newest events drawn from 0 up, so that users with few events
@@ -41,6 +43,7 @@ class HistoryConfig:
     signed_events: bool = False
     negative_push: float = 0.0
     use_age: bool = True
+    use_repeats: bool = False
     layers: int = 2
     heads: int = 2
     dropout: float = 0.2
@@ -176,7 +179,7 @@ class ModelConfig:
             raise ConfigError(
                 f"model.history.negative_push: got {self.history.negative_push}, expected a number of at least 0 (0 = learned)"
             )
-        for key in ("signed_events", "negative_push"):
+        for key in ("signed_events", "negative_push", "use_repeats"):
             if getattr(self.history, key) and self.history.name != "mean":
                 raise ConfigError(f"model.history.{key}: only the mean is a weighted sum of events. Use model.history.name=mean")
         if self.history.name == "transformer" and self.dim % self.history.heads:
@@ -194,6 +197,7 @@ class InputSpec:
         width: floats per row for numeric (2) and dense, values per row for multi-valued kinds, else 0.
         table: name of the embedding table; inputs that share a vocabulary share it.
         newcomer: it speaks while a history is empty, and its values by their order (`model.own_preferences`).
+        in_history: events of a history keep it, too (`history.context.<feature>`).
     """
 
     name: str
@@ -202,6 +206,7 @@ class InputSpec:
     width: int
     table: str
     newcomer: bool = False
+    in_history: bool = False
 
 
 def model_config_from_json(raw: Mapping[str, Any]) -> ModelConfig:

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, event_context
 from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, MISSING_ROW, NO_TIME, PAD_ROW
 from towers.errors import BundleError
-from towers.history import ages, gaps
+from towers.history import ages, gaps, kept_context
 from towers.model_config import InputSpec
 from towers.schema import OWNERS, Feature, Schema
 from towers.values import ARROW, Column, as_dense, as_lists, as_numbers, as_strings, as_times, text_buckets
-from towers.vocab import Vocabulary
+from towers.vocab import Coded, Vocabulary
 
 VOCABULARY_KINDS = ("id", "categorical", "multi_categorical", "preferences")
 HOUR_ROW, WEEKDAY_ROW, TIME_ROWS = FIRST_ROW, FIRST_ROW + 24, FIRST_ROW + 24 + 7
@@ -100,6 +100,7 @@ class Preprocessor:
         now_B: NDArray[np.int64],
         length: int,
         times: Collection[str] = (HISTORY_AGE, HISTORY_GAP),
+        contexts: Sequence[Mapping[str, Column]] = (),
     ) -> dict[str, NDArray[np.generic]]:
         """History arrays of raw events: the newest `length` of each row, right-aligned.
 
@@ -110,6 +111,7 @@ class Preprocessor:
             now_B: time of each request, NO_TIME where unknown.
             length: L.
             times: which of HISTORY_AGE and HISTORY_GAP are made.
+            contexts: of each row, by context feature, the value of each event; a feature left out, or no rows at all: unknown.
         """
         size = len(items)
         item_BL = np.zeros((size, length), np.int32)  # PAD_ROW is 0
@@ -127,7 +129,17 @@ class Preprocessor:
         mask_BL = item_BL != PAD_ROW
         timed = self.schema.order, now_B, then_BL, mask_BL
         made = {name: rows(*timed) for name, rows in ((HISTORY_AGE, ages), (HISTORY_GAP, gaps)) if name in times}
+        made |= {event_context(f.name): self._kept(f, contexts, mask_BL) for f in self.schema.in_history}
         return {HISTORY_ITEM: item_BL, HISTORY_EVENT: event_BL, **made}
+
+    def _kept(self, feature: Feature, contexts: Sequence[Mapping[str, Column]], mask_BL: NDArray[np.bool_]) -> NDArray[np.int32]:
+        rows_BL = np.zeros(mask_BL.shape, np.int32)
+        for b, columns in enumerate(contexts):
+            values = columns.get(feature.name, ())[-mask_BL.shape[1] :]
+            if len(values):
+                coded = values if isinstance(values, Coded) else as_strings(feature.input_name, values)
+                rows_BL[b, -len(values) :] = self.vocabularies[feature.vocabulary].rows(coded)
+        return kept_context(rows_BL, mask_BL)
 
     def save(self, folder: Path) -> None:
         """Write schema.json, preprocess.json and vocab/."""
@@ -157,7 +169,7 @@ class Preprocessor:
     def _input(self, f: Feature) -> InputSpec:
         if f.kind in VOCABULARY_KINDS:
             width = f.max_values if f.kind in ("multi_categorical", "preferences") else 0
-            return InputSpec(f.input_name, f.kind, len(self.vocabularies[f.vocabulary]), width, f.vocabulary)
+            return InputSpec(f.input_name, f.kind, len(self.vocabularies[f.vocabulary]), width, f.vocabulary, in_history=f.in_history)
         rows, width = {
             "text": (f.buckets + 1, f.max_values),
             "time": (TIME_ROWS, 2),

@@ -31,6 +31,8 @@ class Feature:
         width: length of a dense feature's vectors.
         sensitive: refused as a model input unless `purposes` names `personalize`.
         purposes: purposes that allow a sensitive feature.
+        in_history: of categorical context: each event of a history keeps the value it had, and events that agree with the request weigh
+            differently (the mean).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Feature:
     width: int = 0
     sensitive: bool = False
     purposes: tuple[str, ...] = ()
+    in_history: bool = False
 
     @property
     def source_column(self) -> str:
@@ -77,6 +80,11 @@ class Schema:
     def owned_by(self, owner: str) -> tuple[Feature, ...]:
         return tuple(f for f in self.features if f.owner == owner)
 
+    @cached_property
+    def in_history(self) -> tuple[Feature, ...]:
+        """Context that events of a history keep."""
+        return tuple(f for f in self.features if f.in_history)
+
     def feature(self, name: str) -> Feature:
         for f in self.features:
             if f.name == name:
@@ -89,7 +97,7 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "features": [asdict(f) for f in self.features],
+            "features": [_declared(f) for f in self.features],
             "order": self.order,
             "event_weights": dict(self.event_weights),
         }
@@ -98,6 +106,11 @@ class Schema:
     def from_json(cls, raw: Mapping[str, Any]) -> "Schema":
         features = tuple(Feature(**{**f, "purposes": tuple(f.get("purposes", ()))}) for f in raw["features"])
         return cls(features=features, order=raw["order"], event_weights=dict(raw["event_weights"]))
+
+
+def _declared(f: Feature) -> dict[str, Any]:
+    """`in_history` only where it is set, so that declarations without it keep the hash they had."""
+    return {name: value for name, value in asdict(f).items() if name != "in_history" or value}
 
 
 ITEM_ID_FEATURE = Feature(name="item_id", kind="id", owner="item")
@@ -134,6 +147,8 @@ def _check_feature(f: Feature, names: list[str]) -> None:
         raise ConfigError(f"{where}.kind: got {f.kind!r}, expected one of {', '.join(KINDS)}")
     if f.owner not in OWNERS:
         raise ConfigError(f"{where}.owner: got {f.owner!r}, expected one of {', '.join(OWNERS)}")
+    if f.in_history and (f.kind, f.owner) != ("categorical", "context"):
+        raise ConfigError(f"{where}.in_history: got {f.kind} of the {f.owner}, expected categorical context")
     if f.kind == "preferences" and (f.owner != "user" or not f.like):
         raise ConfigError(f"{where}: preferences belong to the user and need `like: <item feature>`")
     if f.like and f.like not in names:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers import history
-from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM
+from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, event_context
 from towers.columns import NO_TIME
 from training.interactions import Interactions
 
@@ -35,8 +35,8 @@ def user_inputs(
         index_BL: rows of the prepared columns to use as history instead of the newest `length` before `ends_B`; -1 = padding.
 
     Returns:
-        `history.item`, `history.event`, `history.age`, `history.gap` (int32 [B, L], right-aligned, 0 = padding), the user features of
-        `users_B` and the given context.
+        `history.item`, `history.event`, `history.age`, `history.gap` and what events keep of their context (int32 [B, L], right-aligned,
+        0 = padding), the user features of `users_B` and the given context.
     """
     if index_BL is None:
         index_BL, mask_BL = history.gather(data.offsets[users_B], np.asarray(ends_B, np.int64), length)
@@ -52,6 +52,8 @@ def user_inputs(
         HISTORY_AGE: history.ages(*timed),
         HISTORY_GAP: history.gaps(*timed),
     }
+    for f in data.schema.in_history:
+        batch[event_context(f.name)] = history.kept_context(np.asarray(data.context[f.input_name][safe_BL], np.int32), mask_BL)
     batch.update({name: array[users_B] for name, array in data.user_features.items()})
     batch.update(context)
     return batch

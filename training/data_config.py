@@ -22,6 +22,7 @@ class FeatureConfig:
     width: int = 0
     sensitive: bool = False
     purposes: list[str] = field(default_factory=list)
+    in_history: bool = False
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Which examples an epoch has, and in which order: samplers over the events that training may read.
 
-Legend: U users, E events read (of the chosen splits, user by user), N examples of an epoch, B rows, L history length, K blocks.
+Legend: U users, E events read (of the chosen splits, user by user), N examples of an epoch, B rows, M some of them, L history length,
+K blocks.
 An example is one number. For `event` and `sequence` it is its `end`: the place among the E events of its (last) target, and its
 history stands before it. For `user` it is the user row.
 """
@@ -170,14 +171,16 @@ def random_others(
         int64 [B, L] places among the events, right-aligned, -1 = padding; never the target `ends_B` itself.
     """
     others_B = stops_B - starts_B - 1
-    chosen_BL = np.full((len(others_B), length), -1, np.int64)
-    for k in range(length):
-        last_B = others_B - length + k
-        draw_B = np.where(last_B > k, np.floor(rng.random(len(others_B)) * (last_B + 1)).astype(np.int64), last_B)
-        taken_B = (chosen_BL[:, :k] == draw_B[:, None]).any(axis=1)
-        chosen_BL[:, k] = np.where(taken_B, last_B, draw_B)
-    # Users with at most L others get them all: last_B = 0, 1, .. in the last columns, and negative before (padding).
-    chosen_BL[chosen_BL < 0] = -1
+    # users with at most L others get them all
+    chosen_BL = np.maximum(others_B[:, None] + np.arange(-length, 0), -1)
+    many = np.flatnonzero(others_B > length)
+    chosen_ML = np.full((len(many), length), -1, np.int64)
+    for k in range(length if len(many) else 0):
+        last_M = others_B[many] - length + k
+        draw_M = np.floor(rng.random(len(many)) * (last_M + 1)).astype(np.int64)
+        taken_M = (chosen_ML[:, :k] == draw_M[:, None]).any(axis=1)
+        chosen_ML[:, k] = np.where(taken_M, last_M, draw_M)
+    chosen_BL[many] = chosen_ML
     places_BL = starts_B[:, None] + chosen_BL
     places_BL += places_BL >= ends_B[:, None]  # step over the target
     return np.where(chosen_BL < 0, -1, places_BL)

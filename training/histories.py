@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, USER_KEY
+from towers.schema import Feature
 from training.interactions import Interactions
 
 BLOCK_USERS = 50_000
@@ -16,7 +17,7 @@ _DICTIONARY_BYTES = 1 << 28
 
 
 def write_histories(path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_]) -> None:
-    """Write user_key, item_ids, event_types, timestamps and the users' declared features, sorted by key.
+    """Write user_key, item_ids, event_types, timestamps, context that events keep and the users' declared features, sorted by key.
 
     Args:
         path: the Parquet file, replaced atomically.
@@ -54,6 +55,7 @@ def _block(data: Interactions, start: int, stop: int, events: int, features: pa.
         "item_ids": _lists(offsets, data.catalog.column(ITEM_ID).take(pa.array(data.item[index]))),
         "event_types": _lists(offsets, _event_types(data, index)),
         "timestamps": _lists(offsets, times),
+        **{f.input_name: _lists(offsets, _kept_context(data, f, index)) for f in data.schema.in_history},
     }
     block = pa.table(columns)
     for name in features.column_names:
@@ -65,6 +67,12 @@ def _event_types(data: Interactions, index: np.ndarray) -> pa.Array:
     """Names of the event types; one that no training event had is "", which serving finds as unknown as training did."""
     names = pa.concat_arrays([pa.array([""], pa.string()), data.preprocessor.vocabularies[EVENT_TYPE].values()])
     return names.take(pa.array(np.maximum(data.event[index] - FIRST_ROW + 1, 0)))
+
+
+def _kept_context(data: Interactions, feature: Feature, index: np.ndarray) -> pa.Array:
+    """Values of a context feature; null where they are missing, or were not in training."""
+    place = np.asarray(data.context[feature.input_name][index], np.int64) - FIRST_ROW
+    return data.preprocessor.vocabularies[feature.vocabulary].values().take(pa.array(place, mask=place < 0))
 
 
 def _lists(offsets: np.ndarray, values: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -112,7 +112,9 @@ class Loader:
         if data.schema.order == "set":
             # drawn for the whole batch, so that a row's history does not depend on how many processes share it
             users_B = events.users_of(ends_B)
-            places_BL = random_others(events.offsets_U1[users_B], events.offsets_U1[users_B + 1], ends_B, self._length, rng)[part]
+            starts_B, stops_B = events.offsets_U1[users_B], events.offsets_U1[users_B + 1]
+            length = max(1, min(self._length, int((stops_B - starts_B).max()) - 1))  # no column that is padding in every row
+            places_BL = random_others(starts_B, stops_B, ends_B, length, rng)[part]
             ends_B, users_B = ends_B[part], users_B[part]
         else:
             ends_B = ends_B[part]

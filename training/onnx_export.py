@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from towers.batch import HISTORY_INPUTS
+from towers.batch import of_history
 from towers.errors import GateError
 from towers.lookups import gather
 from towers.model import ExportCore, TwoTower
@@ -58,7 +58,7 @@ def _export(core: ExportCore, gathered: dict[str, Tensor], path: Path) -> None:
     names = list(gathered)
     batch, history = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("history", min=1, max=65536)
     # A weighted sum takes as many events as there are, so that serving reads no padding; a transformer is built for one length.
-    free = {entry.name for entry in core.inputs if core.model.history.pools and entry.source in HISTORY_INPUTS}
+    free = {entry.name for entry in core.inputs if core.model.history.pools and of_history(entry.source)}
     outputs = user_outputs(core.model.config, core.model.plan) if core.side == "user" else ["vectors"]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from towers.batch import HISTORY_INPUTS
+from towers.batch import of_history
 from towers.errors import ConfigError
 from towers.preprocess import Preprocessor
 from towers.schema import Schema
@@ -46,7 +46,7 @@ class View:
             missing = preprocessor.encode(owner, {}, 1)
             seen |= {name: np.repeat(missing[name], len(seen[name]), axis=0) for name in self.hidden if name in missing}
         if self.shown is not None:
-            for name in HISTORY_INPUTS:
+            for name in filter(of_history, inputs):
                 seen[name] = np.array(inputs[name])
                 seen[name][:, : max(0, seen[name].shape[1] - self.shown)] = 0
         return seen

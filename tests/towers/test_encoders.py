@@ -226,3 +226,32 @@ def test_an_unknown_encoder_is_named():
     config = dataclasses.replace(ModelConfig(), history=HistoryConfig(name="gru"))
     with pytest.raises(ConfigError, match=r"model\.history\.name: got 'gru', expected one of mean, transformer"):
         make_encoder(config, EVENTS, True, True)
+
+
+def test_events_weigh_by_repeats_and_by_what_they_share_with_the_request():
+    """Against the formula: + 10 r of the repeat row, + 10 s where both values are known, by whether they agree."""
+    config = ModelConfig(dim=DIM, history=HistoryConfig(use_event_type=False, use_age=False, use_repeats=True))
+    encoder = make_encoder(config, EVENTS, reads_event=False, reads_time=False, matched=("context.day", "context.city"))
+    torch.manual_seed(0)
+    for parameter in (encoder.repeat_log_weight, encoder.match_log_weight):
+        parameter.data = 0.2 * torch.randn_like(parameter)
+    gathered = {
+        "history.item.rows": torch.randn(2, 4, DIM),
+        "history.mask": torch.tensor([[0.0, 1, 1, 1], [1, 1, 1, 1]]),
+        "history.repeat": torch.tensor([[0, 1, 2, 2], [3, 3, 3, 3]]).int(),
+        "history.context.day": torch.tensor([[0, 3, 4, 0], [3, 4, 5, 3]]).int(),
+        "history.context.city": torch.tensor([[0, 3, 3, 4], [0, 0, 3, 4]]).int(),
+        "context.day": torch.tensor([4, 3]).int(),
+        "context.city": torch.tensor([3, 2]).int(),  # 2: missing
+    }
+    weights = encoder(gathered).weights_BL
+    for row in range(2):
+        logits = []
+        for place in range(4):
+            logit = 10 * encoder.repeat_log_weight[gathered["history.repeat"][row, place]]
+            for number, name in enumerate(("day", "city")):
+                kept, asked = int(gathered[f"history.context.{name}"][row, place]), int(gathered[f"context.{name}"][row])
+                if kept and asked > 2:
+                    logit = logit + 10 * encoder.match_log_weight[number, int(kept == asked)]
+            logits.append(logit if gathered["history.mask"][row, place] else torch.tensor(-1e9))
+        torch.testing.assert_close(weights[row], torch.softmax(torch.stack(logits), 0), rtol=1e-5, atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from towers.columns import NO_TIME
-from towers.history import AGE_ROWS, ages, gaps, gather
+from towers.history import AGE_ROWS, REPEAT_ROWS, ages, gaps, gather, kept_context, repeats
 
 
 def test_windows_hold_the_newest_events_before_each_end() -> None:
@@ -63,3 +63,17 @@ def test_gaps_without_times_are_unknown() -> None:
     nowhere = np.full((1, 3), NO_TIME)
     assert gaps("time", np.array([NO_TIME]), nowhere, mask).tolist() == [[0, 1, 1]]
     assert gaps("position", np.array([5]), np.array([[1, 2, 3]]), mask).tolist() == [[0, 1, 1]]
+
+
+def test_repeats_are_counted_in_each_history() -> None:
+    rng = np.random.default_rng(0)
+    item = rng.integers(0, 9, (40, 30)) * (rng.random((40, 30)) < 0.8)
+    expected = [[1 + int(np.log2((row == entry).sum())) if entry else 0 for entry in row] for row in item]
+    assert repeats(item.astype(np.int32)).tolist() == expected
+    assert repeats(np.zeros((2, 0), np.int32)).shape == (2, 0) and not repeats(np.zeros((2, 3), np.int32)).any()
+    assert repeats(np.full((1, 5000), 7)).max() == REPEAT_ROWS - 1
+
+
+def test_what_events_keep_is_a_known_value_or_nothing() -> None:
+    rows = np.array([[5, 1, 2, 3, 4]])  # 1 and 2 stand for values that are unknown
+    assert kept_context(rows, np.array([[False, True, True, True, True]])).tolist() == [[0, 0, 0, 3, 4]]

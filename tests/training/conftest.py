@@ -16,9 +16,12 @@ GROUPS, HOURS = 4, ("morning", "noon", "night")
 MakeToy = Callable[..., Interactions]
 
 
-def build_toy(users: int = 60, items: int = 40, order: str = "time", seed: int = 0, events: tuple[int, int] = (6, 20)) -> Interactions:
+def build_toy(
+    users: int = 60, items: int = 40, order: str = "time", seed: int = 0, events: tuple[int, int] = (6, 20), keeps: bool = False
+) -> Interactions:
     """Each user walks through one group of items, one after the other, with some noise, skipping one in ten (weight 0). The last
-    event of a user is the test, the one before it validates; the last item is met in tests alone (cold)."""
+    event of a user is the test, the one before it validates; the last item is met in tests alone (cold). With `keeps`, events of a history
+    keep their hour."""
     rng = np.random.default_rng(seed)
     size = (items - 1) // GROUPS
     lengths = rng.integers(*events, users)
@@ -36,7 +39,9 @@ def build_toy(users: int = 60, items: int = 40, order: str = "time", seed: int =
     minute = 60_000_000
     timestamp_N = position_N * 60 * minute + rng.integers(0, minute, n) if order == "time" else np.full(n, NO_TIME)
     schema = make_schema(
-        [Feature("categories", "multi_categorical", "item", max_values=2), Feature("hour", "categorical", "context")], order, {}
+        [Feature("categories", "multi_categorical", "item", max_values=2), Feature("hour", "categorical", "context", in_history=keeps)],
+        order,
+        {},
     )
     ids = [f"item-{i:03d}" for i in range(items)]
     columns = {"item_id": ids, "categories": [[f"group-{i // size}"] for i in range(items)]}

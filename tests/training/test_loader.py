@@ -61,17 +61,20 @@ def test_event_batches_equal_the_slow_way(make_toy):
     assert seen == len(order)
 
 
-def test_a_training_row_equals_the_same_row_encoded_for_serving(make_toy):
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_training_row_equals_the_same_row_encoded_for_serving(make_toy, keeps):
     """The promise against skew between training and serving: raw values through the encoder, prepared rows through the loader."""
-    data = make_toy()
+    data = make_toy(keeps=keeps)
     loader, events = make_loader(data, batch_size=50)
     batch = loader.batch(0, 0)
+    assert ("history.context.hour" in batch.user) == keeps
+    hours = data.preprocessor.vocabularies["hour"]
     ids, kinds = data.catalog["item_id"].to_pylist(), data.preprocessor.vocabularies["event_type"]
     rows = []
     for end in EventSampler(events).epoch(0, 0)[:50]:
         position = row_of(events, end)
         before = range(data.offsets[data.users_of(np.array([position]))[0]], position)
-        hour = data.preprocessor.vocabularies["hour"].value(int(data.context["context.hour"][position]))
+        hour = hours.value(int(data.context["context.hour"][position]))
         rows.append(
             UserRow(
                 history_items=[ids[data.item[p]] for p in before],
@@ -79,6 +82,7 @@ def test_a_training_row_equals_the_same_row_encoded_for_serving(make_toy):
                 history_timestamps=[int(data.timestamp[p]) for p in before],
                 now=int(data.timestamp[position]),
                 context={"hour": hour},
+                history_context={"hour": [hours.value(int(data.context["context.hour"][p])) for p in before]},
             )
         )
     served = Encoder(data.preprocessor, None, 6).user_batch(rows)
