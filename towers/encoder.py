@@ -39,8 +39,8 @@ class UserRow(NamedTuple):
         now: microseconds UTC of the request; NO_TIME = unknown.
         context: value by context feature name; missing ones are allowed.
         features: value by user feature name, declared preferences among them.
-        history_context: by context feature, the value that each event had; missing ones are allowed.
         history_rows: rows of history_items in the item vocabulary, where the caller has looked them up already.
+        history_context: by context feature, the value that each event had; missing ones are allowed.
     """
 
     history_items: Sequence[str] = ()
@@ -49,8 +49,8 @@ class UserRow(NamedTuple):
     now: int = NO_TIME
     context: Mapping[str, Any] = _NOTHING
     features: Mapping[str, Any] = _NOTHING
-    history_context: Mapping[str, Sequence[str | None]] = _NOTHING
     history_rows: NDArray[np.int32] | None = None
+    history_context: Mapping[str, Sequence[str | None]] = _NOTHING
 
 
 class Encoder:
