@@ -14,9 +14,9 @@ from training.config import TrainingConfig
 
 BATCH_SIZES = {"event": 1024, "user": 512}
 """Examples a step where the config leaves it open."""
-WINDOW_TARGETS, WINDOW_STEPS = 3000, 240
-"""Most targets of a step of windows, and fewest steps of an epoch, where the config leaves it open. Steps of 9,600 targets learn less than
-half of what steps of 2,400 do in two epochs of MovieLens-1M, and small logs need the steps more than they need the targets
+WINDOW_TARGETS, WINDOW_STEPS = 5000, 200
+"""Most targets of a step of windows, and fewest steps of an epoch, where the config leaves it open. On MovieLens-1M larger steps cost less
+CPU a target, and up to here they learn as much of it, at a higher rate; small logs need the steps more than they need the targets
 (scripts/bench/results/recipes_ordered_epyc_202611.md)."""
 FEWEST_WINDOWS, MOST_WINDOWS = 16, 512
 LENGTH_SHARE = 0.95

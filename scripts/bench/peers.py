@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from towers.batch import TrainBatch
+from towers.blocks import Dropout
 from towers.model import TwoTower
 from towers.runtime import to_tensors
 from training.objective import CandidateItems
@@ -43,11 +44,15 @@ class Naive:
 
 
 class Stock:
-    """Our tower, of the same class and on the same batches, trained as torch's own parts do it best: cross entropy over all items by
+    """Our tower on the same batches, trained as torch's own parts do it best: its bags and its dropout, cross entropy over all items by
     autograd, fused AdamW, and where `half` is set autocast to bf16. With `sparse` the large tables get sparse gradients and SparseAdam."""
 
     def __init__(self, model: TwoTower, items: CandidateItems, batches: Sequence[TrainBatch], half: bool, sparse: bool) -> None:
         self.model, self.items, self.batches, self.half = model, items, batches, half
+        for layer in list(model.modules()):
+            for name, part in layer.named_children():
+                if isinstance(part, Dropout):
+                    setattr(layer, name, nn.Dropout(part.threshold / 256))
         tables = [m for m in model.modules() if sparse and isinstance(m, nn.Embedding) and m.num_embeddings >= SPARSE_FROM_ROWS]
         for table in tables:
             table.sparse = True

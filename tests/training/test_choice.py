@@ -22,11 +22,11 @@ SHOP = Sizes(targets=50_000_000, users=1_000_000, items=1_000_000, shuffled=Fals
     "sizes,history,expected",
     [
         (GOWALLA, "mean", ("user", "full_softmax", 512)),
-        (Sizes(1_000_000, 6_040, 3_416, False), "transformer", ("sequence", "full_softmax", 60)),
+        (Sizes(1_000_000, 6_040, 3_416, False), "transformer", ("sequence", "full_softmax", 100)),
         (Sizes(100_000, 2_000, 1_000, False), "mean", ("event", "full_softmax", 1024)),
         (SHOP, "mean", ("event", "sampled_softmax", 1024)),
-        (SHOP, "transformer", ("sequence", "sampled_softmax", 60)),
-        (Sizes(150_000, 22_000, 12_000, False), "transformer", ("sequence", "sampled_softmax", 92)),
+        (SHOP, "transformer", ("sequence", "sampled_softmax", 100)),
+        (Sizes(150_000, 22_000, 12_000, False), "transformer", ("sequence", "sampled_softmax", 110)),
         (Sizes(50_000_000, 1_000_000, 1_000_000, True), "mean", ("event", "sampled_softmax", 1024)),
     ],
 )
