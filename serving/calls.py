@@ -197,7 +197,7 @@ class _Headers:
 def _deadline(given: bytes, started: float) -> float | None:
     if not given:
         return None
-    if not given.isdigit() or not 1 <= int(given[:10]) <= LONGEST_TIMEOUT_MS:
+    if not given.isdigit() or len(given) > 10 or not 1 <= int(given) <= LONGEST_TIMEOUT_MS:
         raise RequestError(TIMEOUT, f"got {given[:40].decode('latin-1')!r}, expected whole milliseconds from 1 to {LONGEST_TIMEOUT_MS}")
     return started + int(given) / 1000
 

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from towers.errors import ConfigError, DataError
@@ -36,7 +36,10 @@ class Database:
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            # only where it is new: closing a file takes away every lock that this process has on it, those of other connections too, and
+            # the next process to close it would take itself for the last and remove the log under them
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             # isolation_level None: transactions begin and end where `transaction` says, not where the driver guesses
             self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):

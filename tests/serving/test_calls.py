@@ -103,6 +103,9 @@ def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypat
     )
     assert reply.status_code == late_in_time.status_code == 200
 
+    (wide,) = ask(app, ("POST", "/v1/recommend", {"json": {"k": 1}, "headers": {"x-request-timeout-ms": "0000000001" + "9" * 400}}))
+    assert (wide.status_code, wide.json()["field"]) == (422, "x-request-timeout-ms")
+
     async def slowly() -> Any:
         yield b'{"k"'
         await asyncio.sleep(0.05)

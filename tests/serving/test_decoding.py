@@ -13,6 +13,7 @@ from serving.messages import HistoryEvent, Limits, RecommendRequest
 from towers.errors import RequestError
 
 DEEP = "[" * 1000 + "]" * 1000
+WIDE = '{"history": [' + '"a",' * 20_000 + '"a"], "context": {' + "".join(f'"k{n}": 1, ' for n in range(9_000)) + '"hour": {}}}'
 
 BAD_BODIES = [
     ("", "body", 400),
@@ -43,6 +44,7 @@ BAD_BODIES = [
     ('{"context": {"day": 3, "hour": NaN}}', "context.hour", 422),
     ('{"context": {"hour": ' + DEEP + "}}", "context", 422),
     ('{"x": ' + DEEP + "}", "x", 422),
+    (WIDE, "context.hour", 422),
     ('{"preferences": {"likes": [1]}}', "preferences.likes", 422),
     ('{"preferences": 3}', "preferences", 422),
     ('{"exclude": ["a", null]}', "exclude[1]", 422),
