@@ -163,16 +163,20 @@ def _audit(path: Path, column: str, data: Interactions) -> NDArray[np.object_]:
 
 
 def _divided(column: str, labels_U: NDArray[np.object_], user_Q: NDArray[np.int64]) -> Grouping:
-    """Groups by name, the small ones put together."""
+    """Groups by name, the small ones put together, with people of whom nothing is known where they are few: the figure of all less those
+    of the groups would be theirs. Tastes are no secret beside the log, and those without any stay apart."""
     user_V, at_Q = np.unique(user_Q, return_inverse=True)
     people = {name: [v for v, label in enumerate(labels_U[user_V]) if label == name] for name in sorted({*labels_U[user_V]} - {None})}
+    unknown = [v for v, label in enumerate(labels_U[user_V]) if label is None]
+    together = unknown if len(unknown) < LEAST_PEOPLE and column != TASTE else []
     small = [name for name in people if len(people[name]) < LEAST_PEOPLE]
     by_size = sorted(people.keys() - set(small), key=lambda name: len(people[name]))
-    while small and by_size and sum(len(people[name]) for name in small) < LEAST_PEOPLE:
+    together = together + [v for name in small for v in people[name]]
+    while together and by_size and len(together) < LEAST_PEOPLE:
         small.append(by_size.pop(0))
+        together = together + people[small[-1]]
     names = [name for name in people if name not in small]
     members = [people[name] for name in names]
-    together = [v for name in small for v in people[name]]
     if len(together) >= LEAST_PEOPLE:
         names, members = [*names, OTHERS], [*members, together]
     group_V = np.full(len(user_V), -1, np.int64)

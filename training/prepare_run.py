@@ -16,6 +16,7 @@ from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.job import write_json
 from towers.prepared import digest
+from towers.receipts import receipts_file
 from towers.schema import Schema
 from training.assemble import Assembler, Kept, sort_buckets
 from training.catalogue import Catalogue, build_catalogue
@@ -42,11 +43,13 @@ def run(config: TrainingConfig) -> str:
 
     Raises:
         DataError: the data cannot be used as they are; an earlier run_dir/prepared stays as it was.
-        ConfigError: a setting does not fit the data.
+        ConfigError: a setting does not fit the data, or the secret that the run is keyed with is missing.
     """
     watch = Stopwatch()
     run_dir = Path(config.run_dir)
-    keys = UserKeys.open(config.identity.key_file, create=True)
+    # where something is keyed already, a secret that is missing is lost or elsewhere: a new one would make everybody in it unknown
+    keyed = (run_dir / PREPARED, run_dir / "state", receipts_file(config.identity.receipts, config.identity.key_file))
+    keys = UserKeys.open(config.identity.key_file, create=not any(path.exists() for path in keyed))
     permission = Permission.open(config, keys)
     with new_folder(run_dir / PREPARED) as folder:
         stages = prepare(with_live(open_source(config.data), config.data.live, keys), config, folder, keys, permission)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from training import prepare_run
 from training.config import TrainingConfig
 from training.interactions import Interactions
@@ -27,6 +27,15 @@ def test_a_failed_prepare_leaves_the_earlier_one(config: TrainingConfig, prepare
     after = Interactions.open(Path(config.run_dir) / "prepared")
     assert np.array_equal(before.item, after.item)
     assert sorted(p.name for p in Path(config.run_dir).iterdir()) == ["prepare.json", "prepared"]
+
+
+def test_a_lost_secret_is_not_replaced(config: TrainingConfig, prepare: Any, events: Any, tmp_path: Path) -> None:
+    before = prepare(events(300, 20, 10))
+    keys, config.identity.key_file = np.array(before.user_keys), str(tmp_path / "lost")
+    with pytest.raises(ConfigError, match="lost: No such file"):
+        prepare(events(300, 20, 10))
+    assert not (tmp_path / "lost").exists()
+    assert np.array_equal(Interactions.open(Path(config.run_dir) / "prepared").user_keys, keys)
 
 
 def test_a_kill_between_the_two_renames_is_mended(tmp_path: Path) -> None:
