@@ -24,6 +24,8 @@ from serving.choosing import Search
 from serving.config import ServingConfig, state_dir
 from serving.index.interface import SearchResult
 from serving.index.rowset import RowSet
+from serving.item_changes import ITEMS_FILE, ItemChanges
+from serving.live_items import LiveItems
 from serving.messages import RecommendRequest
 from serving.policy import Policy
 from serving.profiles import Profiles
@@ -61,8 +63,8 @@ def run(config: ServingConfig) -> str:
     if known is None or stored is None:
         raise DataError(f"{run_dir / 'export' / 'histories.parquet'}: no histories of users. Run `towers export`, or set serving.history")
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
-    retriever = opened(bundle, settings, Profiles(keys, known))
     state = state_dir(config)
+    retriever, changes = _with_changes(opened(bundle, settings, Profiles(keys, known)), state / ITEMS_FILE)
     rights = Rights.open(config, keys)
     standing = rights.standing
     retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events, standing)
@@ -71,7 +73,7 @@ def run(config: ServingConfig) -> str:
     content = {
         "bundle": bundle.version, "histories": sha256(stored), "k": config.recommend.k, "exclude_seen": config.recommend.exclude_seen,
         "now": config.recommend.now, "purpose": config.recommend.purpose, "user_keys": hashlib.sha256(b"".join(wanted)).hexdigest(),
-        "selector": asdict(settings.selector),
+        "selector": asdict(settings.selector), "item_changes": changes,
     }  # fmt: skip
     now = _moment(folder / STARTED, content)
     request = RecommendRequest(k=config.recommend.k, exclude_seen=config.recommend.exclude_seen, now=now / 1e6)
@@ -170,6 +172,18 @@ def _searched(retriever: Retriever, asked: Sequence[Asked], count: int, allowed:
 
 def _found(result: SearchResult) -> Candidates:
     return Candidates(result.rows, result.scores)
+
+
+def _with_changes(retriever: Retriever, changes_file: Path) -> tuple[Retriever, int]:
+    """With the items that a service was told of since, and without those it was told are gone; and the last change's generation."""
+    if not changes_file.is_file():
+        return retriever, 0
+    changes = ItemChanges(changes_file)
+    try:
+        live = LiveItems(retriever, changes)
+        return live.refreshed() or retriever, live.generation
+    finally:
+        changes.close()
 
 
 def _further(retriever: Retriever, asked: Asked, allowed: RowSet | None) -> Search:

@@ -13,6 +13,8 @@ import pytest
 
 from serving import recommend_job
 from serving.config import ServingConfig
+from serving.item_changes import ITEMS_FILE, ItemChanges
+from serving.live_items import LiveItems
 from serving.recommend_job import run
 from serving.retriever import Retriever
 from towers.errors import DataError
@@ -48,6 +50,25 @@ def test_every_users_list_is_that_of_a_request(world: Any, config: ServingConfig
         assert row["item_ids"] == [item.item_id for item in expected.items] and row["mode"] == expected.mode
         np.testing.assert_allclose(row["scores"], [item.score for item in expected.items], atol=1e-6)
     assert report["modes"] == {"cold": 1, "fallback": 1, "personalized": len(world.users) - 2}
+
+
+def test_items_that_came_and_went_since_the_bundle_are_as_a_request_has_them(config: ServingConfig, retriever: Retriever) -> None:
+    gone = retriever.recommend(k=1, now=NOW).items[0].item_id
+    run(config)
+    assert any(gone in ids for ids in written(config)["item_ids"].to_pylist())
+    changes = ItemChanges(Path(config.run_dir) / "state" / ITEMS_FILE)
+    changes.put(gone, None)
+    changes.put("newcomer", {"title": "New"})
+    live = LiveItems(retriever, changes)
+    served = live.refreshed()
+    changes.close()
+    assert served is not None
+    run(config)
+    lists = written(config)["item_ids"].to_pylist()
+    assert not any(gone in ids for ids in lists)
+    config.recommend.k = len(served.catalog)
+    run(config)
+    assert any("newcomer" in ids for ids in written(config)["item_ids"].to_pylist())
 
 
 def test_an_interrupted_job_goes_on_with_its_moment(config: ServingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
