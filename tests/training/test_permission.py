@@ -271,6 +271,7 @@ def test_rows_past_their_time_are_passed_over(config: TrainingConfig) -> None:
 
 
 def test_a_chain_that_was_changed_stops_prepare(config: TrainingConfig) -> None:
+    UserKeys.open(config.identity.key_file, create=True)
     receipts_file(None, config.identity.key_file).write_text("{}\n")
     with pytest.raises(DataError, match="line 1 is not what was written"):
         prepare_run.run(config)

@@ -186,6 +186,7 @@ def test_the_seeded_share_of_given_does_not_depend_on_the_secret(config: Trainin
     chosen = []
     for key in ("one", "two"):
         config.identity.key_file = str(tmp_path / key)
+        UserKeys.open(config.identity.key_file, create=True)
         data = prepare(log)
         rows = np.asarray(data.split) == 1
         chosen.append(sorted(np.asarray(data.context["context.marker"])[rows, 0].tolist()))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from towers.columns import SPLIT_NAMES
+from towers.identity import UserKeys
 from training.config import TrainingConfig
 
 
@@ -56,6 +57,7 @@ def test_drawn_splits_do_not_depend_on_the_secret(config: TrainingConfig, prepar
 
     first = sides()
     config.identity.key_file = config.identity.key_file + ".other"
+    UserKeys.open(config.identity.key_file, create=True)
     assert sides() == first and len(first) > 500
     config.split.seed = 1
     assert sides() != first
