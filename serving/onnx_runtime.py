@@ -1,6 +1,6 @@
 """The towers without torch: ONNX graphs on one CPU thread, rows of large tables gathered from memory-mapped files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 from towers.batch import HISTORY_ITEM, FeatureBatch, UserEncoding, of_history
 from towers.bundle import Bundle
 from towers.errors import BundleError
+from towers.half import Table
 from towers.lookups import HISTORY_MASK, CoreInput, gather, plan_towers
 from towers.parts import other_parts, user_parts
 from towers.preprocess import Preprocessor
+
+_TENSORS = {"float32": "tensor(float)", "float16": "tensor(float16)"}
 
 
 class OnnxRuntime:
@@ -33,8 +36,8 @@ class OnnxRuntime:
         config = bundle.model_config()
         plan = plan_towers(config, preprocessor.inputs, preprocessor.event_rows)
         self._tables = {name: _table(bundle, name, rows, plan.widths[name]) for name, rows in plan.tables.items()}
-        self._user = _Graph(bundle, "onnx/user.onnx", plan.user)
-        self._item = _Graph(bundle, "onnx/item.onnx", plan.item)
+        self._user = _Graph(bundle, "onnx/user.onnx", plan.user, self._tables)
+        self._item = _Graph(bundle, "onnx/item.onnx", plan.item, self._tables)
         self._config, self._parts = config, other_parts(plan)
 
     def user(self, batch: FeatureBatch, parts: bool = False) -> UserEncoding:
@@ -64,7 +67,7 @@ class OnnxRuntime:
 class _Graph:
     """One tower's graph and what it reads."""
 
-    def __init__(self, bundle: Bundle, name: str, planned: Sequence[CoreInput]) -> None:
+    def __init__(self, bundle: Bundle, name: str, planned: Sequence[CoreInput], tables: Mapping[str, Table]) -> None:
         options = ort.SessionOptions()
         # One thread beats several for single requests, and worker processes must not fight over cores.
         options.intra_op_num_threads = 1
@@ -83,9 +86,20 @@ class _Graph:
             )
         # the exporter drops inputs that do not reach the output
         self.inputs = [entry for entry in planned if entry.name in wanted]
+        self._check_precision(bundle, name, tables)
         outputs = [entry.name for entry in self._session.get_outputs()]
         self._outputs = [name for name in outputs if name in ("vectors", "weights")]
         self.others = [name for name in outputs if name not in self._outputs]
+
+    def _check_precision(self, bundle: Bundle, name: str, tables: Mapping[str, Table]) -> None:
+        """Rows go into the graph as they lie in their table; a narrow one is widened there, which takes a tenth of what NumPy needs."""
+        read = {entry.name: entry.type for entry in self._session.get_inputs()}
+        for entry in self.inputs:
+            if entry.table and read[entry.name] != _TENSORS[tables[entry.table].dtype.name]:
+                raise BundleError(
+                    f"bundle {bundle.folder}: {name} reads {entry.name} as {read[entry.name]}, and tables/{entry.table}.npy is"
+                    f" {tables[entry.table].dtype}; export it again"
+                )
 
     def run(self, gathered: dict[str, NDArray[np.generic]], others: Sequence[str] = ()) -> list[NDArray[np.float32]]:
         """Vectors, of a user tower weights, and what else is asked for of `others`."""
@@ -101,9 +115,11 @@ def _padding(item_BL: NDArray[np.generic]) -> int:
     return int(held_L.argmax()) if held_L.any() else max(0, item_BL.shape[1] - 1)
 
 
-def _table(bundle: Bundle, name: str, rows: int, dim: int) -> NDArray[np.float32]:
+def _table(bundle: Bundle, name: str, rows: int, dim: int) -> Table:
     with bundle.reading(f"tables/{name}.npy") as path:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
-    if table.dtype != np.float32 or table.shape != (rows, dim):
-        raise BundleError(f"bundle {bundle.folder}: tables/{name}.npy is {table.dtype} {table.shape}, expected float32 {(rows, dim)}")
+    if table.dtype.name not in _TENSORS or not table.dtype.isnative or table.shape != (rows, dim):
+        raise BundleError(
+            f"bundle {bundle.folder}: tables/{name}.npy is {table.dtype} {table.shape}, expected {' or '.join(_TENSORS)} {(rows, dim)}"
+        )
     return np.asarray(table)

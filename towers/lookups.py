@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from towers.batch import HISTORY_AGE, HISTORY_EVENT, HISTORY_GAP, HISTORY_ITEM, FeatureBatch, event_context
 from towers.columns import FIRST_ROW, ITEM_ID, USER_ID
 from towers.errors import ConfigError
+from towers.half import Table
 from towers.history import repeats
 from towers.model_config import InputSpec, ModelConfig
 
@@ -33,7 +34,7 @@ class CoreInput:
     Attributes:
         name: its key among the gathered arrays, and its name in the ONNX graph.
         source: the FeatureBatch array it comes from.
-        dtype: `int32` or `float32`.
+        dtype: `int32` or `float32`; rows of a table may come in half precision.
         shape: its shape after the batch axis.
         table: the large table whose rows it holds, "" where it is the source itself or a mask.
         is_mask: 1.0 where the source is not padding, else 0.0.
@@ -145,11 +146,11 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     )
 
 
-def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
-    """The arrays of a core, with the rows of large tables looked up.
+def gather(batch: FeatureBatch, wanted: Iterable[CoreInput], tables: Mapping[str, Table]) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a core, with the rows of large tables looked up, in the precision of their table.
 
     Args:
-        tables: float32 [V, D] arrays by name; memory-mapped ones are read only where rows are asked for.
+        tables: [V, D] arrays by name; memory-mapped ones are read only where rows are asked for.
     """
     gathered: dict[str, NDArray[np.generic]] = {}
     for entry in wanted:

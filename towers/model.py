@@ -12,10 +12,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from towers.bags import pool_rows
@@ -25,6 +23,7 @@ from towers.encoders import History, HistoryEncoder, make_encoder
 from towers.errors import ConfigError
 from towers.features import FeatureSum, embedding, missing_value, small_tables
 from towers.fixed_sum import FixedSum, lay_out
+from towers.half import Table, narrowest
 from towers.heads import make_head
 from towers.hiding import chance, shortened
 from towers.history import repeats
@@ -193,9 +192,9 @@ class TwoTower(nn.Module):
     def _item_layer(self, spec: InputSpec) -> nn.Module:
         return self.tables[spec.table] if spec.table in self.tables else self.item_features.layer(spec, self.small_tables)
 
-    def table_arrays(self) -> dict[str, NDArray[np.float32]]:
-        """The large tables as NumPy arrays [V, D] by name, for gathering outside torch."""
-        return {name: _table(self.tables, name).weight.detach().cpu().float().numpy() for name in self.tables}
+    def table_arrays(self) -> dict[str, Table]:
+        """The large tables as NumPy arrays [V, D] by name, for gathering outside torch: as narrow as their numbers allow."""
+        return {name: narrowest(_table(self.tables, name).weight.detach().cpu().float().numpy()) for name in self.tables}
 
     def temperature(self) -> Tensor:
         """What scores are divided by in the loss: a scalar."""
@@ -262,7 +261,8 @@ class ExportCore(nn.Module):
         self.inputs = model.plan.user if side == "user" else model.plan.item
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        gathered = {entry.name: array for entry, array in zip(self.inputs, arrays, strict=True)}
+        whole = (array.float() if array.dtype == torch.float16 else array for array in arrays)
+        gathered = {entry.name: array for entry, array in zip(self.inputs, whole, strict=True)}
         if self.side == "item":
             return (self.model.item_core(gathered),)
         vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=self.model.config.sums_user)

@@ -40,7 +40,7 @@ def user_parts(
         gathered: what the core read: history rows and their mask, and spectral rows.
         others: float32 [B, D] each, in the order of the names.
     """
-    history_BLD = gathered[HISTORY_ROWS] * weights_BL[:, :, None]
+    history_BLD = np.asarray(gathered[HISTORY_ROWS], np.float32) * weights_BL[:, :, None]
     parts_BSD = np.concatenate([history_BLD, *(other_BD[:, None] for other_BD in others)], axis=1)
     if config.similarity == "cosine":
         whole_BD = parts_BSD.sum(1)
@@ -51,5 +51,6 @@ def user_parts(
         parts_BSD[..., : config.dim] = learned_BSD
         length, newest = history_BLD.shape[1], -config.spectral.newest  # -0: all
         share_B11 = np.maximum(gathered[HISTORY_MASK].sum(1), 1)[:, None, None] ** -0.5 if newest else 1.0
-        parts_BSD[:, :length][:, newest:, first:] += config.spectral.weight * share_B11 * gathered[SPECTRAL_HISTORY_ROWS][:, newest:]
+        spectral_BLK = np.asarray(gathered[SPECTRAL_HISTORY_ROWS][:, newest:], np.float32)
+        parts_BSD[:, :length][:, newest:, first:] += config.spectral.weight * share_B11 * spectral_BLK
     return UserParts(parts_BSD, names)

@@ -38,12 +38,15 @@ def bundle_parts(
     pq.write_table(counts, folder / "popularity.parquet", compression="zstd")
     pq.write_table(data.catalog, folder / "catalog.parquet", compression="zstd")
     (folder / "tables").mkdir()
+    half = []
     for name, rows_VD in model.table_arrays().items():
         np.save(folder / "tables" / f"{name}.npy", rows_VD, allow_pickle=False)
+        if rows_VD.dtype == np.float16:
+            half.append(name)
     parts: dict[str, Path | bytes] = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     for name in ("model_config.json", "weights.safetensors"):
         parts[name] = run_dir / "model" / name
-    parts["card.md"] = _card(run_dir, data, model).encode()
+    parts["card.md"] = _card(run_dir, data, model, half).encode()
     return parts
 
 
@@ -72,8 +75,8 @@ def headline(run_dir: Path) -> dict[str, Any]:
     return {name: document["metrics"][name]["value"] for name in names if "=" not in name}
 
 
-def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
-    """A page for people: what the model is, what it was trained on, how good it was found."""
+def _card(run_dir: Path, data: Interactions, model: TwoTower, half: list[str]) -> str:
+    """A page for people: what the model is, which of its tables are in half precision, what it was trained on, how good it was found."""
     config = model.config
     spectral = config.spectral
     narrowed = ", narrowed together" if spectral.narrow_to else ""
@@ -90,6 +93,8 @@ def _card(run_dir: Path, data: Interactions, model: TwoTower) -> str:
         + ("; it also has an embedding of the user's key." if config.use_user_id else "; there is no per-user parameter."),
         "",
     ]
+    if half:
+        lines += ["Rounded to half precision when training ended: " + ", ".join(f"`{name}`" for name in half) + ".", ""]
     figures = headline(run_dir)
     if figures:
         lines += ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in figures.items()), ""]

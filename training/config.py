@@ -116,6 +116,8 @@ class TrainerConfig:
             as torchrun started; another number than that is refused.
         init_from: start from the weights of a trained model: a bundle, a folder of bundles, a run_dir or its model/. Rows follow their
             ids, new ids start from the OOV or the mean row.
+        half_from: rows from which on a table (item ids, histories, user ids) is rounded to half precision when the model is written: a
+            server then maps half as much. null = never. Train again to change it: a run that is done is only written anew.
     """
 
     sampler: str = "auto"
@@ -136,6 +138,7 @@ class TrainerConfig:
     threads: int = 0
     processes: int = 0
     init_from: str | None = None
+    half_from: int | None = 200_000
 
 
 @dataclass
@@ -239,6 +242,8 @@ def validate(config: TrainingConfig) -> None:
     _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))
     if config.data.retention_days is not None and not config.data.retention_days > 0:
         raise ConfigError(f"data.retention_days: got {config.data.retention_days}, expected a number above 0, or null")
+    if config.trainer.half_from is not None and config.trainer.half_from < 0:
+        raise ConfigError(f"trainer.half_from: got {config.trainer.half_from}, expected a number of rows, or null for none")
     _choice("export.users_for", config.export.users_for, PURPOSES)
     for name in config.evaluate.baselines:
         _choice("evaluate.baselines", name, BASELINES)

@@ -21,6 +21,7 @@ from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
 from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
 from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
+from training.half_tables import round_tables
 from training.history_content import build, folded
 from training.inspection import Inspector
 from training.interactions import Interactions
@@ -133,6 +134,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
     model = folded(parts.model, data)
     if weighed:
         model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed, weighed.fitted)
+    half = round_tables(model, config.trainer.half_from)
     save_model(model, run_dir / "model")
     facts = run_facts(config, watch)
     for training in {id(p): p for p in (chosen.progress, progress)}.values():  # the second one where there is a refit
@@ -150,6 +152,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
         },
         "valid": weighed.metrics if weighed else chosen.progress.best,
         "spectral": {"weight": weighed.weight, "fitted": weighed.fitted, "tried": weighed.tried} if weighed else None,
+        "half_tables": half,
         "best_epoch": chosen.progress.best_epoch,
         "epochs": chosen.progress.epochs,
         "targets": chosen.targets,

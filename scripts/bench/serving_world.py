@@ -25,6 +25,8 @@ from towers.model_config import HistoryConfig, ModelConfig
 from towers.preprocess import Preprocessor
 from towers.runtime import TorchRuntime, save_model
 from towers.schema import Feature, make_schema
+from training.config import TrainerConfig
+from training.half_tables import round_tables
 from training.onnx_export import export_towers
 
 LENGTH, DIM, QUERIES = 50, 64, 2000
@@ -109,6 +111,7 @@ def _model(fitted: Preprocessor, history: str, item_ID: NDArray[np.float32]) -> 
     model = TwoTower(config, fitted.inputs, fitted.event_rows).eval()
     with torch.no_grad():
         model.tables["item_id"].weight[-len(item_ID) :] = torch.from_numpy(item_ID)
+    round_tables(model, TrainerConfig().half_from)
     return model
 
 

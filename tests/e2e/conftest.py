@@ -26,7 +26,14 @@ from training.config import TrainingConfig
 from training.interactions import Interactions
 from training.sources import open_source
 
-WORLD = ("experiment=synthetic_fast", "data.synthetic.users=120", "data.synthetic.items=100", "trainer.epochs=1", "trainer.threads=1")
+WORLD = (
+    "experiment=synthetic_fast",
+    "data.synthetic.users=120",
+    "data.synthetic.items=100",
+    "trainer.epochs=1",
+    "trainer.threads=1",
+    "trainer.half_from=1",
+)
 EXPORT = ("export.rows_per_shard=40",)
 TRAINING_JOBS = ("prepare", "train", "evaluate", "export")
 END_S = 1_706_572_800

@@ -51,6 +51,9 @@ def test_onnx_equals_torch(spine: Any, data: Interactions, retriever: Retriever)
     np.testing.assert_allclose(theirs.history_weights_BL, ours.history_weights_BL, atol=1e-5)
     np.testing.assert_allclose(encoder.runtime.item(data.item_features), model.item(data.item_features), atol=1e-5)
     assert spine.result("export.json")["onnx_max_difference"] <= 1e-5
+    assert sorted(spine.result("train.json")["half_tables"]) == ["history_item", "item_id"], "what is compared here are rounded tables"
+    assert {table.dtype.name for table in encoder.runtime._tables.values()} == {"float16"}
+    assert "Rounded to half precision when training ended: `" in retriever.bundle.path("card.md").read_text()
     assert np.ptp(ours.vectors_BHD, axis=0).max() > 0.1, "users all alike would make any comparison pass"
 
 

@@ -30,6 +30,7 @@ from towers.preprocess import Preprocessor
 from towers.runtime import TorchRuntime, save_model
 from towers.schema import Feature, Schema, make_schema
 from towers.vocab import Vocabulary
+from training.half_tables import round_tables
 from training.onnx_export import export_towers
 
 ODD_IDS = ["100%", "a/b c", "a/similar", "ünï-код-日本", "?k=1"]
@@ -105,7 +106,7 @@ def write_histories(path: Path, keys: UserKeys, users: dict[str, list[str]]) -> 
     pq.write_table(table, path, row_group_size=3)
 
 
-def make_world(folder: Path, history_name: str = "mean") -> World:
+def make_world(folder: Path, history_name: str = "mean", half: bool = False) -> World:
     """Publish a bundle of random, untrained towers: what serving must get right does not depend on training."""
     torch.manual_seed(0)
     fitted = preprocessor()
@@ -119,6 +120,8 @@ def make_world(folder: Path, history_name: str = "mean") -> World:
                 parameter.normal_(std=0.1 if name.endswith("push") else 1.0)
         if mean:
             model.history.mark_negative(fitted.vocabularies["event_type"].rows(["skip", "abandon"]))
+    if half:
+        assert round_tables(model, 1) == [*model.tables]
     table = catalog()
     columns = {"item_id": table["item_id"].to_pylist(), "categories": table["categories"].to_pylist()}
     encoder = Encoder(fitted, TorchRuntime(model), LENGTH)
@@ -131,8 +134,8 @@ def make_world(folder: Path, history_name: str = "mean") -> World:
     pq.write_table(table, parts / "catalog.parquet")
     pq.write_table(pa.table({"item_id": table["item_id"], "count": table["train_count"]}), parts / "popularity.parquet")
     (parts / "tables").mkdir()
-    for name, embedding in model.tables.items():
-        np.save(parts / "tables" / f"{name}.npy", embedding.weight.detach().numpy())
+    for name, rows_VD in model.table_arrays().items():
+        np.save(parts / "tables" / f"{name}.npy", rows_VD)
     sample = encoder.user_batch([UserRow(["item-01", "item-02"], ["play"] * 2, [NOW_US] * 2, NOW_US), UserRow()])
     items = fitted.encode("item", columns, len(table))
     assert len(items["item.item_id"]) == len(table) > FIRST_ROW and NO_TIME < 0
@@ -162,6 +165,17 @@ def exact_index_json(vectors_ID: np.ndarray, path: Path) -> dict[str, object]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def half_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Its tables are in half precision."""
+    return make_world(tmp_path_factory.mktemp("half"), half=True)
+
+
+@pytest.fixture(scope="session")
+def half_transformer_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("half-transformer"), "transformer", half=True)
 
 
 @pytest.fixture(scope="session")

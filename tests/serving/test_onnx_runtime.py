@@ -22,14 +22,17 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("world_name", ["world", "transformer_world"])
+WORLDS = ["world", "half_world", "transformer_world", "half_transformer_world"]
+
+
+@pytest.mark.parametrize("world_name", WORLDS)
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[2:3]], ids=["many", "empty", "long"])
 def test_vectors_equal_torchs(request: pytest.FixtureRequest, world_name: str, rows: list[UserRow]) -> None:
     world = request.getfixturevalue(world_name)
     runtime = OnnxRuntime(Bundle.open(world.bundle), world.preprocessor)
     found, wanted = (Encoder(world.preprocessor, one, 6).users(rows) for one in (runtime, TorchRuntime(world.model)))
     np.testing.assert_allclose(found.vectors_BHD, wanted.vectors_BHD, atol=1e-5, rtol=0)
-    if world_name == "world":
+    if "transformer" not in world_name:
         assert found.history_weights_BL is not None and wanted.history_weights_BL is not None
         np.testing.assert_allclose(found.history_weights_BL, wanted.history_weights_BL, atol=1e-5, rtol=0)
     else:
@@ -50,7 +53,7 @@ def test_a_pooled_history_is_read_without_its_padding(request: pytest.FixtureReq
         np.testing.assert_allclose(long.history_weights_BL[:, 394:], short.history_weights_BL, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("world_name", ["world", "transformer_world"])
+@pytest.mark.parametrize("world_name", WORLDS)
 def test_item_vectors_equal_the_bundles(request: pytest.FixtureRequest, world_name: str) -> None:
     world = request.getfixturevalue(world_name)
     bundle = Bundle.open(world.bundle)
@@ -77,13 +80,29 @@ def test_graphs_name_no_file_of_the_machine_that_trained(world: Any) -> None:
         assert b".py" not in graph and b"Traceback" not in graph and b"site-packages" not in graph
 
 
-def test_a_table_of_other_rows_is_refused(world: Any, tmp_path: Path) -> None:
+def with_table(world: Any, folder: Path, rows_VD: np.ndarray) -> Bundle:
+    """A copy whose history table is another one."""
     opened = Bundle.open(world.bundle)
-    (tmp_path / "tables").mkdir()
     for name in opened.manifest["files"]:
-        target = tmp_path / name
+        target = folder / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes((opened.folder / name).read_bytes())
-    np.save(tmp_path / "tables" / "history_item.npy", np.zeros((3, 8), np.float32))
-    with pytest.raises(BundleError, match="expected float32"):
-        OnnxRuntime(Bundle(tmp_path, opened.manifest), world.preprocessor)
+    np.save(folder / "tables" / "history_item.npy", rows_VD)
+    return Bundle(folder, opened.manifest)
+
+
+@pytest.mark.parametrize("rows,dtype", [(3, "float32"), (None, "float64"), (None, ">f4")])
+def test_a_table_of_other_rows_is_refused(world: Any, tmp_path: Path, rows: int | None, dtype: str) -> None:
+    table_VD = world.model.tables["history_item"].weight.detach().numpy()
+    with pytest.raises(BundleError, match="expected float32 or float16"):
+        OnnxRuntime(with_table(world, tmp_path, table_VD[:rows].astype(dtype)), world.preprocessor)
+
+
+@pytest.mark.parametrize("world_name,dtype", [("world", np.float16), ("half_world", np.float32)])
+def test_a_table_of_another_precision_than_its_graph_is_refused(
+    request: pytest.FixtureRequest, tmp_path: Path, world_name: str, dtype: type
+) -> None:
+    world = request.getfixturevalue(world_name)
+    table_VD = world.model.tables["history_item"].weight.detach().numpy().astype(dtype)
+    with pytest.raises(BundleError, match=r"onnx/user.onnx reads history.item.rows as tensor.*export it again"):
+        OnnxRuntime(with_table(world, tmp_path, table_VD), world.preprocessor)
