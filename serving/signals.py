@@ -78,7 +78,7 @@ def read_signals(
     if not trained:
         mode, reason = (COLD, "") if _has_preferences(features, preprocessor) else (FALLBACK, _reason(request, stored, stores_users, seen))
         # items that the model was not taught say nothing, and what was declared may be silent beside them (model.own_preferences)
-        items, events, times, rows = [], [], [], rows[:0]
+        items, events, times, contexts, rows = [], [], [], {}, rows[:0]
     row = UserRow(
         history_items=items,
         history_events=events,

@@ -17,7 +17,7 @@ BATCH_SIZES = {"event": 1024, "user": 512}
 WINDOW_TARGETS, WINDOW_STEPS = 5000, 200
 """Most targets of a step of windows, and fewest steps of an epoch, where the config leaves it open. On MovieLens-1M larger steps cost less
 CPU a target, and up to here they learn as much of it, at a higher rate; small logs need the steps more than they need the targets
-(scripts/bench/results/recipes_ordered_epyc_202611.md)."""
+(scripts/bench/results/LOG.md, "Recipes for ordered sets")."""
 FEWEST_WINDOWS, MOST_WINDOWS = 16, 512
 LENGTH_SHARE = 0.95
 SHORTEST_WINDOW, LONGEST_WINDOW, LONGEST_HISTORY = 20, 100, 1000

@@ -109,6 +109,10 @@ def test_the_waterfall_says_which_stage_loses_what(swept: Any) -> None:
     best = [{ids[row] for row in np.argsort(-scores, kind="stable")[:30]} for scores in scores_QI]
     hits = [len(found & set(wanted)) / len(wanted) for found, wanted in zip(best, answers, strict=True)]
     assert stages["model"]["recall"]["value"] == pytest.approx(np.mean(hits))
+    for query, (seen, wanted) in enumerate(zip(held.seen.to_pylist(), answers, strict=True)):
+        unseen = [ids[row] for row in np.argsort(-scores_QI[query], kind="stable") if ids[row] not in set(seen)]
+        hits[query] = len(set(unseen[:30]) & set(wanted)) / len(wanted)
+    assert stages["seen"]["recall"]["value"] == pytest.approx(np.mean(hits))
     for before, after in zip(document["waterfall"], document["waterfall"][1:], strict=False):
         assert after["change"]["value"] == pytest.approx(after["recall"]["value"] - before["recall"]["value"])
 

@@ -52,23 +52,25 @@ def test_every_users_list_is_that_of_a_request(world: Any, config: ServingConfig
     assert report["modes"] == {"cold": 1, "fallback": 1, "personalized": len(world.users) - 2}
 
 
-def test_items_that_came_and_went_since_the_bundle_are_as_a_request_has_them(config: ServingConfig, retriever: Retriever) -> None:
+def test_items_that_came_and_went_since_the_bundle_are_as_a_request_has_them(
+    world: Any, config: ServingConfig, retriever: Retriever
+) -> None:
     gone = retriever.recommend(k=1, now=NOW).items[0].item_id
     run(config)
     assert any(gone in ids for ids in written(config)["item_ids"].to_pylist())
     changes = ItemChanges(Path(config.run_dir) / "state" / ITEMS_FILE)
     changes.put(gone, None)
     changes.put("newcomer", {"title": "New"})
-    live = LiveItems(retriever, changes)
-    served = live.refreshed()
+    served = LiveItems(retriever, changes).refreshed()
     changes.close()
     assert served is not None
-    run(config)
-    lists = written(config)["item_ids"].to_pylist()
-    assert not any(gone in ids for ids in lists)
     config.recommend.k = len(served.catalog)
     run(config)
-    assert any("newcomer" in ids for ids in written(config)["item_ids"].to_pylist())
+    got = {row["user_key"]: row["item_ids"] for row in written(config).to_pylist()}
+    keys = UserKeys.open(str(world.key_file))
+    for user in world.users:
+        assert got[keys.key(user)] == [item.item_id for item in served.recommend(user, k=config.recommend.k, now=NOW).items]
+    assert not any(gone in ids for ids in got.values()) and any("newcomer" in ids for ids in got.values())
 
 
 def test_an_interrupted_job_goes_on_with_its_moment(config: ServingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
