@@ -49,8 +49,10 @@ class Writer:
             self.process = subprocess.Popen(command, env=environment, stdout=sink)
 
     def kill(self, after_s: float) -> None:
-        deadline = time.monotonic() + 30
-        while not (self.folder / self.name).stat().st_size and time.monotonic() < deadline:
+        # two batches are sent again: the fourth is the second new one, so every life gets on, however slow the disk
+        deadline = time.monotonic() + 60
+        while (self.folder / self.name).read_text().count("\n") < 4:
+            assert time.monotonic() < deadline, "it hardly wrote"
             time.sleep(0.005)
         time.sleep(after_s)
         self.process.kill()
@@ -79,7 +81,7 @@ def test_kills_lose_and_double_nothing(tmp_path: Path, kills: int) -> None:
     found = Counter(item for history in histories for item in history.items)
     assert set(found.values()) == {1}
     for writer in writers:
-        assert writer.acknowledged > kills, "it hardly wrote"
+        assert writer.acknowledged > kills
         wanted = {event.item_id for number in range(writer.acknowledged + 1) for event in batch(writer.name, number)}
         assert wanted <= set(found)
         # a batch is there whole or not at all, even the one that was cut off
