@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api_keys import ApiKeys
@@ -63,17 +63,19 @@ class AppOptions:
     rights: Rights | None = None
 
 
-class AnyText(PathConvertor):
-    """Whatever an id may hold; Starlette's own `path` ends at a line break."""
+class Segment(StringConvertor):
+    """What stands between two slashes; unlike Starlette's own `str` also nothing, so that an empty id is answered as an id."""
 
-    regex = "(?s:.*)"
+    regex = "[^/]*"
 
 
-register_url_convertor("any", AnyText())
+register_url_convertor("segment", Segment())
 
 
 class Straight:
     """Calls of a fixed path go straight to their endpoint; Starlette, which tries its routes one after the other, has all others.
+
+    It is shown the path as it was sent: in that a slash is one of the route and never one of an id (`%2F`), which the endpoint decodes.
 
     Args:
         app: answers them.
@@ -88,7 +90,11 @@ class Straight:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._endpoints.get((scope["path"], scope["method"])) if scope["type"] == "http" else None
+        found = None
+        if scope["type"] == "http":
+            found = self._endpoints.get((scope["path"], scope["method"]))
+            if found is None:
+                scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
         await (found or self._app)(scope, receive, send)
 
 
@@ -112,7 +118,9 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
         return page
 
     routes.append(Route("/", Endpoint(front, "page", show), methods=["GET"]))
-    return Straight(Starlette(routes=routes, exception_handlers={HTTPException: _not_ours}), routes)
+    others = Starlette(routes=routes, exception_handlers={HTTPException: _not_ours})
+    others.router.redirect_slashes = False
+    return Straight(others, routes)
 
 
 def serve(app: ASGIApp, listener: socket.socket, on_ready: Callable[[], None]) -> None:
@@ -152,5 +160,8 @@ async def _not_ours(request: Request, error: Exception) -> Response:
         raise error
     request_id = request_id_of(request.scope["headers"])
     detail = f"{request.method} {request.url.path[:200]}: {error.detail}. GET /openapi.json lists what can be asked"
-    headers = {**(error.headers or {}), "x-request-id": request_id.decode()}
+    headers = {"x-request-id": request_id.decode()}
+    if error.status_code == 405:  # in its own header Starlette names the methods of the first route of this path alone
+        matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        headers["allow"] = ", ".join(sorted({method for route in matching for method in route.methods}))
     return Response(problem(error.status_code, detail, request_id), error.status_code, headers, "application/problem+json")

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -39,7 +40,11 @@ _JSON, _PROBLEM = b"application/json", b"application/problem+json"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler gets to see of a request."""
+    """What a handler gets to see of a request.
+
+    Attributes:
+        params: the variable parts of the path, decoded.
+    """
 
     params: Mapping[str, str]
     query: str
@@ -119,7 +124,7 @@ class Endpoint:
             body = await _body(receive, headers.length, self.front.max_body_bytes) if self.takes_body else b""
             deadline.check()
             ANSWERING.set(headers.request_id.decode())
-            call = Call(scope.get("path_params", {}), scope["query_string"].decode("latin-1"), body, deadline)
+            call = Call(_decoded(scope.get("path_params", {})), scope["query_string"].decode("latin-1"), body, deadline)
             found = await asyncio.to_thread(self.handler, call) if self.slow else self.handler(call)
             if isinstance(found, Reply):
                 content, media_type, extra = found.content, found.media_type, found.headers
@@ -192,6 +197,17 @@ class _Headers:
         if not _SAFE_ID.fullmatch(found.request_id):
             found.request_id = os.urandom(16).hex().encode()
         return found
+
+
+def _decoded(params: Mapping[str, str]) -> Mapping[str, str]:
+    """Parts of a path, which come percent-encoded, as text."""
+    found = {}
+    for name, value in params.items():
+        try:
+            found[name] = unquote_to_bytes(value.encode("latin-1")).decode()
+        except UnicodeDecodeError:
+            raise RequestError(name, "got bytes that are no UTF-8, expected percent-encoded UTF-8") from None
+    return found
 
 
 def _deadline(given: bytes, started: float) -> float | None:

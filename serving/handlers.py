@@ -26,7 +26,7 @@ class Route:
     """One row of the table of what can be asked.
 
     Attributes:
-        path: with `{id:any}` where an item's id stands.
+        path: with `{id:segment}` where an item's id stands.
         method: of HTTP.
         name: in metrics and logs.
         handler: answers.
@@ -61,7 +61,7 @@ class Handlers:
 
     def routes(self) -> list[Route]:
         """Everything that can be asked, most asked first."""
-        item, user, people = "/v1/items/{id:any}", "/v1/users/{id:any}", self._people
+        item, user, people = "/v1/items/{id:segment}", "/v1/users/{id:segment}", self._people
         return [
             Route("/v1/recommend", "POST", "recommend", self.recommend, "recommend", True),
             Route("/v1/recommend:batch", "POST", "recommend_batch", self.recommend_batch, "recommend", True),

@@ -39,9 +39,12 @@ _TIMEOUT = {
     "name": TIMEOUT, "in": "header", "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
     "description": "milliseconds that the caller waits: work is not begun after them",
 }  # fmt: skip
-_ITEM_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "description": "item id, percent-encoded"}
+_ITEM_ID = {
+    "name": "id", "in": "path", "required": True, "schema": {"type": "string"},
+    "description": "item id, percent-encoded, a slash in it as %2F",
+}  # fmt: skip
 
-_USER_ID = {**_ITEM_ID, "description": "the caller's id of a person, percent-encoded"}
+_USER_ID = {**_ITEM_ID, "description": "the caller's id of a person, percent-encoded, a slash in it as %2F"}
 
 EXAMPLES = 50
 """Most values named of a feature that takes one of a vocabulary."""

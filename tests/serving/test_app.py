@@ -88,7 +88,7 @@ def test_an_id_may_hold_line_breaks(client: httpx.Client, path: str) -> None:
     [
         ("/v1/items/nope/similar", 404, "id"),
         ("/v1/items//similar", 404, "id"),
-        ("/v1/items/%FF%00/similar", 404, "id"),
+        ("/v1/items/%00/similar", 404, "id"),
         ("/v1/items/" + "x" * 5000 + "/similar", 404, "id"),
         ("/v1/items/item-01/similar?k=0", 422, "k"),
         ("/v1/items/item-01/similar?k=-1", 422, "k"),

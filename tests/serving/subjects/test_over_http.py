@@ -43,6 +43,20 @@ async def test_seeing_and_forgetting(used: Any) -> None:
             assert failed.status_code == 500 and OTHER not in failed.text
 
 
+@pytest.mark.anyio
+async def test_an_id_that_ends_like_a_route_is_that_id(used: Any) -> None:
+    with used.served() as (retriever, rights):
+        app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), rights=rights))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            named, held = f"{USER}%2Fconsent", (await client.get(f"/v1/users/{USER}")).json()["held"]
+            told = (await client.get(f"/v1/users/{named}")).json()
+            assert (told["user_id"], told["held"]) == (f"{USER}/consent", {}) and held
+            refused = await client.delete(f"/v1/users/{USER}/consent")
+            assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, PUT")
+            assert (await client.delete(f"/v1/users/{named}")).json()["found"] is False
+            assert (await client.get(f"/v1/users/{USER}")).json()["held"] == held, "somebody else was forgotten"
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
