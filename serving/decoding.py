@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,21 +19,25 @@ _END_OF_TIME_S = 7_258_118_400  # 2200-01-01: later numbers are milli- or micros
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, BatchRequest, RerankRequest, EventsRequest, ItemRequest, ConsentRequest)
 }
+_FREE = ("context", "preferences", "attributes")
+"""Fields that hold no ids, but what features are given."""
+_LENGTH = f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
+_TOO_LONG = (f"Expected `str` of length <= {MAX_ID_BYTES}", "Expected `str` of length >= 1")
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-def decode(body: bytes, kind: type[_T]) -> _T:
+def decode(body: bytes, kind: type[_T], most: int | None = None) -> _T:
     """A request from JSON.
 
     Args:
         kind: one of the request types of serving.messages.
+        most: entries of a list past which it is refused anyway, so that nobody looks into it here.
 
     Raises:
         RequestError: 400 for text that is not JSON, 422 naming the field for JSON that does not fit.
     """
     try:
         decoded: _T = _DECODERS[kind].decode(body)
-        return decoded
     except msgspec.ValidationError as error:
         raise _misfit(error, _loose(body), kind) from None
     except RecursionError:
@@ -43,6 +47,9 @@ def decode(body: bytes, kind: type[_T]) -> _T:
         if field:
             raise RequestError(field, "NaN and Infinity are not numbers in JSON; leave the field out if it is unknown") from None
         raise RequestError("body", f'not JSON: {error}. Expected an object such as {{"user_id": "42", "k": 10}}', 400) from None
+    if _has_long_bytes(body):
+        _check_ids(decoded, most)
+    return decoded
 
 
 def from_python(fields: Mapping[str, Any], kind: type[_T]) -> _T:
@@ -52,11 +59,19 @@ def from_python(fields: Mapping[str, Any], kind: type[_T]) -> _T:
         RequestError: names the field.
     """
     try:
-        return msgspec.convert(dict(fields), kind)
+        converted = msgspec.convert(dict(fields), kind)
     except msgspec.ValidationError as error:
         raise _misfit(error, dict(fields), kind) from None
     except RecursionError:
         raise RequestError("request", "nested too deeply; a request needs at most 4 levels") from None
+    _check_ids(converted)
+    return converted
+
+
+def check_id(field: str, text: str) -> None:
+    """Raises RequestError unless it is 1 to MAX_ID_BYTES bytes of UTF-8, as every id must be."""
+    if not text or _is_long(text):
+        raise RequestError(field, _LENGTH)
 
 
 def check_limits(request: Asker, limits: Limits) -> None:
@@ -95,6 +110,47 @@ def microseconds(field: str, moment: Moment) -> int:
     return round(seconds * 1_000_000)
 
 
+def _has_long_bytes(body: bytes) -> bool:
+    """Whether a text may have more than MAX_ID_BYTES bytes though it has no more characters, which msgspec has counted. It then is as long
+    in the body: escapes are longer than what they stand for."""
+    if body.isascii() and b"\\u" not in body:
+        return False
+    return b'\\"' in body or max(map(len, body.split(b'"'))) > MAX_ID_BYTES
+
+
+def _check_ids(request: msgspec.Struct, most: int | None = None) -> None:
+    """Raises RequestError at the first id, or other text of an id's length, that is too long once it is written as UTF-8."""
+    found = _long(request, most)
+    if found is not None:
+        raise RequestError(found.lstrip("."), _LENGTH)
+
+
+def _long(value: Any, most: int | None) -> str | None:
+    """Path to the first text in it that is too long; lists of more than `most` entries are passed over."""
+    if isinstance(value, str):
+        return "" if _is_long(value) else None
+    pairs: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, msgspec.Struct):
+        pairs = ((f".{name}", getattr(value, name)) for name in value.__struct_fields__ if name not in _FREE)
+    elif isinstance(value, list) and (most is None or len(value) <= most):
+        pairs = ((f"[{place}]", entry) for place, entry in enumerate(value))
+    elif isinstance(value, dict):
+        if any(map(_is_long, value)):
+            return ""
+        pairs = ((f".{key}", entry) for key, entry in value.items())
+    return next((step + found for step, entry in pairs if (found := _long(entry, most)) is not None), None)
+
+
+def _is_long(text: str) -> bool:
+    """Past MAX_ID_BYTES of UTF-8, or none at all: a Python caller can hold text that cannot be written."""
+    if text.isascii():
+        return len(text) > MAX_ID_BYTES
+    try:
+        return len(text.encode()) > MAX_ID_BYTES
+    except UnicodeEncodeError:
+        return True
+
+
 def _misfit(error: msgspec.ValidationError, raw: Any, kind: type[msgspec.Struct]) -> RequestError:
     """msgspec's message as field and reason; mapping keys, which msgspec leaves out, are looked up in `raw`."""
     text = str(error)
@@ -106,6 +162,8 @@ def _misfit(error: msgspec.ValidationError, raw: Any, kind: type[msgspec.Struct]
     if unknown:
         field = f"{field}.{unknown[1][:MAX_ID_BYTES]}".lstrip(".")
         reason = reason.replace(unknown[1], unknown[1][:MAX_ID_BYTES])
+    if reason in _TOO_LONG:
+        reason = _LENGTH
     if of_key:
         reason = f"a name in it does not fit: {reason}"
     elif "[...]" in field:

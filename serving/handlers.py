@@ -81,16 +81,20 @@ class Handlers:
         ]
 
     def recommend(self, call: Call) -> object:
-        return self._engine.retriever.answer(decode(call.body, RecommendRequest))
+        retriever = self._engine.retriever
+        return retriever.answer(decode(call.body, RecommendRequest, retriever.limits.max_history))
 
     def recommend_batch(self, call: Call) -> object:
-        return answer_rows(self._engine.retriever, decode(call.body, BatchRequest), call.deadline.check)
+        retriever = self._engine.retriever
+        return answer_rows(retriever, decode(call.body, BatchRequest, retriever.limits.max_history), call.deadline.check)
 
     def rerank(self, call: Call) -> object:
-        return answer_rerank(self._engine.retriever, decode(call.body, RerankRequest))
+        retriever = self._engine.retriever
+        return answer_rerank(retriever, decode(call.body, RerankRequest, retriever.limits.max_history))
 
     def events(self, call: Call) -> object:
-        return self._engine.retriever.add(decode(call.body, EventsRequest))
+        retriever = self._engine.retriever
+        return retriever.add(decode(call.body, EventsRequest, retriever.limits.max_events))
 
     def put_item(self, call: Call) -> object:
         return self._engine.put_item(call.params["id"], decode(call.body, ItemRequest).attributes)

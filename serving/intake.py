@@ -67,9 +67,6 @@ def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocesso
     time = now if event.timestamp is None else microseconds(f"{field}.timestamp", event.timestamp)
     if time > now + CLOCK_SKEW_S * 1_000_000:
         raise RequestError(f"{field}.timestamp", f"lies {(time - now) / 1e6:,.0f} s in the future, expected at most {CLOCK_SKEW_S}")
-    for name in ("item_id", "event_id", "session_id", "channel", "recommendation_id"):
-        if not (getattr(event, name) or "").isascii():
-            _check_text(f"{field}.{name}", getattr(event, name))
     _check_context(field, event.context, preprocessor)
     kind = event.event_type or DEFAULT_EVENT_TYPE
     event_id = event.event_id or hashlib.blake2b(f"{time}\n{kind}\n{event.item_id}".encode(), digest_size=16).hexdigest()
@@ -93,13 +90,6 @@ def _may_be_kept(event: StoredEvent, standing: Standing) -> bool:
     # a removal is of use even to somebody who allows nothing now: what he removed stays out should he allow it again
     of_use = event.event_type == REMOVAL or standing.mask(event.user_key) & _USES
     return bool(of_use) and (forgotten is None or event.timestamp > forgotten)
-
-
-def _check_text(field: str, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # only a Python caller can hold such text; JSON cannot say it
-        raise RequestError(field, f"got {text[:60]!r}, expected text that can be written as UTF-8") from None
 
 
 def _check_context(field: str, context: Mapping[str, object], preprocessor: Preprocessor) -> None:

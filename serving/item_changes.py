@@ -9,9 +9,9 @@ import msgspec
 import pyarrow as pa
 
 from serving.database import Database
-from serving.decoding import microseconds
+from serving.decoding import check_id, microseconds
 from towers.bundle import Bundle
-from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, MAX_ID_BYTES, NO_TIME, TITLE
+from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, NO_TIME, TITLE
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
 from towers.schema import Feature
@@ -100,8 +100,7 @@ def check_item(item_id: str, attributes: Attributes, preprocessor: Preprocessor)
     Raises:
         RequestError: names the attribute at fault.
     """
-    if not 1 <= len(item_id.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES or not _is_text(item_id):
-        raise RequestError("id", f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8")
+    check_id("id", item_id)
     known = known_attributes(preprocessor)
     for name, value in attributes.items():
         if name not in known:

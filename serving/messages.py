@@ -13,7 +13,8 @@ from msgspec import Meta, Struct
 from serving.reasons import Explanation
 from towers.columns import MAX_ID_BYTES
 
-Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"at most {MAX_ID_BYTES} bytes of UTF-8")]
+"""Characters are counted as it is decoded; serving.decoding counts the bytes where they may be more."""
 Moment = int | float | Annotated[datetime, Meta(tz=True)]
 """Unix seconds (fractions allowed) or RFC 3339 with a zone."""
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]

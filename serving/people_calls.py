@@ -1,12 +1,11 @@
 """Calls about a person's own rows: what they allow, what is held, and that it be forgotten."""
 
 from serving.calls import Call
-from serving.decoding import decode
+from serving.decoding import check_id, decode
 from serving.engine import Engine
 from serving.people_messages import ConsentRequest, ConsentState, Held, Receipt
 from serving.profiles import Profiles
 from serving.rights import Rights
-from towers.columns import MAX_ID_BYTES
 from towers.consent import purposes_of
 from towers.errors import RequestError
 
@@ -44,7 +43,6 @@ class PeopleCalls:
 
     def _who(self, call: Call) -> tuple[Profiles, bytes]:
         user_id = call.params["id"]
-        if not 1 <= len(user_id.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES:
-            raise RequestError("id", f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8")
+        check_id("id", user_id)
         profiles = self._engine.retriever.profiles
         return profiles, profiles.keys.key(user_id)
