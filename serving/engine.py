@@ -13,8 +13,9 @@ from serving.live_items import LiveItems
 from serving.messages import ItemChanged
 from serving.probes import check_answers
 from serving.retriever import Retriever
-from towers.bundle import MANIFEST, Bundle, current
+from towers.bundle import Bundle, current
 from towers.errors import RequestError, TowersError
+from towers.pointers import MANIFEST, waiting
 
 log = logging.getLogger("towers.serving")
 
@@ -38,7 +39,9 @@ class Engine:
 
     Attributes:
         retriever: what answers now.
-        refused: the last published bundle that was not taken (`bundle` and `reason`), until another is; else None.
+        refused: the last published bundle that was not taken (`bundle` and `reason`), until another is, or (`reason` alone) why none is
+            known to be current; else None.
+        waiting: version that was exported and is not current before it has its index; else None.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class Engine:
         chores: Callable[[], None] | None = None,
     ) -> None:
         self.refused: dict[str, str] | None = None
+        self.waiting: str | None = None
         self._changes, self._bundles, self._load, self._chores = changes, bundles, load, chores
         self._live = None if changes is None else LiveItems(retriever, changes)
-        self._looked_at = _seal(retriever.bundle.folder)
+        self._looked_at, self._verdict = _seal(retriever.bundle.folder), ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,27 +101,23 @@ class Engine:
         """Take over the bundle that CURRENT names, or say in `refused` why not; raises nothing."""
         if self._bundles is None or self._load is None:
             return
-        folder, reason = self._bundles, ""
+        self._look_who_waits(self._bundles)
         try:
             folder = current(self._bundles)
-            seal = _seal(folder)
-            if seal == self._looked_at:
-                return
-            self._looked_at = seal
-            self._swap(self._load(Bundle.open(folder)))
         except TowersError as error:
-            reason = str(error)
-        except Exception as error:  # whatever is wrong with a bundle, the one that answers is not
-            log.exception("a new bundle could not be opened")
-            reason = repr(error)
-        if reason and self.refused != {"bundle": folder.name, "reason": reason}:
-            log.error("bundle refused", extra={"bundle": folder.name, "reason": reason})
-        self.refused = {"bundle": folder.name, "reason": reason} if reason else None
+            self._refuse(None, str(error))
+            return
+        seal = _seal(folder)
+        if seal != self._looked_at:
+            self._looked_at, self._verdict = seal, self._taken_over(self._load, folder)
+        self._refuse(folder.name, self._verdict)
 
     def health(self) -> dict[str, Any]:
-        """Which versions answer, and which was refused and why."""
+        """Which versions answer, which was refused and why, and which waits for its index."""
         now = self.retriever
         told: dict[str, Any] = {"model_version": now.model_version, "index_version": now.bundle.version, "items": len(now.catalog)}
+        if self.waiting:
+            told["waiting"] = {"bundle": self.waiting, "reason": "it has no index yet: run `towers index`"}
         return told | ({"refused": self.refused} if self.refused else {})
 
     def start(self) -> "Engine":
@@ -158,6 +158,31 @@ class Engine:
             self.refresh()
             took = time.monotonic() - started
             self._rest_until_s = started + took + min(3 * took, _LONGEST_PAUSE_S)
+
+    def _look_who_waits(self, bundles: Path) -> None:
+        found = waiting(bundles)
+        name = None if found is None else found.name
+        if name is not None and name != self.waiting:
+            log.info("bundle waits for its index", extra={"bundle": name, "answering": self.retriever.bundle.version})
+        self.waiting = name
+
+    def _taken_over(self, load: Callable[[Bundle], Retriever], folder: Path) -> str:
+        """Have a bundle answer; why it does not, "" where it does."""
+        try:
+            self._swap(load(Bundle.open(folder)))
+        except TowersError as error:
+            return str(error)
+        except Exception as error:  # whatever is wrong with a bundle, the one that answers is not
+            log.exception("a new bundle could not be opened")
+            return repr(error)
+        return ""
+
+    def _refuse(self, bundle: str | None, reason: str) -> None:
+        """Tell why a bundle is not taken, once; nothing where there is no reason."""
+        refused = {"reason": reason} if bundle is None else {"bundle": bundle, "reason": reason}
+        if reason and refused != self.refused:
+            log.error("no bundle is current" if bundle is None else "bundle refused", extra=refused)
+        self.refused = refused if reason else None
 
     def _swap(self, opened: Retriever) -> None:
         check_answers(opened)

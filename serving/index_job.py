@@ -32,12 +32,13 @@ from towers.bundle import Bundle, current, publish
 from towers.errors import BundleError, DataError
 from towers.held_out import HELD_OUT, HeldOut
 from towers.job import write_json
+from towers.pointers import waiting, waits_no_more
 
 _SEALED = ("format_version", "version", "created", "parent", "files")
 
 
 def run(config: ServingConfig) -> str:
-    """Index the current bundle's items; publishes a new version whose parent is the bundle that `towers export` made.
+    """Index the items of the bundle that waits for it, else of the current one; publishes a version whose parent is what was exported.
 
     Returns:
         path of run_dir/index.json.
@@ -49,7 +50,8 @@ def run(config: ServingConfig) -> str:
     """
     started = time.perf_counter()
     run_dir = Path(config.run_dir)
-    core = folded(core_bundle(run_dir / "bundles"), run_dir / "bundles", state_dir(config) / ITEMS_FILE)
+    exported = core_bundle(run_dir / "bundles")
+    core = folded(exported, run_dir / "bundles", state_dir(config) / ITEMS_FILE)
     exact = ExactIndex(core.item_vectors())
     query_QD = held_out_queries(run_dir / "export" / "queries.npy", exact.item_ID.shape[1], config.index.queries, config.seed)
     _progress("attributes for filters")
@@ -63,18 +65,19 @@ def run(config: ServingConfig) -> str:
         meta, index = _tuned(kind, config, core, exact, served, query_QD, values)
     lacks_I = _reach(config, core, exact) if config.index.reach else None
     folder = _publish(run_dir, core, meta, index, attributes, lacks_I, served)
+    waits_no_more(run_dir / "bundles", exported.version)
     report = {"bundle": str(folder), "parent": core.version, "wall_s": round(time.perf_counter() - started, 2), **meta.to_json()}
     print(table(meta))
     return str(write_json(run_dir / "index.json", report))
 
 
 def core_bundle(bundles_dir: Path) -> Bundle:
-    """The current bundle, or the one it was indexed from.
+    """The bundle that waits for its index; where none does the current one, or what that was indexed from.
 
     Raises:
         BundleError: there is none, it is damaged, or its parent is gone.
     """
-    bundle = Bundle.open(current(bundles_dir))
+    bundle = Bundle.open(waiting(bundles_dir) or current(bundles_dir))
     if not bundle.has(META_FILE):
         return bundle
     parent = bundle.manifest.get("parent")

@@ -15,11 +15,11 @@ from serving.events import DAY_US
 from serving.receipt_writer import write_receipt
 from serving.rekey_files import sweep
 from serving.standing import Standing
-from towers.bundle import MANIFEST
 from towers.errors import DataError
 from towers.identity import UserKeys, mark
 from towers.live_consent import LIVE_CONSENT
 from towers.partitions import only_one
+from towers.pointers import MANIFEST
 from towers.prepared import FACTS, USER_TABLES, remove_users
 from towers.receipts import FORGET, REMOVED, Erasures, Receipts
 

@@ -8,7 +8,6 @@ folder can write a manifest.
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +24,11 @@ from numpy.typing import NDArray
 
 from towers.errors import BundleError, DataError, TowersError
 from towers.model_config import ModelConfig, model_config_from_json
+from towers.pointers import MANIFEST, VERSION, point, sync_folder
+from towers.pointers import current as current  # where readers of bundles look for it
 from towers.preprocess import Preprocessor
 
 FORMAT_VERSION = 0
-MANIFEST = "manifest.json"
-CURRENT = "CURRENT"
-
-_VERSION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def publish(
     parent: Bundle | None = None,
     make_current: bool = True,
 ) -> Path:
-    """Seal a new bundle and point CURRENT at it.
+    """Seal a new bundle and make it the current one, or have it wait for its index where the current one has one: see `towers.pointers`.
 
     Args:
         bundles_dir: folder of versions.
@@ -140,7 +137,7 @@ def publish(
         files: content by name inside the bundle; paths are copied. Over a parent's files of the same names.
         facts: what the manifest says besides: name, metrics, git_commit, libraries.
         parent: bundle whose other files are carried over (hard-linked where the disk allows).
-        make_current: False leaves CURRENT as it is.
+        make_current: False leaves both pointers as they are.
 
     Returns:
         the bundle's folder.
@@ -148,7 +145,7 @@ def publish(
     Raises:
         DataError: the disk is full or not writable; nothing was published and CURRENT is as it was.
     """
-    if not _VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise DataError(f"bundle version {version!r}: expected letters, digits, '.', '_' and '-', at most 200, the first no '.'")
     target = bundles_dir / version
     if target.exists():
@@ -162,9 +159,9 @@ def publish(
             _write(temporary / name, content)
         _seal(temporary, version, facts, parent)
         temporary.rename(target)
-        _sync_folder(bundles_dir)
+        sync_folder(bundles_dir)
         if make_current:
-            point_current(bundles_dir, version)
+            point(bundles_dir, version)
     except OSError as error:
         raise DataError(
             f"publishing {target}: {error.strerror or error}. Nothing was published; what CURRENT names is unchanged. Free some space or"
@@ -173,29 +170,6 @@ def publish(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already where all went well; Ctrl-C leaves nothing either
     return target
-
-
-def point_current(bundles_dir: Path, version: str) -> None:
-    """Make `version` the current one, atomically."""
-    temporary = bundles_dir / f".{CURRENT}.tmp"
-    _write(temporary, version.encode() + b"\n")
-    temporary.rename(bundles_dir / CURRENT)
-    _sync_folder(bundles_dir)
-
-
-def current(bundles_dir: Path) -> Path:
-    """Folder of the current bundle.
-
-    Raises:
-        BundleError: none was published, or the pointer names none.
-    """
-    try:
-        version = (bundles_dir / CURRENT).read_bytes().strip().decode(errors="replace")
-    except OSError as error:
-        raise BundleError(f"no bundle in {bundles_dir}: run `towers export` (then `towers index`) with the same run_dir first") from error
-    if not _VERSION.fullmatch(version) or not (bundles_dir / version).is_dir():
-        raise BundleError(f"{bundles_dir / CURRENT} names {version[:100]!r}, which is not a bundle there; write the name of one that is")
-    return bundles_dir / version
 
 
 def write_vectors(path: Path, vectors_ID: NDArray[np.float32]) -> None:
@@ -233,7 +207,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     if found != FORMAT_VERSION:
         raise BundleError(f"bundle {folder} has format {found!r}, this version of Towers reads {FORMAT_VERSION}; export it again")
-    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
         raise BundleError(f"bundle {folder}: {MANIFEST} has version {str(version)[:100]!r}; expected a folder's name")
     if not complete or any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
         raise BundleError(f"bundle {folder}: {MANIFEST} lists files without checksums or outside the bundle")
@@ -277,7 +251,7 @@ def _seal(folder: Path, version: str, facts: Mapping[str, Any], parent: Bundle |
     }
     _write(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     for inner in {path.parent for path in members} | {folder}:
-        _sync_folder(inner)
+        sync_folder(inner)
 
 
 def _write(path: Path, content: Path | bytes) -> None:
@@ -290,11 +264,3 @@ def _write(path: Path, content: Path | bytes) -> None:
                 shutil.copyfileobj(source, sink, 1 << 20)
         sink.flush()
         os.fsync(sink.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,6 +20,7 @@ from towers.errors import ConfigError, DataError
 from towers.held_out import HELD_OUT
 from towers.job import write_json
 from towers.model import TwoTower
+from towers.pointers import current, waiting
 from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_model
 from towers.shards import embedding_column, write_shards
 from training.batches import user_inputs
@@ -79,7 +80,9 @@ def run(config: TrainingConfig) -> Path:
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))
         facts = bundle_facts(run_dir, config, data)
         folder_made = bundle.publish(run_dir / "bundles", version_name(config.export.name, weights), parts, facts)
-    print(f"   {data.n_items:,} items, {data.n_users:,} users; bundle {folder_made.name}", flush=True)
+    waits = waiting(run_dir / "bundles") == folder_made
+    then = f"; it waits for `towers index`, {current(run_dir / 'bundles').name} stays in use until then" if waits else ""
+    print(f"   {data.n_items:,} items, {data.n_users:,} users; bundle {folder_made.name}{then}", flush=True)
     document = {
         "run": run_facts(config, watch),
         "items": data.n_items,
@@ -87,6 +90,7 @@ def run(config: TrainingConfig) -> Path:
         "users_not_allowed": data.n_users - int(np.count_nonzero(personal_U)),
         "dim": int(vectors_ID.shape[1]),
         "bundle": str(folder_made),
+        "waits_for_index": waits,
         "onnx_max_difference": difference,
     }
     return write_json(run_dir / "export.json", document)

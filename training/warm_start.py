@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from towers.bundle import CURRENT, MANIFEST, Bundle, current
+from towers.bundle import Bundle, current
 from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, OOV_ROW
 from towers.errors import ConfigError, TowersError
 from towers.lookups import HISTORY_TABLE, ITEM_TABLE
 from towers.model import TwoTower
 from towers.model_config import ModelConfig, model_config_to_json
+from towers.pointers import CURRENT, MANIFEST
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model
 from towers.schema import Schema

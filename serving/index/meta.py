@@ -7,8 +7,9 @@ from typing import Any
 
 from towers.bundle import Bundle
 from towers.errors import BundleError
+from towers.pointers import INDEX_FILE
 
-META_FILE = "index.json"
+META_FILE = INDEX_FILE
 FAISS_FILE = "index.faiss"
 ROTATION_FILE = "rotation.npy"
 VECTORS_FILE = "item_vectors.arrow"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.retriever import Retriever
-from towers.bundle import Bundle
+from towers.bundle import Bundle, current
 from towers.identity import UserKeys
 from training.interactions import Interactions
 
@@ -106,13 +106,18 @@ def test_an_export_is_deterministic(spine: Any, tmp_path: Path) -> None:
 
 def test_an_export_continues_where_it_stopped(spine: Any, tmp_path: Path) -> None:
     other = spine.copy(tmp_path)
+    shutil.copytree(spine.run_dir / "bundles", other.run_dir / "bundles")
     everything = other.shards("items") + other.shards("users")
     lost = other.shards("users")[1]
     content, before = lost.read_bytes(), {path: path.stat().st_mtime_ns for path in everything}
     lost.unlink()
-    assert other.again("export", NO_ONNX).returncode == 0
+    done = other.again("export", NO_ONNX)
+    assert done.returncode == 0
     assert {path for path in everything if path.stat().st_mtime_ns != before[path]} == {lost}
     assert lost.read_bytes() == content
+    in_use = current(spine.run_dir / "bundles").name
+    assert current(other.run_dir / "bundles").name == in_use and other.result("export.json")["waits_for_index"] is True
+    assert f"it waits for `towers index`, {in_use} stays in use until then" in done.stdout
 
 
 @pytest.mark.long

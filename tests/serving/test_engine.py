@@ -19,7 +19,8 @@ from serving.messages import Limits
 from serving.policy import SelectorSettings
 from serving.retriever import Retriever
 from serving.run import opened
-from towers.bundle import Bundle, current, point_current, publish, write_vectors
+from towers.bundle import Bundle, current, publish, write_vectors
+from towers.pointers import point_current
 
 HISTORY = ["item-01", "item-02"]
 
@@ -48,7 +49,7 @@ def scores(engine: Engine, **asked: Any) -> dict[str, float]:
 
 
 def published(run_dir: Path, version: str, vectors_ID: np.ndarray | None = None, **files: bytes) -> None:
-    """A bundle like v1, with some of its files changed."""
+    """A bundle like v1, with some of its files changed, that is in use at once."""
     made: dict[str, Path | bytes] = {name.replace("__", "/").replace("_DOT_", "."): content for name, content in files.items()}
     if vectors_ID is not None:
         write_vectors(run_dir / "vectors", vectors_ID)
@@ -58,7 +59,8 @@ def published(run_dir: Path, version: str, vectors_ID: np.ndarray | None = None,
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(parent.folder, folder)
     carried = {name: folder / name for name in parent.manifest["files"] if name != "index.json"}
-    publish(run_dir / "bundles", version, {**carried, **made}, {})
+    publish(run_dir / "bundles", version, {**carried, **made}, {}, make_current=False)
+    point_current(run_dir / "bundles", version)
 
 
 def test_a_new_bundle_answers_and_what_came_before_still_counts(run_dir: Path, engine: Engine) -> None:
@@ -159,6 +161,40 @@ def test_requests_meet_one_bundle_or_the_other(run_dir: Path, engine: Engine) ->
         stop.set()
         thread.join()
     assert failures == [] and {version: len(found) for version, found in lists.items()} == {"v1": 1, "v2": 1}
+
+
+def test_an_export_waits_until_it_has_its_index(run_dir: Path, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """A service that searches an index must not scan everything meanwhile, nor one that starts anew then."""
+    caplog.set_level("INFO", "towers.serving")
+    config = ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="exact"))
+    first = Bundle.open(run_dir / "bundles" / "v1")
+    core: dict[str, Path | bytes] = {name: first.path(name) for name in first.manifest["files"] if name != "index.json"}
+    publish(run_dir / "bundles", "v2", core, {})
+    for _ in range(2):
+        engine.follow()
+    assert engine.health()["index_version"] == current(run_dir / "bundles").name == "v1" and engine.refused is None
+    assert engine.health()["waiting"] == {"bundle": "v2", "reason": "it has no index yet: run `towers index`"}
+    assert [(record.message, record.bundle) for record in caplog.records] == [("bundle waits for its index", "v2")]  # type: ignore[attr-defined]
+    publish(run_dir / "bundles", "v3", core, {})
+    index_job.run(config)
+    engine.follow()
+    assert engine.health() == {"model_version": "v3", "index_version": "v3-i1", "items": 40}, "the newest one got it, and nothing waits"
+    point_current(run_dir / "bundles", "v2")
+    index_job.run(config)
+    assert current(run_dir / "bundles").name == "v2-i1", "somebody went back, and what was indexed already is not brought back"
+
+
+def test_no_current_bundle_is_told_with_what_makes_one(run_dir: Path, engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    pointer = run_dir / "bundles" / "CURRENT"
+    pointer.unlink()
+    for _ in range(2):
+        engine.follow()
+    assert engine.refused is not None and set(engine.refused) == {"reason"}, "no bundle was refused"
+    assert str(pointer) in engine.refused["reason"] and "`towers export`" in engine.refused["reason"]
+    assert [record.message for record in caplog.records] == ["no bundle is current"]
+    pointer.write_text("v1\n")
+    engine.follow()
+    assert engine.refused is None and engine.retriever.bundle.version == "v1"
 
 
 def test_changes_are_carried_into_the_next_index(run_dir: Path, engine: Engine) -> None:

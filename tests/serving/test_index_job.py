@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from serving.index.stored import open_index
 from towers.bundle import Bundle, current, publish, write_vectors
 from towers.errors import BundleError, ConfigError, DataError, GateError
 from towers.model_config import ModelConfig
+from towers.pointers import waiting
 from towers.schema import make_schema
 
 DIM = 16
@@ -158,6 +160,32 @@ def test_indexing_again_starts_from_the_core(tmp_path: Path) -> None:
     assert (bundle.version, bundle.manifest["parent"]) == ("v1-i2", "v1")
     assert not bundle.has("index.faiss")
     assert Bundle.open(tmp_path / "run" / "bundles" / "v1-i1").has("index.faiss")
+
+
+def test_what_is_exported_meanwhile_waits_for_the_next_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = exported(tmp_path / "run", 900)
+    config.index.name, bundles = "exact", tmp_path / "run" / "bundles"
+    index_job.run(config)
+    first = Bundle.open(bundles / "v1")
+    core: dict[str, Path | bytes] = {name: first.path(name) for name in first.manifest["files"]}
+    publish(bundles, "v2", core, {})
+    real = index_job.open_attributes
+
+    def slowly(*given: Any) -> Any:
+        if not (bundles / "v3").exists():
+            publish(bundles, "v3", core, {})
+        return real(*given)
+
+    monkeypatch.setattr(index_job, "open_attributes", slowly)
+    for version in ("v2-i1", "v3-i1", "v3-i2"):
+        index_job.run(config)
+        assert now(config).version == version
+    publish(bundles, "v4", core, {})
+    config.index.name, config.index.recall_floor = "ivf", 1.01
+    with pytest.raises(GateError):
+        index_job.run(config)
+    assert now(config).version == "v3-i2", "below the floor: what has an index stays in use"
+    assert waiting(bundles) == bundles / "v4"
 
 
 def test_below_the_floor_nothing_is_published(tmp_path: Path) -> None:
