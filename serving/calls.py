@@ -20,6 +20,7 @@ import msgspec
 from serving.api_keys import ApiKeys
 from serving.item_texts import as_json
 from serving.logs import REQUEST_ID as ANSWERING
+from serving.logs import loggable
 from serving.messages import Problem
 from serving.metrics import Metrics
 from towers.errors import RequestError
@@ -131,7 +132,7 @@ class Endpoint:
             else:
                 content, media_type = _ENCODER.encode(found), _JSON
         except RequestError as error:
-            status, media_type, failed = error.status, _PROBLEM, error.field
+            status, media_type, failed = error.status, _PROBLEM, loggable(error.field)
             content = problem(status, str(error), headers.request_id, error.field)
             extra = ((b"www-authenticate", b"Bearer"),) if status == 401 else ()
         except Exception as error:
@@ -147,7 +148,8 @@ class Endpoint:
 
 
 def log_call(route: str, status: int, request_id: bytes, failed: str, seconds: float) -> None:
-    """A line that says how it went and nothing of what was asked: no path, no body, no detail."""
+    """A line that says how it went and nothing of what was asked: no path, no body, no detail. Of what the caller sent it holds the
+    request id alone, which is there to be found in logs."""
     facts = {"route": route, "status": status, "request_id": request_id.decode(), "field": failed, "ms": round(1e3 * seconds, 3)}
     log.log(logging.ERROR if status >= 500 else logging.INFO, "call", extra=facts)
 

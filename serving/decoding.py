@@ -16,9 +16,8 @@ from towers.columns import MAX_ID_BYTES
 from towers.errors import RequestError
 
 _END_OF_TIME_S = 7_258_118_400  # 2200-01-01: later numbers are milli- or microseconds by mistake
-_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (RecommendRequest, BatchRequest, RerankRequest, EventsRequest, ItemRequest, ConsentRequest)
-}
+REQUESTS = (RecommendRequest, BatchRequest, RerankRequest, EventsRequest, ItemRequest, ConsentRequest)
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(kind) for kind in REQUESTS}
 _FREE = ("context", "preferences", "attributes")
 """Fields that hold no ids, but what features are given."""
 _LENGTH = f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8"

@@ -6,10 +6,27 @@ import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+import msgspec
+
+from serving.decoding import REQUESTS
+from towers.columns import ITEM_COLUMNS
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the HTTP call that is being answered."""
 
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+_SCHEMAS = msgspec.json.schema_components(REQUESTS)[1].values()
+_OTHERS = ("id", "body", "authorization", "x-request-timeout-ms")
+_NAMES = {*ITEM_COLUMNS, *_OTHERS, *(name for schema in _SCHEMAS for name in schema["properties"])}
+"""The service's own words for what a request holds."""
+
+
+def loggable(field: str) -> str:
+    """The field at fault without what its caller made up, which may be an id or private: `history[3].colour` is `history[].*`."""
+    names = [(name, place) for name, place, _ in (step.partition("[") for step in field.split("."))]
+    return ".".join(name + place.replace("[", "[]") if name in _NAMES else "*" for name, place in names)
 
 
 class JsonLines(logging.Formatter):

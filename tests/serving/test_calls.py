@@ -203,6 +203,28 @@ def test_the_log_says_how_it_went_and_nothing_of_whom(
     assert secret not in json.dumps(lines)
 
 
+def test_names_that_callers_make_up_are_told_to_them_and_not_to_the_log(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "towers.serving")
+    secret = "4111111111111111"
+    bodies: list[tuple[dict[str, Any], str, str]] = [
+        ({secret: 1}, secret, "*"),
+        ({f"history[{secret}]": 1}, f"history[{secret}]", "history[]"),
+        ({"history": ["a", {"item_id": "b", secret: 1}]}, f"history[1].{secret}", "history[].*"),
+        ({"history": ["a", {"item_id": "b", "context": {secret: 1}}]}, f"history[1].context.{secret}", "history[].context.*"),
+        ({"context": {secret: 1}}, f"context.{secret}", "context.*"),
+        ({"context": {secret: {}}}, f"context.{secret}", "context.*"),
+        ({"preferences": {secret: ["a"]}}, f"preferences.{secret}", "preferences.*"),
+        ({"filter": [{"field": "categories", secret: 1}]}, f"filter[0].{secret}", "filter[].*"),
+        ({"filter": [{"field": secret, "any_of": ["a"]}]}, "filter[0].field", "filter[].field"),
+    ]
+    told = ask(build_app(Engine(retriever)), *[("POST", "/v1/recommend", {"json": body}) for body, _, _ in bodies])
+    (query,) = ask(build_app(Engine(retriever)), ("GET", f"/v1/items/item-01/similar?{secret}=1", {}))
+    assert [reply.json()["field"] for reply in [*told, query]] == [*(field for _, field, _ in bodies), secret]
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.name == "towers.serving"]
+    assert [line["field"] for line in lines] == [*(logged for _, _, logged in bodies), "*"]
+    assert secret not in json.dumps(lines)
+
+
 def test_every_call_is_logged_where_that_is_asked_for(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "towers.serving")
     ask(build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), access_log=True)), ("GET", "/health/live", {}))
