@@ -74,7 +74,11 @@ class Deadline:
     def check(self) -> None:
         """Raises RequestError (408) once nobody waits for the answer any more: work that begins then helps nobody."""
         if self.at is not None and time.perf_counter() > self.at:
-            raise RequestError(TIMEOUT, "the time that the caller gave has passed", 408)
+            raise self.passed()
+
+    def passed(self) -> RequestError:
+        """What is told then."""
+        return RequestError(TIMEOUT, "the time that the caller gave has passed", 408)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Endpoint:
             if self.front.keys is not None and self.scope:
                 self.front.keys.check(headers.key, self.scope)
             deadline = Deadline(_deadline(headers.timeout, started))
-            body = await _body(receive, headers.length, self.front.max_body_bytes) if self.takes_body else b""
+            body = await _body(receive, headers.length, self.front.max_body_bytes, deadline) if self.takes_body else b""
             deadline.check()
             ANSWERING.set(headers.request_id.decode())
             call = Call(_decoded(scope.get("path_params", {})), scope["query_string"].decode("latin-1"), body, deadline)
@@ -220,11 +224,20 @@ def _deadline(given: bytes, started: float) -> float | None:
     return started + int(given) / 1000
 
 
-async def _body(receive: Receive, declared: bytes, largest: int) -> bytes:
-    """The whole body, refused before it is read where its declared length is too large."""
-    problem = RequestError("body", f"larger than {largest:,} bytes", 413)
+async def _body(receive: Receive, declared: bytes, largest: int, deadline: Deadline) -> bytes:
+    """The whole body, refused before it is read where its declared length is too large, and once the caller's time has passed."""
     if declared.isdigit() and int(declared[:20]) > largest:
-        raise problem
+        raise _too_large(largest)
+    if deadline.at is None:
+        return await _read(receive, largest)
+    try:
+        async with asyncio.timeout(deadline.at - time.perf_counter()):
+            return await _read(receive, largest)
+    except TimeoutError:
+        raise deadline.passed() from None
+
+
+async def _read(receive: Receive, largest: int) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
     chunks, size = [body], len(body)
@@ -233,5 +246,9 @@ async def _body(receive: Receive, declared: bytes, largest: int) -> bytes:
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
     if size > largest:
-        raise problem
+        raise _too_large(largest)
     return body if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(largest: int) -> RequestError:
+    return RequestError("body", f"larger than {largest:,} bytes", 413)

@@ -37,7 +37,7 @@ _REQUEST_ID = {
 }  # fmt: skip
 _TIMEOUT = {
     "name": TIMEOUT, "in": "header", "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
-    "description": "milliseconds that the caller waits: work is not begun after them",
+    "description": "milliseconds that the caller waits: after them a body is not read on, and work is not begun",
 }  # fmt: skip
 _ITEM_ID = {
     "name": "id", "in": "path", "required": True, "schema": {"type": "string"},
