@@ -57,7 +57,7 @@ class ServeConfig:
         api_keys: JSON file of who may ask for what (see serving/api_keys.py); null = whoever can connect may ask everything.
         access_log: a log line for every request, not only for those refused or failed.
         bundle: a bundle folder; null = the one that run_dir/bundles/CURRENT names.
-        history: Parquet file of user histories; null = run_dir/export/histories.parquet where it exists.
+        history: Parquet file of user histories, read anew with each new bundle; null = run_dir/export/histories.parquet where it exists.
         key_file: the HMAC key that training used; null = $TOWERS_KEY_FILE or ~/.towers/user_key.
         runtime: auto | onnx | torch, what runs the towers. auto = onnx on a CPU where the bundle has ONNX towers, else torch.
         device: cpu | cuda; a GPU needs torch.

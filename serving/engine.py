@@ -12,6 +12,7 @@ from serving.item_changes import Attributes, ItemChanges
 from serving.live_items import LiveItems
 from serving.messages import ItemChanged
 from serving.probes import check_answers
+from serving.profiles import Profiles
 from serving.retriever import Retriever
 from towers.bundle import Bundle, current
 from towers.errors import RequestError, TowersError
@@ -34,7 +35,7 @@ class Engine:
         retriever: of the bundle alone.
         changes: stored changes of items; None = items cannot be changed.
         bundles: folder whose CURRENT is followed; None = the bundle stays.
-        load: opens the retriever of a verified bundle, for what `bundles` brings.
+        load: opens the retriever of a verified bundle, for what `bundles` brings; is given what is stored of users so far.
         chores: called at every tick: what else must be done now and then.
 
     Attributes:
@@ -49,7 +50,7 @@ class Engine:
         retriever: Retriever,
         changes: ItemChanges | None = None,
         bundles: Path | None = None,
-        load: Callable[[Bundle], Retriever] | None = None,
+        load: Callable[[Bundle, Profiles], Retriever] | None = None,
         chores: Callable[[], None] | None = None,
     ) -> None:
         self.refused: dict[str, str] | None = None
@@ -166,10 +167,10 @@ class Engine:
             log.info("bundle waits for its index", extra={"bundle": name, "answering": self.retriever.bundle.version})
         self.waiting = name
 
-    def _taken_over(self, load: Callable[[Bundle], Retriever], folder: Path) -> str:
+    def _taken_over(self, load: Callable[[Bundle, Profiles], Retriever], folder: Path) -> str:
         """Have a bundle answer; why it does not, "" where it does."""
         try:
-            self._swap(load(Bundle.open(folder)))
+            self._swap(load(Bundle.open(folder), self.retriever.profiles))
         except TowersError as error:
             return str(error)
         except Exception as error:  # whatever is wrong with a bundle, the one that answers is not

@@ -1,5 +1,6 @@
 """What is known of a user at a moment: the history that export wrote and the events since, as one."""
 
+import copy
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import msgspec
 
 from serving.events import EventStore, LiveHistory, MemoryEvents
 from serving.standing import Standing
-from serving.user_state import StoredUser, UserHistories
+from serving.user_state import StoredUser, UserHistories, seal_of
 from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, ITEM_ID, REMOVAL
 from towers.errors import ConfigError
 from towers.identity import SECRET_BYTES, UserKeys
@@ -48,6 +49,7 @@ class Profiles:
         self.keys = keys
         self.events = events or MemoryEvents()
         self.standing = standing or Standing()
+        self._stores_events = events is not None
         self.stores_users = histories is not None or events is not None
         self._histories = histories
         self._newest = newest
@@ -63,6 +65,20 @@ class Profiles:
         if history is None:
             return cls(UserKeys(secrets.token_bytes(SECRET_BYTES)))
         return cls(*open_histories(history, key_file))
+
+    def with_histories(self, path: Path | str | None) -> "Profiles":
+        """The same people, with the histories that lie at `path` now; None = with none. A file that was not written since is not read.
+
+        Raises:
+            DataError, ConfigError: they cannot be read, or are of another secret.
+        """
+        known = None if path is None else self._histories
+        if path is not None and (known is None or known.seal is None or known.seal != seal_of(path)):
+            known = UserHistories.open(path)
+            _check_secret(known, self.keys, path, "user-key secret of this service")
+        changed = copy.copy(self)
+        changed._histories, changed.stores_users = known, known is not None or self._stores_events
+        return changed
 
     def teach(self, preprocessor: Preprocessor, catalog: Vocabulary) -> None:
         """Have a model and a catalogue look up all items of the stored histories now, so that no request has to."""
@@ -101,12 +117,16 @@ def open_histories(history: Path | str, key_file: str | None) -> tuple[UserKeys,
         DataError, ConfigError: they cannot be read, or do not belong together.
     """
     histories, keys = UserHistories.open(history), UserKeys.open(key_file)
+    _check_secret(histories, keys, history, f"user-key secret {secret_file(key_file)}")
+    return keys, histories
+
+
+def _check_secret(histories: UserHistories, keys: UserKeys, path: Path | str, secret: str) -> None:
     if histories.secret_fingerprint not in (None, keys.fingerprint()):
         raise ConfigError(
-            f"user-key secret {secret_file(key_file)}: not the one that the users of {history} were keyed with, so every user would be"
-            " unknown. Point serving.key_file or $TOWERS_KEY_FILE at the file that `towers prepare` used"
+            f"{secret}: not the one that the users of {path} were keyed with, so every user would be unknown. Point serving.key_file or"
+            " $TOWERS_KEY_FILE at the file that `towers prepare` used"
         )
-    return keys, histories
 
 
 def joined(stored: StoredUser, live: LiveHistory, order: str, newest: int, context: Sequence[str] = ()) -> StoredUser:

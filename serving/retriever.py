@@ -281,8 +281,8 @@ class Retriever:
         return changed
 
     def inherit(self, other: "Retriever") -> None:
-        """Take over what belongs to the service and not to a bundle."""
-        self.profiles, self.limits, self.metrics, self.outbox = other.profiles, other.limits, other.metrics, other.outbox
+        """Take over what belongs to the service and neither to a bundle nor to the users as they are known with it."""
+        self.limits, self.metrics, self.outbox = other.limits, other.metrics, other.outbox
 
     def items(self, chosen: Selection, asked: Asked, explain: bool, place: int = 0) -> Sequence[Item]:
         """What the reply says of each item, and where somebody wants to know, why."""

@@ -154,9 +154,13 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
             purged_s = time.monotonic()
             retriever.profiles.events.purge(time.time_ns() // 1000)
 
+    def load(bundle: Bundle, profiles: Profiles) -> Retriever:
+        """With the histories that lie there now: export wrote them before it published the bundle."""
+        return opened(bundle, settings, profiles.with_histories(histories(settings, Path(config.run_dir))))
+
     bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
     try:
-        with Engine(retriever, changes, bundles, lambda bundle: opened(bundle, settings, retriever.profiles), chores) as engine:
+        with Engine(retriever, changes, bundles, load, chores) as engine:
             yield engine
     finally:
         changes.close()

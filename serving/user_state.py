@@ -72,10 +72,13 @@ class UserHistories:
 
     Attributes:
         secret_fingerprint: of the secret that the keys were made with; None where the file does not say.
+        seal: of the file as it was read, see `seal_of`; None where there was none.
 
     Raises:
         DataError: the columns do not hold what their names say.
     """
+
+    seal: tuple[int, ...] | None = None
 
     def __init__(self, table: pa.Table) -> None:
         self.secret_fingerprint: bytes | None = (table.schema.metadata or {}).get(SECRET_FINGERPRINT)
@@ -103,7 +106,7 @@ class UserHistories:
         Raises:
             DataError: the file is missing, damaged or of another layout.
         """
-        dictionaries = [f"{name}.list.element" for name in (ITEMS, EVENTS)]
+        dictionaries, seal = [f"{name}.list.element" for name in (ITEMS, EVENTS)], seal_of(path)
         try:
             # pq.read_table imports Arrow's datasets, and each thread that decodes leaves an arena of memory behind
             with pq.ParquetFile(path, memory_map=True, read_dictionary=dictionaries) as file:
@@ -112,7 +115,9 @@ class UserHistories:
             missing = {USER_KEY, ITEMS, EVENTS, TIMES} - set(table.column_names)
             if missing:
                 raise DataError(f"user histories {path}: no column {', '.join(sorted(missing))}; write them with `towers export`")
-            return cls(table)
+            opened = cls(table)
+            opened.seal = seal  # taken before: what was replaced meanwhile is read anew next time
+            return opened
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"user histories {path} cannot be read: {error}. Run `towers export` again, or set serving.history") from error
 
@@ -168,6 +173,15 @@ class _Lists:
 
     def at(self, row: int) -> NDArray[Any]:
         return self.flat_N[self.ends_U[row] : self.ends_U[row + 1]]
+
+
+def seal_of(path: Path | str) -> tuple[int, ...] | None:
+    """Another one after each writing of a file; None where there is none."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _coded(lists: pa.ListArray) -> tuple[_Lists, pa.StringArray]:

@@ -89,7 +89,7 @@ def test_a_new_bundle_is_taken_where_lists_are_steered_and_its_lists_are_steered
     steered = SelectorSettings(popularity=-0.5, temperature=0.1, caps={"categories": 1}, blocked=["item-03"])
     settings = ServeConfig(selector=steered)
     first = opened(engine.retriever.bundle, settings, engine.retriever.profiles)
-    following = Engine(first, None, run_dir / "bundles", lambda bundle: opened(bundle, settings, first.profiles))
+    following = Engine(first, None, run_dir / "bundles", lambda bundle, profiles: opened(bundle, settings, profiles))
     ask = {"policy": {"temperature": 0, "popularity": 0}, "exclude_seen": False}
     before = scores(following, **ask)
     assert 0 < len(before) < len(first.catalog) - 1 and "item-03" not in before, "the cap makes lists short"
