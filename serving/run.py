@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from serving.announcement import Announcement
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
 from serving.config import ServeConfig, ServingConfig, state_dir
@@ -34,7 +34,6 @@ from serving.workers import Workers
 from towers.bundle import Bundle
 from towers.errors import ConfigError
 from towers.identity import UserKeys
-from towers.job import write_json
 
 PURGE_EVERY_S = 3600.0
 
@@ -46,17 +45,16 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         verified: the bundle to begin with, whose checksums are being computed.
 
     Returns:
-        path of `serve.json` (url, pid, bundle, state), written when requests are answered and again after the last.
+        path of `serve.json` (url, pid, state), written when requests are answered and again after the last.
 
     Raises:
-        ConfigError: the address cannot be had, or the users' secret is not where it should be.
+        ConfigError: the run is served already, the address cannot be had, or the users' secret is not where it should be.
         DataError: the bundle or the histories cannot be used.
     """
     settings, run_dir = config.serving, Path(config.run_dir)
-    place = run_dir / "serve.json"
     leave_pandas_out()
-    with listen(settings.host, settings.port) as listener:
-        place.unlink(missing_ok=True)  # whoever waits for it must not read a former server's; one still running holds the port
+    with Announcement(run_dir) as announcement, listen(settings.host, settings.port) as listener:
+        announcement.clear()
         keys, known = users(settings, run_dir)
         retriever = opened(verified.result(), settings, Profiles(keys, known))
         log_to_stderr()
@@ -72,12 +70,12 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         options = AppOptions(
             Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
         )
-        announcement = {"url": url(settings.host, listener), "pid": os.getpid(), "bundle": str(retriever.bundle.folder)}
+        address = url(settings.host, listener)
         settle()
 
         def announce() -> None:
-            write_json(place, {**announcement, "state": "listening"})
-            print(f"serving on {announcement['url']}  ({retriever.model_version}, {len(retriever.catalog):,} items)", flush=True)
+            announcement.write(address, "listening")
+            print(f"serving on {address}  ({retriever.model_version}, {len(retriever.catalog):,} items)", flush=True)
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)
@@ -90,7 +88,7 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
             work(0, announce)
         else:
             Workers(settings.workers, work).run(announce)
-    return str(write_json(place, {**announcement, "state": "stopped"}))
+        return str(announcement.write(address, "stopped"))
 
 
 def opened(bundle: Bundle, settings: ServeConfig, profiles: Profiles) -> Retriever:

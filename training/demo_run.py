@@ -66,15 +66,13 @@ def _run_job(step: str, job: str, arguments: list[str]) -> None:
 @contextmanager
 def _server(run_dir: Path, config: TrainingConfig) -> Iterator[str]:
     """A `towers serve` process on this machine's loopback; yields its URL and stops it."""
-    ready = run_dir / "serve.json"
-    ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "towers", "serve", f"run_dir={run_dir}", f"serving.port={config.demo.port}"]
     environment = dict(os.environ)
     if config.identity.key_file:
         environment["TOWERS_KEY_FILE"] = config.identity.key_file
     server = subprocess.Popen(command, env=environment)
     try:
-        yield _wait_until_ready(server, ready)
+        yield _wait_until_ready(server, run_dir / "serve.json")
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -89,10 +87,9 @@ def _wait_until_ready(server: subprocess.Popen[bytes], ready: Path) -> str:
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise JobFailed("serve", server.returncode)
-        if ready.exists():
-            url = str(json.loads(ready.read_text())["url"])
-            if _get(f"{url}/health/ready"):
-                return url
+        told = json.loads(ready.read_text()) if ready.exists() else {}
+        if told.get("pid") == server.pid and _get(f"{told['url']}/health/ready"):  # else a former server's
+            return str(told["url"])
         time.sleep(0.05)
     raise DataError(f"demo: the server was not ready within {SERVER_START_S:.0f} s")
 

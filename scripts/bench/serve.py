@@ -150,7 +150,6 @@ def check_impressions(run_dir: Path, answered: int) -> None:
 def ours(run_dir: Path, workers: int) -> Iterator[tuple[tuple[psutil.Process, int], float]]:
     """`towers serve`, and the seconds from its start to its first answer."""
     port = free_port()
-    (run_dir / "serve.json").unlink(missing_ok=True)
     shutil.rmtree(run_dir / "state", ignore_errors=True)
     command = [sys.executable, "-m", "towers", "serve", f"run_dir={run_dir}", f"serving.port={port}", f"serving.workers={workers}"]
     with server([*command, f"serving.key_file={run_dir / 'key'}"], port) as (process, since):
