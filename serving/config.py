@@ -77,6 +77,9 @@ class ServeConfig:
         max_history: most history events accepted in a request.
         max_events: most events added at once.
         max_body_bytes: largest request body accepted.
+        max_values: most entries of one value that is a list: preferences, categories, a list in a context. A vector is as long as its
+            feature's width.
+        max_text: most characters of one text: a title, a text feature, a value.
     """
 
     host: str = "127.0.0.1"
@@ -102,6 +105,8 @@ class ServeConfig:
     max_history: int = 10_000
     max_events: int = 1000
     max_body_bytes: int = 1_048_576
+    max_values: int = 1000
+    max_text: int = 10_000
 
 
 @dataclass
@@ -224,6 +229,8 @@ def validate(config: ServingConfig) -> None:
         ("serving.max_events", config.serving.max_events),
         ("serving.user_events", config.serving.user_events),
         ("serving.max_body_bytes", config.serving.max_body_bytes),
+        ("serving.max_values", config.serving.max_values),
+        ("serving.max_text", config.serving.max_text),
     ):
         if value < 1:
             raise ConfigError(f"{key}: got {value}, expected at least 1")

@@ -36,7 +36,7 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
     if len(request.events) > limits.max_events:
         raise RequestError("events", f"got {len(request.events)}, expected at most {limits.max_events} at once")
     now = time.time_ns() // 1000
-    events = stored_events(request.events, profiles.keys.key, preprocessor, now)
+    events = stored_events(request.events, profiles.keys.key, preprocessor, now, limits)
     kept = [event for event in events if _may_be_kept(event, profiles.standing)]
     kept = [_after_all(event, kept[:at], profiles, now) if event.event_type == REMOVAL else event for at, event in enumerate(kept)]
     added = profiles.events.append(kept, now) if kept else 0
@@ -44,22 +44,25 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
     return EventsAdded(added, len(events) - added, int(unknown))
 
 
-def stored_events(events: Sequence[Event], key: Callable[[str], bytes], preprocessor: Preprocessor, now: int) -> list[StoredEvent]:
+def stored_events(
+    events: Sequence[Event], key: Callable[[str], bytes], preprocessor: Preprocessor, now: int, limits: Limits
+) -> list[StoredEvent]:
     """What a store is given; items that the model does not know are taken, as they are in histories: they may be known tomorrow.
 
     Args:
         key: makes the user's key.
         now: microseconds UTC.
+        limits: of one request.
 
     Raises:
         RequestError: an event type that the model does not know, a time in the future, context that does not fit, or an event that would
             count twice when it is sent again; names the field. No event is to be stored then.
     """
     check_types([(f"events[{i}].event_type", e.event_type) for i, e in enumerate(events) if e.event_type != REMOVAL], preprocessor)
-    return [_stored(f"events[{i}]", event, key(event.user_id), preprocessor, now) for i, event in enumerate(events)]
+    return [_stored(f"events[{i}]", event, key(event.user_id), preprocessor, now, limits) for i, event in enumerate(events)]
 
 
-def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocessor, now: int) -> StoredEvent:
+def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocessor, now: int, limits: Limits) -> StoredEvent:
     if event.timestamp is None and event.event_id is None:
         raise RequestError(
             f"{field}.event_id", "an event has an event_id or a timestamp or both; sent again without either, it would count twice"
@@ -67,7 +70,7 @@ def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocesso
     time = now if event.timestamp is None else microseconds(f"{field}.timestamp", event.timestamp)
     if time > now + CLOCK_SKEW_S * 1_000_000:
         raise RequestError(f"{field}.timestamp", f"lies {(time - now) / 1e6:,.0f} s in the future, expected at most {CLOCK_SKEW_S}")
-    _check_context(field, event.context, preprocessor)
+    _check_context(field, event.context, preprocessor, limits)
     kind = event.event_type or DEFAULT_EVENT_TYPE
     event_id = event.event_id or hashlib.blake2b(f"{time}\n{kind}\n{event.item_id}".encode(), digest_size=16).hexdigest()
     facts = {name: value for name in ("value", "session_id", "channel") if (value := getattr(event, name)) is not None}
@@ -92,11 +95,11 @@ def _may_be_kept(event: StoredEvent, standing: Standing) -> bool:
     return bool(of_use) and (forgotten is None or event.timestamp > forgotten)
 
 
-def _check_context(field: str, context: Mapping[str, object], preprocessor: Preprocessor) -> None:
+def _check_context(field: str, context: Mapping[str, object], preprocessor: Preprocessor, limits: Limits) -> None:
     if not context:
         return
     try:
-        check_context(context, preprocessor)
+        check_context(context, preprocessor, limits)
         preprocessor.encode("context", {name: [value] for name, value in context.items()}, 1)
     except RequestError as error:
         raise RequestError(f"{field}.{error.field}", error.message) from None

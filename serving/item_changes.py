@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from serving.bounds import check_value
 from serving.database import Database
 from serving.decoding import check_id, microseconds
+from serving.messages import Limits
 from towers.bundle import Bundle
 from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, NO_TIME, TITLE
 from towers.errors import RequestError
@@ -94,8 +96,11 @@ class ItemChanges:
         self._database.close()
 
 
-def check_item(item_id: str, attributes: Attributes, preprocessor: Preprocessor) -> None:
+def check_item(item_id: str, attributes: Attributes, preprocessor: Preprocessor, limits: Limits | None = None) -> None:
     """Whether an item can be encoded, shown and filtered.
+
+    Args:
+        limits: of one request; None = of an item that was taken already.
 
     Raises:
         RequestError: names the attribute at fault.
@@ -105,8 +110,11 @@ def check_item(item_id: str, attributes: Attributes, preprocessor: Preprocessor)
     for name, value in attributes.items():
         if name not in known:
             raise RequestError(f"attributes.{name[:60]}", f"no declared attribute of items; expected {', '.join(known)}")
+        wanted = known[name]
+        if limits is not None:
+            check_value(f"attributes.{name}", value, limits, wanted.width if isinstance(wanted, Feature) else 0)
         try:
-            _typed(known[name], name, [value])
+            _typed(wanted, name, [value])
         except RequestError as error:
             raise RequestError(f"attributes.{name}", error.message) from None
 

@@ -62,7 +62,7 @@ class LiveItems:
 
     def check(self, item_id: str, attributes: Attributes) -> None:
         """Raises RequestError, naming the attribute, unless the item can be encoded."""
-        check_item(item_id, attributes, self._base.encoder.preprocessor)
+        check_item(item_id, attributes, self._base.encoder.preprocessor, self._base.limits)
         if not np.isfinite(self._encoded({item_id: attributes})).all():
             raise RequestError("attributes", "they give no finite vector; are its numbers within reason?")
 

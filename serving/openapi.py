@@ -58,12 +58,16 @@ def document(limits: Limits, preprocessor: Preprocessor, most: MostSettings | No
         asked = schemas[name]["properties"]
         for field in ("history", "exclude"):
             asked[field]["maxItems"] = limits.max_history
-        _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor)
-        _declare(asked["preferences"]["anyOf"][1], preferences, preprocessor)
+        _declare(asked["context"], preprocessor.schema.owned_by("context"), preprocessor, limits)
+        _declare(asked["preferences"]["anyOf"][1], preferences, preprocessor, limits)
+        asked["preferences"]["anyOf"][0] = _bounded(asked["preferences"]["anyOf"][0], limits)
     schemas["EventsRequest"]["properties"]["events"]["maxItems"] = limits.max_events
-    schemas["ItemRequest"]["properties"]["attributes"]["propertyNames"] = {"enum": list(known_attributes(preprocessor))}
+    attributes, known = schemas["ItemRequest"]["properties"]["attributes"], known_attributes(preprocessor)
+    widest = max((f.width for f in preprocessor.schema.owned_by("item")), default=0)
+    attributes["propertyNames"] = {"enum": list(known)}
+    attributes["additionalProperties"] = _bounded(attributes["additionalProperties"], limits, widest)
     for name in ("Shelf", "Event"):
-        _declare(schemas[name]["properties"]["context"], preprocessor.schema.owned_by("context"), preprocessor)
+        _declare(schemas[name]["properties"]["context"], preprocessor.schema.owned_by("context"), preprocessor, limits)
     for name in ("RecommendRequest", "Shelf"):
         schemas[name]["properties"]["k"] |= {"minimum": 1, "maximum": limits.max_k}
     for name, bound in asdict(most or MostSettings()).items():
@@ -131,12 +135,22 @@ def _consent() -> dict[str, Any]:
     return {method: {**call, "parameters": [*call["parameters"], _USER_ID]} for method, call in (("put", put), ("get", get))}
 
 
-def _declare(mapping: dict[str, Any], features: Sequence[Feature], preprocessor: Preprocessor) -> None:
+def _bounded(schema: dict[str, Any], limits: Limits, width: int = 0) -> dict[str, Any]:
+    """A value's schema, with the bounds of `serving.bounds`."""
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [_bounded(one, limits, width) for one in schema["anyOf"]]}
+    if schema["type"] == "array":
+        return {**schema, "items": _bounded(schema["items"], limits), "maxItems": max(limits.max_values, width)}
+    return {**schema, "maxLength": limits.max_text} if schema["type"] == "string" else schema
+
+
+def _declare(mapping: dict[str, Any], features: Sequence[Feature], preprocessor: Preprocessor, limits: Limits) -> None:
     """Name the keys that a mapping takes, instead of any: others are refused."""
-    value = mapping["additionalProperties"]
+    any_value = mapping["additionalProperties"]
     mapping["properties"] = {}
     mapping["additionalProperties"] = False
     for f in features:
+        value = _bounded(any_value, limits, f.width)
         # ids and what is sensitive are not told to whoever asks
         named = f.kind in VOCABULARY_KINDS and f.kind != "id" and not f.sensitive
         known = preprocessor.vocabularies[f.vocabulary].values()[:EXAMPLES].to_pylist() if named else []

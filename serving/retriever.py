@@ -193,7 +193,8 @@ class Retriever:
         started = time.perf_counter()
         check_limits(request, self.limits)
         known, stored, profile = look_up(request, self.profiles, self.encoder.preprocessor.schema, known)
-        signals = read_signals(request, stored, self.profiles.stores_users, self.encoder.preprocessor, self.encoder.length, known.now)
+        fitted, length = self.encoder.preprocessor, self.encoder.length
+        signals = read_signals(request, stored, self.profiles.stores_users, fitted, length, known.now, self.limits)
         seen = signals.seen if request.exclude_seen else ()
         excluded = self.catalog.rows(request.exclude, request.less_like, seen, self.chooser.blocked)
         started = self.metrics.lap("state", started)

@@ -105,7 +105,8 @@ def opened(bundle: Bundle, settings: ServeConfig, profiles: Profiles) -> Retriev
 
 def limits(settings: ServeConfig) -> Limits:
     """The bounds of one request."""
-    return Limits(settings.max_k, settings.max_history, settings.max_events, settings.max_body_bytes)
+    names = ("max_k", "max_history", "max_events", "max_body_bytes", "max_values", "max_text")
+    return Limits(**{name: getattr(settings, name) for name in names})
 
 
 def users(settings: ServeConfig, run_dir: Path) -> tuple[UserKeys, UserHistories | None]:

@@ -90,7 +90,7 @@ def _checked(retriever: Retriever, place: int, row: Shelf, whole: RowSet | None)
     """Rows that may stand in a shelf, its settings checked."""
     try:
         check_k(row.k, retriever.limits)
-        check_context(row.context, retriever.encoder.preprocessor)
+        check_context(row.context, retriever.encoder.preprocessor, retriever.limits)
         retriever.encoder.preprocessor.encode("context", {name: [value] for name, value in row.context.items()}, 1)
         own = retriever.item_filter.allowed(row.filter) if row.filter else None
     except RequestError as error:

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serving.bounds import check_value
 from serving.decoding import microseconds
-from serving.messages import Asker, HistoryEvent
+from serving.messages import Asker, HistoryEvent, Limits
 from serving.user_state import StoredUser
 from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME
 from towers.encoder import UserRow
@@ -18,6 +19,8 @@ from towers.values import as_strings
 PERSONALIZED, COLD, FALLBACK = "personalized", "cold", "fallback"
 NOTHING_KNOWN = ("no_history", "unknown_user", "no_user_histories")
 """Reasons of a fallback that lie in what is stored, not in what was sent."""
+
+USUAL = Limits()
 
 
 class Signals(NamedTuple):
@@ -42,7 +45,13 @@ class Signals(NamedTuple):
 
 
 def read_signals(
-    request: Asker, stored: StoredUser | None, stores_users: bool, preprocessor: Preprocessor, length: int, now: int
+    request: Asker,
+    stored: StoredUser | None,
+    stores_users: bool,
+    preprocessor: Preprocessor,
+    length: int,
+    now: int,
+    limits: Limits = USUAL,
 ) -> Signals:
     """Join the stored and the live history, check context and preferences, and decide the mode.
 
@@ -51,12 +60,13 @@ def read_signals(
         stores_users: whether there is a store that could have known them.
         length: events the tower takes.
         now: microseconds UTC of the request.
+        limits: of one request.
 
     Raises:
         RequestError: names the field.
     """
-    check_context(request.context, preprocessor)
-    live = live_history(request.history, preprocessor)
+    check_context(request.context, preprocessor, limits)
+    live = live_history(request.history, preprocessor, limits)
     known = stored or StoredUser([], [], [])
     if request.now is not None:  # a moment replayed must not know what came after; the server's own clock may well be behind the log's
         known = known.before(now)
@@ -71,7 +81,7 @@ def read_signals(
     rows = preprocessor.vocabularies[ITEM_ID].rows(items)
     features = known.features
     if request.preferences:
-        features = {**features, **declared_preferences(request.preferences, preprocessor)}
+        features = {**features, **declared_preferences(request.preferences, preprocessor, limits)}
     trained = int(np.count_nonzero(rows >= FIRST_ROW))
     unknown = len(rows) - trained
     mode, reason = PERSONALIZED, ""
@@ -92,7 +102,7 @@ def read_signals(
     return Signals(row, seen, kinds, mode, reason, unknown)
 
 
-def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocessor) -> StoredUser:
+def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocessor, limits: Limits) -> StoredUser:
     """The request's own events, oldest first: in time order where every event has a time, else in the order given.
 
     Raises:
@@ -103,7 +113,7 @@ def live_history(entries: Sequence[str | HistoryEvent], preprocessor: Preprocess
     events = [HistoryEvent(entry) if isinstance(entry, str) else entry for entry in entries]
     kinds = [event.event_type or DEFAULT_EVENT_TYPE for event in events]
     for i, event in enumerate(events):
-        check_context(event.context, preprocessor, f"history[{i}].context")
+        check_context(event.context, preprocessor, limits, f"history[{i}].context")
     check_types([(f"history[{i}].event_type", event.event_type) for i, event in enumerate(events)], preprocessor)
     times = [
         NO_TIME if event.timestamp is None else microseconds(f"history[{i}].timestamp", event.timestamp) for i, event in enumerate(events)
@@ -129,11 +139,11 @@ def check_types(named: Sequence[tuple[str, str | None]], preprocessor: Preproces
             raise RequestError(field, f"got {str(kind)[:60]!r}, expected one of {', '.join(types.values().to_pylist()[:20])}")
 
 
-def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], preprocessor: Preprocessor) -> dict[str, list[str]]:
+def declared_preferences(given: list[str] | Mapping[str, list[str]], preprocessor: Preprocessor, limits: Limits) -> dict[str, list[str]]:
     """Liked values by preferences feature.
 
     Raises:
-        RequestError: the model has no such feature, or several and a plain list was given.
+        RequestError: the model has no such feature, or several and a plain list was given, or too many values.
     """
     if not given:
         return {}
@@ -141,19 +151,24 @@ def declared_preferences(given: Sequence[str] | Mapping[str, Sequence[str]], pre
     if not isinstance(given, Mapping):
         if len(declared) != 1:
             raise RequestError("preferences", f"a plain list needs exactly one declared preferences feature; this model has {declared}")
+        check_value("preferences", given, limits)
         return {declared[0]: list(given)}
-    for name in given:
+    for name, values in given.items():
         if name not in declared:
             raise RequestError(f"preferences.{name[:60]}", f"not declared; this model's preferences features are {declared}")
+        check_value(f"preferences.{name}", values, limits)
     return {name: list(values) for name, values in given.items()}
 
 
-def check_context(context: Mapping[str, Any], preprocessor: Preprocessor, field: str = "context") -> None:
-    """Raises RequestError at the first name that is no declared context feature."""
+def check_context(context: Mapping[str, Any], preprocessor: Preprocessor, limits: Limits, field: str = "context") -> None:
+    """Raises RequestError at the first name that is no declared context feature, or whose value holds too much."""
     declared = preprocessor.declared["context"]
-    for name in context:
-        if name not in declared:
+    for name, value in context.items():
+        feature = declared.get(name)
+        if feature is None:
             raise RequestError(f"{field}.{name[:60]}", f"not declared; this model's context features are {[*declared]}")
+        if isinstance(value, str | list):
+            check_value(f"{field}.{name}", value, limits, feature.width)
 
 
 def _has_preferences(features: Mapping[str, Any], preprocessor: Preprocessor) -> bool:
