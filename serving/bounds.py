@@ -1,7 +1,29 @@
-"""How much one value of a request may hold: of its context and preferences, and of an item's attributes."""
+"""How much one request may ask, and how much one value in it may hold: of its context and preferences, and of an item's attributes."""
 
-from serving.messages import Limits
+from dataclasses import dataclass
+
 from towers.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one request may ask.
+
+    Attributes:
+        max_k: largest k.
+        max_history: most history events; also the most entries of `exclude`, `candidate_items` and candidates to rerank.
+        max_events: most events added at once.
+        max_body_bytes: largest HTTP body.
+        max_values: most entries of a value that is a list: of preferences, of context or of an item's attributes.
+        max_text: most characters of a text in one of these.
+    """
+
+    max_k: int = 1000
+    max_history: int = 10_000
+    max_events: int = 1000
+    max_body_bytes: int = 1_048_576
+    max_values: int = 1000
+    max_text: int = 10_000
 
 
 def check_value(field: str, value: object, limits: Limits, width: int = 0) -> None:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from serving.messages import Asker, EventsRequest, ItemRequest, Limits, Moment, RecommendRequest
+from serving.bounds import Limits
+from serving.messages import Asker, EventsRequest, ItemRequest, Moment, RecommendRequest
 from serving.page_messages import BatchRequest, RerankRequest
 from serving.people_messages import ConsentRequest
 from towers.columns import MAX_ID_BYTES

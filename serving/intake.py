@@ -8,9 +8,10 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
+from serving.bounds import Limits
 from serving.decoding import microseconds
 from serving.events import StoredEvent
-from serving.messages import Event, EventsAdded, EventsRequest, Limits
+from serving.messages import Event, EventsAdded, EventsRequest
 from serving.profiles import Profiles
 from serving.signals import check_context, check_types
 from serving.standing import Standing

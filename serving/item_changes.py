@@ -8,10 +8,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from serving.bounds import check_value
+from serving.bounds import Limits, check_value
 from serving.database import Database
 from serving.decoding import check_id, microseconds
-from serving.messages import Limits
 from towers.bundle import Bundle
 from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, NO_TIME, TITLE
 from towers.errors import RequestError

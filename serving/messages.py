@@ -4,7 +4,6 @@ Unknown fields are refused (see serving.decoding).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
@@ -21,27 +20,6 @@ Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Scalar = str | Whole | float | bool | None
 Value = str | Whole | float | bool | None | list[Scalar]
 """Of a context feature. Whole numbers are bounded: Python refuses to print those of more than 4300 digits."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on what one request may ask.
-
-    Attributes:
-        max_k: largest k.
-        max_history: most history events; also the most entries of `exclude`, `candidate_items` and candidates to rerank.
-        max_events: most events added at once.
-        max_body_bytes: largest HTTP body.
-        max_values: most entries of a value that is a list: of preferences, of context or of an item's attributes.
-        max_text: most characters of a text in one of these.
-    """
-
-    max_k: int = 1000
-    max_history: int = 10_000
-    max_events: int = 1000
-    max_body_bytes: int = 1_048_576
-    max_values: int = 1000
-    max_text: int = 10_000
 
 
 class HistoryEvent(Struct, frozen=True, forbid_unknown_fields=True):

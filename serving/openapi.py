@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from serving.bounds import Limits
 from serving.calls import LONGEST_TIMEOUT_MS, REQUEST_ID, TIMEOUT
 from serving.item_changes import known_attributes
 from serving.messages import (
@@ -13,7 +14,6 @@ from serving.messages import (
     EventsRequest,
     ItemChanged,
     ItemRequest,
-    Limits,
     Problem,
     Recommendations,
     RecommendRequest,

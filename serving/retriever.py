@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from serving.asked import Asked, Known, look_up, reason_of
 from serving.attribute_files import open_attributes
+from serving.bounds import Limits
 from serving.catalog_files import open_catalog
 from serving.choosing import Chooser
 from serving.decoding import check_k, check_length, check_limits, from_python
@@ -34,7 +35,6 @@ from serving.messages import (  # fmt: skip
     EventsRequest,
     Fallback,
     Item,
-    Limits,
     Moment,
     Recommendations,
     RecommendRequest,

@@ -14,6 +14,7 @@ from pathlib import Path
 from serving.announcement import Announcement
 from serving.api_keys import ApiKeys
 from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
+from serving.bounds import Limits
 from serving.config import ServeConfig, ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.engine import Engine
@@ -22,7 +23,6 @@ from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.logs import log_to_stderr
 from serving.memory import leave_pandas_out, settle
-from serving.messages import Limits
 from serving.metrics import Metrics
 from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever

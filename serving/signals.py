@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.bounds import check_value
+from serving.bounds import Limits, check_value
 from serving.decoding import microseconds
-from serving.messages import Asker, HistoryEvent, Limits
+from serving.messages import Asker, HistoryEvent
 from serving.user_state import StoredUser
 from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME
 from towers.encoder import UserRow

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.bounds import Limits
 from serving.events import Retention
-from serving.messages import Limits
 from serving.profiles import Profiles
 from serving.retriever import Retriever
 from serving.sqlite_events import SqliteEvents

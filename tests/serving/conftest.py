@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from serving.app import Server, build_app
+from serving.bounds import Limits
 from serving.engine import Engine
-from serving.messages import Limits
 from serving.retriever import Retriever
 from serving.run import listen, url
 from towers.bundle import Bundle, publish, write_vectors

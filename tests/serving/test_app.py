@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.app import ROUTE_NAMES, build_app
+from serving.bounds import Limits
 from serving.calls import Call, Deadline
 from serving.engine import Engine
 from serving.handlers import Handlers
-from serving.messages import Limits
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.retriever import Retriever

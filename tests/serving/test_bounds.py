@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from serving.bounds import check_value
+from serving.bounds import Limits, check_value
 from serving.config import ServeConfig
 from serving.decoding import from_python
 from serving.engine import Engine
 from serving.item_changes import ItemChanges
-from serving.messages import Limits
 from serving.page_messages import BatchRequest
 from serving.retriever import Retriever
 from serving.run import limits

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from serving.bounds import Limits
 from serving.decoding import check_k, check_limits, decode, from_python, microseconds
-from serving.messages import HistoryEvent, Limits, RecommendRequest
+from serving.messages import HistoryEvent, RecommendRequest
 from towers.errors import RequestError
 
 DEEP = "[" * 1000 + "]" * 1000

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from serving import index_job
+from serving.bounds import Limits
 from serving.config import IndexConfig, ServeConfig, ServingConfig
 from serving.engine import Engine
 from serving.item_changes import ITEMS_FILE, ItemChanges
-from serving.messages import Limits
 from serving.policy import SelectorSettings
 from serving.retriever import Retriever
 from serving.run import opened

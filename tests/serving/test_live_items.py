@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.bounds import Limits
 from serving.engine import Engine
 from serving.item_changes import ItemChanges
-from serving.messages import Limits
 from serving.retriever import Retriever
 from towers.encoder import Encoder, UserRow
 from towers.errors import DataError, RequestError

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving.bounds import Limits
 from serving.events import LiveHistory, Retention
-from serving.messages import EventsAdded, Limits
+from serving.messages import EventsAdded
 from serving.profiles import Profiles, joined, open_histories
 from serving.retriever import Retriever
 from serving.sqlite_events import SqliteEvents

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.bounds import Limits
 from serving.client import Client
 from serving.events import LiveHistory, Retention
-from serving.messages import EventsAdded, Limits, RecommendRequest
+from serving.messages import EventsAdded, RecommendRequest
 from serving.profiles import Profiles, joined, open_histories
 from serving.recommend_job import lists
 from serving.retriever import Retriever

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.messages import Limits, Recommendations
+from serving.bounds import Limits
+from serving.messages import Recommendations
 from serving.retriever import Retriever
 from towers.bundle import publish
 from towers.encoder import Encoder, UserRow
