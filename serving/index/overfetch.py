@@ -120,11 +120,14 @@ class OverfetchIndex:
         faiss.omp_set_num_threads(1)
         available = self._rows - len(banned) if allowed is None else allowed.count
         wanted = min(k, available)
-        scale = wanted / self._tuned_k if allowed is None else wanted * self._rows / (self._tuned_k * max(1, available))
+        needed = wanted if allowed is None else wanted * self._rows / max(1, available)
+        # Never narrower than it was tuned: of 30,000 random directions, a graph of recall@100 0.96 found 0.28 of the single best items and
+        # 0.55 of the ten best where it was searched in proportion.
+        scale = max(1.0, needed / self._tuned_k)
         fetch = max(math.ceil(scale * self._tuned_k) + _SPARE, math.ceil(scale * self.setting.candidates)) + len(banned)
         nprobe = min(self.nlist, max(self.setting.nprobe, round(self.setting.nprobe * scale)))
         found = None
-        if not self._scan_is_cheaper(fetch, nprobe, available):
+        if not self._scan_is_cheaper(fetch, nprobe, available, allowed is not None):
             found = self._best(query_HD, wanted, fetch, nprobe, allowed, banned)
         return self._exact.scan(query_HD, k, allowed, banned) if found is None else found
 
@@ -162,9 +165,9 @@ class OverfetchIndex:
                 return None
         return SearchResult(found.rows[:k], found.scores[:k])
 
-    def _scan_is_cheaper(self, fetch: int, nprobe: int, available: int) -> bool:
+    def _scan_is_cheaper(self, fetch: int, nprobe: int, available: int, filtered: bool) -> bool:
         """Of a search as it was tuned never, while there is more than it fetches: its recall was judged."""
         if fetch >= self._rows or not available:
             return True
         wider = fetch > max(self.setting.candidates, self._tuned_k + _SPARE) or nprobe > self.setting.nprobe
-        return wider and available * _ROW_US <= self.finder.search_us(fetch, nprobe)
+        return (filtered or wider) and available * _ROW_US <= self.finder.search_us(fetch, nprobe)

@@ -10,6 +10,7 @@ from serving.index.interface import SearchResult
 from serving.index.meta import Setting
 from serving.index.overfetch import OverfetchIndex
 from serving.index.rowset import RowSet
+from serving.index.tune import Judge, tune
 
 
 def clustered(rows: int) -> NDArray[np.float32]:
@@ -53,3 +54,18 @@ def test_few_equal_items_need_no_scan_and_many_do(monkeypatch: pytest.MonkeyPatc
     assert index.search(item_ID[5], 1).rows.tolist() == [5]
     item_ID[100:200] = item_ID[5]
     assert hnsw(item_ID).search(item_ID[5], 1).rows.tolist() == [-7]
+
+
+@pytest.mark.parametrize("clusters", [True, False])
+def test_fewer_items_are_found_as_well_as_those_it_was_tuned_for(clusters: bool) -> None:
+    """Directions without clusters are what a graph is taken for, and there a narrow search misses most."""
+    rng, rows, floor = np.random.default_rng(1), 6000, 0.95
+    drawn = clustered(rows + 200) if clusters else rng.standard_normal((rows + 200, 32)).astype(np.float32)
+    exact, query_QD = ExactIndex(drawn[:rows]), drawn[rows:]
+    built = build_hnsw(exact, 8, 40, "inner_product", seed=0, tuned_k=100, progress=lambda _: None)
+    index = tune(Judge(exact, query_QD[:100], 100), [built], floor).index
+    for share in (None, 0.9, 0.5, 0.1):
+        allowed = None if share is None else RowSet.of_rows(rows, np.sort(rng.permutation(rows)[: round(rows * share)]))
+        for k in (1, 3, 10):
+            found = [np.isin(index.search(q, k, allowed).rows, exact.search(q, k, allowed).rows).mean() for q in query_QD[100:]]
+            assert np.mean(found) >= floor, f"recall@{k} {np.mean(found)} of {share}"
