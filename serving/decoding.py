@@ -106,7 +106,9 @@ def microseconds(field: str, moment: Moment) -> int:
     """
     seconds = moment.timestamp() if isinstance(moment, datetime) else moment
     if not 0 <= seconds < _END_OF_TIME_S:  # NaN compares false
-        raise RequestError(field, "expected Unix seconds from 1970 to 2199 or RFC 3339 text; divide milliseconds by 1000")
+        shown = seconds if isinstance(seconds, float) or abs(seconds) < 10**18 else "a number of more than 18 digits"
+        advice = "; milliseconds are to be divided by 1000" if seconds >= _END_OF_TIME_S else ""
+        raise RequestError(field, f"got {shown}, expected Unix seconds from 1970 to 2199 or RFC 3339 text{advice}")
     return round(seconds * 1_000_000)
 
 

@@ -12,7 +12,7 @@ from serving.bounds import Limits, check_value
 from serving.database import Database
 from serving.decoding import check_id, microseconds
 from towers.bundle import Bundle
-from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, NO_TIME, TITLE
+from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, TITLE
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
 from towers.schema import Feature
@@ -144,7 +144,7 @@ def item_columns(table: pa.Table, preprocessor: Preprocessor) -> dict[str, Any]:
     return {f.name: table.column(f.name) for f in preprocessor.schema.owned_by("item") if f.name in table.column_names}
 
 
-_FIXED: dict[str, str] = {TITLE: "text", CATEGORIES: "multi_categorical", CREATED_AT: "moment", IS_HIDDEN: "bool"}
+_FIXED: dict[str, str] = {TITLE: "text", CATEGORIES: "multi_categorical", CREATED_AT: "time", IS_HIDDEN: "bool"}
 
 
 def known_attributes(preprocessor: Preprocessor) -> dict[str, str | Feature]:
@@ -155,11 +155,10 @@ def known_attributes(preprocessor: Preprocessor) -> dict[str, str | Feature]:
 def _typed(wanted: str | Feature, name: str, values: list[Any]) -> list[Any]:
     """Values as a catalogue's column holds them; raises RequestError."""
     kind = wanted if isinstance(wanted, str) else wanted.kind
-    if kind == "moment":
+    _check_type(name if name == CATEGORIES else kind, name, values)
+    if kind == "time":
         return [None if value is None else _moment(name, value) for value in values]
     if kind == "bool":
-        if any(value not in (None, True, False) or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
-            raise RequestError(name, "expected true or false")
         return [bool(value) for value in values]
     if kind == "multi_categorical":
         flat, lengths = as_lists(name, values)
@@ -169,8 +168,6 @@ def _typed(wanted: str | Feature, name: str, values: list[Any]) -> list[Any]:
         return [None if value is None else row for value, row in zip(values, lists, strict=True)]
     if kind == "numeric":
         return [None if number != number else number for number in as_numbers(name, values).tolist()]
-    if kind == "time":
-        return [None if time == NO_TIME else time for time in as_times(name, values).tolist()]
     if kind == "dense" and isinstance(wanted, Feature):
         vectors = as_dense(name, values, wanted.width).tolist()
         return [None if value is None else vector for value, vector in zip(values, vectors, strict=True)]
@@ -179,13 +176,34 @@ def _typed(wanted: str | Feature, name: str, values: list[Any]) -> list[Any]:
     return list(texts)
 
 
+_TYPES: dict[str, tuple[tuple[type, ...], tuple[type, ...], str]] = {
+    "text": ((str,), (), "text"),
+    CATEGORIES: ((), (str,), "a list of text"),
+    "time": ((str, int, float), (), "Unix seconds or RFC 3339 text"),
+    "bool": ((bool,), (), "true or false"),
+    "numeric": ((int, float, bool), (), "a number"),
+    "dense": ((), (int, float), "a list of numbers"),
+}
+"""By kind, and of categories: what a value may be, what each entry of a list may be, and how that is said. Values of other kinds are what
+their column in a log may hold: 5, "5" and 5.0 are one."""
+
+
+def _check_type(kind: str, name: str, values: list[Any]) -> None:
+    """Raises RequestError where a value had to be turned into another type to fit."""
+    single, entry, expected = _TYPES.get(kind, ((), (), ""))
+    for value in values if expected else ():
+        fits = all(type(one) in entry for one in value) if isinstance(value, list) and entry else type(value) in single
+        if value is not None and not fits:
+            raise RequestError(name, f"got {repr(value)[:60]}, expected {expected}")
+
+
 def _moment(name: str, value: Any) -> int:
     """Unix seconds or RFC 3339 text, as everywhere in requests."""
-    if isinstance(value, str):
-        return int(as_times(name, [value])[0])
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(name, "expected Unix seconds or RFC 3339 text")
-    return microseconds(name, value)
+    if not isinstance(value, str):
+        return microseconds(name, value)
+    if value.isdecimal():  # of which a date of another spelling would be made
+        raise RequestError(name, f"got {value[:60]!r}, expected RFC 3339 text, or Unix seconds as a number")
+    return int(as_times(name, [value])[0])
 
 
 def _check_text(name: str, texts: list[str | None]) -> None:

@@ -242,7 +242,8 @@ class ItemRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """An item, new or anew.
 
     Attributes:
-        attributes: `title`, `categories`, `created_at`, `is_hidden` and the model's item features; what is not given is missing.
+        attributes: `title` (text), `categories` (a list of text), `created_at` (Unix seconds or RFC 3339 text), `is_hidden` (true or
+            false) and the model's item features (times as `created_at`); what is not given is missing.
     """
 
     attributes: dict[str, Value]

@@ -11,11 +11,13 @@ import pytest
 
 from serving.bounds import Limits
 from serving.engine import Engine
-from serving.item_changes import ItemChanges
+from serving.item_changes import ItemChanges, check_item
 from serving.retriever import Retriever
 from towers.encoder import Encoder, UserRow
 from towers.errors import DataError, RequestError
+from towers.preprocess import Preprocessor
 from towers.runtime import TorchRuntime
+from towers.schema import Feature, make_schema
 
 HIDDEN, LENGTH = "item-07", 6
 Opened = Callable[[], Engine]
@@ -147,11 +149,17 @@ def test_other_workers_know_within_a_second(opened: Opened) -> None:
     [
         ("new", {"price": 3}, "attributes.price"),
         ("new", {"title": ["a"]}, "attributes.title"),
+        ("new", {"title": 5}, "attributes.title"),
+        ("new", {"title": True}, "attributes.title"),
+        ("new", {"categories": "drama"}, "attributes.categories"),
+        ("new", {"categories": ["drama", 5]}, "attributes.categories"),
+        ("new", {"categories": ["drama", None]}, "attributes.categories"),
         ("new", {"title": "\ud800"}, "attributes.title"),
         ("new", {"categories": [["a"]]}, "attributes.categories"),
         ("new", {"categories": [{"a": 1}]}, "attributes.categories"),
         ("new", {"created_at": "yesterday"}, "attributes.created_at"),
         ("new", {"created_at": True}, "attributes.created_at"),
+        ("new", {"created_at": "1764072000000"}, "attributes.created_at"),
         ("new", {"created_at": 1e300}, "attributes.created_at"),
         ("new", {"is_hidden": "no"}, "attributes.is_hidden"),
         ("new", {"is_hidden": 1}, "attributes.is_hidden"),
@@ -168,6 +176,49 @@ def test_what_does_not_fit_is_refused_with_its_name(opened: Opened, item_id: str
         engine.put_item(item_id, attributes)
     assert (caught.value.field, caught.value.status) == (field, 422)
     assert len(ids(engine, history=["item-01"])) == 38
+
+
+def test_milliseconds_are_told_from_seconds(opened: Opened) -> None:
+    engine = opened()
+    with pytest.raises(RequestError, match=r"created_at: got 1764072000000, expected .*; milliseconds are to be divided by 1000$"):
+        engine.put_item("new", {"created_at": 1_764_072_000_000})
+    with pytest.raises(RequestError, match=r"created_at: got -5, expected Unix seconds from 1970 to 2199 or RFC 3339 text$"):
+        engine.put_item("new", {"created_at": -5})
+    for moment in (1_764_072_000, 1_764_072_000.0, "2025-11-25T12:00:00Z", "2025-11-25T13:00:00+01:00"):
+        engine.put_item("new", {"created_at": moment})
+        at = [{"field": "created_at", "at_least": 1_764_072_000, "below": 1_764_072_001}]
+        assert ids(engine, history=["item-01"], filter=at) == ["new"]
+
+
+FEATURES = [
+    Feature("brand", "categorical", "item"),
+    Feature("tags", "multi_categorical", "item"),
+    Feature("price", "numeric", "item"),
+    Feature("released", "time", "item"),
+    Feature("blurb", "text", "item"),
+    Feature("image", "dense", "item", width=2),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("brand", ["acme", 5, True], [["acme"]]),
+        ("tags", [["a", 5], "a"], [[["a"]]]),
+        ("price", [5, 0.5, True], ["5", [5]]),
+        ("released", [1_764_072_000, "2025-11-25"], [1_764_072_000_000, "1764072000", [5], True]),
+        ("blurb", ["words"], [5, ["words"], False]),
+        ("image", [[1, 0.5]], [["1", "2"], [True, False], 5, [1, 2, 3], "ab"]),
+    ],
+)
+def test_a_feature_is_given_what_it_is_of(name: str, taken: list[Any], refused: list[Any]) -> None:
+    fitted = Preprocessor(make_schema(FEATURES, "time", {}), {}, {})
+    for value in [*taken, None]:
+        check_item("new", {name: value}, fitted)
+    for value in refused:
+        with pytest.raises(RequestError, match="expected") as caught:
+            check_item("new", {name: value}, fitted)
+        assert caught.value.field == f"attributes.{name}"
 
 
 def test_a_service_that_keeps_no_changes_says_so(world: Any) -> None:
