@@ -6,6 +6,7 @@ from serving.engine import Engine
 from serving.people_messages import ConsentRequest, ConsentState, Held, Receipt
 from serving.profiles import Profiles
 from serving.rights import Rights
+from serving.subjects import log_failures
 from towers.consent import purposes_of
 from towers.errors import RequestError
 
@@ -34,7 +35,9 @@ class PeopleCalls:
 
     def delete_user(self, call: Call) -> object:
         _, key = self._who(call)
-        return Receipt(**self._kept().subjects.forget([key]))
+        receipt = self._kept().subjects.forget([key])
+        log_failures(receipt["not_removed_from"])
+        return Receipt(**receipt)
 
     def _kept(self) -> Rights:
         if self._rights is None:

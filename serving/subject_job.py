@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -49,21 +50,45 @@ def run(config: SubjectJobConfig) -> str:
                 return str(_export(config, rights))
             done |= _removed(config, rights)
     path = write_json(run_dir / "subject.json", done)
-    if failed := done.get("receipt", {}).get("not_removed_from"):
-        raise DataError(f"{'; '.join(failed.values())}. Put {', '.join(failed)} back or delete it, then forget again; all else is done")
+    removal = done.get("receipt", done)
+    if failed := removal.get("not_removed_from"):
+        raise DataError(_still_there(config.action, failed, removal["rows"], path))
     return str(path)
 
 
 def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:
     if config.action == "purge":
         days = config.subject.days or config.serving.event_days or 0.0
-        rows = rights.subjects.purge(days)
-        print(f"   {sum(rows.values()):,} rows older than {days:g} days removed", flush=True)
-        return {"days": days, "rows": rows}
+        rows, failed = rights.subjects.purge(days)
+        print(f"   {_counted(rows)} older than {days:g} days removed", flush=True)
+        return {"days": days, "rows": rows, "not_removed_from": failed}
     users = [config.user] if config.user is not None else read_ids(Path(config.subject.users or ""))
     receipt = rights.subjects.forget([rights.keys.key(user) for user in users])
-    print(f"   {sum(receipt['rows'].values()):,} rows removed; receipt {receipt['number']}, hash {receipt['hash']}", flush=True)
+    print(f"   {_counted(receipt['rows'])} removed; receipt {receipt['number']}, hash {receipt['hash']}", flush=True)
     return {"receipt": receipt}
+
+
+def _counted(rows: Mapping[str, int]) -> str:
+    return f"{sum(rows.values()):,} rows in {_places(len(rows))}"
+
+
+def _places(count: int) -> str:
+    return f"{count:,} place{'s' * (count != 1)}"
+
+
+def _still_there(action: str, failed: Mapping[str, str], rows: Mapping[str, int], path: Path) -> str:
+    """What could not be reached, what to do, and what is done."""
+    return (
+        f"{_places(len(failed))} could not be reached, and may hold rows still:{_listed(failed.values())}\nPut each back from a backup, or"
+        f" delete it (with everybody's rows in it), then {action} again. All else is done, {_counted(rows)}: {path} lists both"
+    )
+
+
+def _listed(lines: Iterable[str], most: int = 5) -> str:
+    """A line each, the first few of them."""
+    told = list(lines)
+    more = f"\n  and {len(told) - most} more" if len(told) > most else ""
+    return "".join(f"\n  {line}" for line in told[:most]) + more
 
 
 def _rekeyed(config: SubjectJobConfig, run_dir: Path) -> dict[str, Any]:

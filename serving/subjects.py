@@ -115,19 +115,13 @@ class Subjects:
         erasures = Erasures(Receipts(self._places.receipts), self._keys.fingerprint())
         erasures.refresh()
         rows, failed = cut_everywhere(self._places, Cut(erasures.moments), self._keys) if len(erasures) else Removed({}, {})
+        log_failures(failed)
         rows |= self._grants(erasures.marks())
         return self._told(rows, failed, {"forget": None}) if rows else None
 
-    def purge(self, days: float) -> dict[str, int]:
-        """Delete everybody's rows older than so many days; how many by place. Prepared data are made anew instead: data.retention_days.
-
-        Raises:
-            DataError: files cannot be read or rewritten; names them. The others are done.
-        """
-        rows, failed = cut_everywhere(self._places, older_than(now_us() - round(days * DAY_US)), self._keys, prepared=False)
-        if failed:
-            raise DataError("; ".join(failed.values()))
-        return rows
+    def purge(self, days: float) -> "Removed":
+        """Delete everybody's rows older than so many days. Prepared data are made anew instead: data.retention_days."""
+        return cut_everywhere(self._places, older_than(now_us() - round(days * DAY_US)), self._keys, prepared=False)
 
     def _grants(self, moments: Mapping[bytes, int]) -> dict[str, int]:
         if self._consent is None or not moments or not (gone := self._consent.forget(moments)):
@@ -155,7 +149,7 @@ class Subjects:
 
 
 class Removed(NamedTuple):
-    """Rows removed by place, and why by place where none could be."""
+    """Rows removed by place (of histories those that became shorter too), and why by place where none could be."""
 
     rows: dict[str, int]
     failed: dict[str, str]
@@ -175,9 +169,14 @@ def cut_everywhere(places: Places, cut: Cut, keys: UserKeys, prepared: bool = Tr
             try:
                 rows[place] = removed()
             except DataError as error:
-                log.error("rows of users cannot be removed", extra={"place": place, "reason": str(error)})
                 failed[place] = str(error)
     return Removed({place: count for place, count in rows.items() if count}, failed)
+
+
+def log_failures(failed: Mapping[str, str]) -> None:
+    """Say in the service's log what a removal could not reach, by place: who asked for it may not be who can mend the file."""
+    for place, reason in failed.items():
+        log.error("rows of users cannot be removed", extra={"place": place, "reason": reason})
 
 
 def verify(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def digest(folder: Path) -> str:
 
 
 def remove_users(folder: Path, forgotten: Callable[[NDArray[np.uint8]], NDArray[np.int64]]) -> int:
-    """Take users out of a prepared folder; how many left. What is counted over all users (vocabularies, popularity) stays.
+    """Take users out of a prepared folder; how many rows went. What is counted over all users (vocabularies, popularity) stays.
 
     New columns are written beside the old ones and then take their places: a death between the two makes columns of different lengths,
     which is told when the folder is opened.
@@ -86,11 +86,10 @@ def _remove(folder: Path, forgotten: Callable[[NDArray[np.uint8]], NDArray[np.in
     for path in sorted(folder.rglob(f"*{_LEAVING}")):
         os.replace(path, str(path).removesuffix(_LEAVING))
     facts = json.loads((folder / FACTS).read_text())
-    left = int(leaving_U.sum())
     facts["data"] |= {"users": int(stays_U.sum()), "rows": int(stays_N.sum()), "digest": digest(folder)}
-    facts["data"]["forgotten_users"] = facts["data"].get("forgotten_users", 0) + left
+    facts["data"]["forgotten_users"] = facts["data"].get("forgotten_users", 0) + int(leaving_U.sum())
     write_json(folder / FACTS, facts)
-    return left
+    return int(np.count_nonzero(~stays_N))
 
 
 def _filter(path: Path, stays: NDArray[np.bool_]) -> None:

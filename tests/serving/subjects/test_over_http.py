@@ -57,6 +57,20 @@ async def test_an_id_that_ends_like_a_route_is_that_id(used: Any) -> None:
             assert (await client.get(f"/v1/users/{USER}")).json()["held"] == held, "somebody else was forgotten"
 
 
+@pytest.mark.anyio
+async def test_what_could_not_be_removed_stands_in_the_services_log(used: Any, caplog: pytest.LogCaptureFixture) -> None:
+    part = next((used.dir / "state" / "impressions").rglob("*.parquet"))
+    part.write_bytes(b"PAR1")
+    with used.served() as (retriever, rights):
+        app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), rights=rights))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            receipt = (await client.delete(f"/v1/users/{USER}")).json()
+        rights.subjects.replay()
+    place = part.relative_to(used.dir).as_posix()
+    told = [record.__dict__["place"] for record in caplog.records if record.getMessage() == "rows of users cannot be removed"]
+    assert list(receipt["not_removed_from"]) == [place] and told == [place, place]
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -45,9 +45,9 @@ def test_purge_removes_what_is_old_everybodys(used: Any) -> None:
     day = 86_400_000_000
     with used.served() as (retriever, rights):
         retriever.add_events([{"user_id": USER, "item_id": "item-05", "timestamp": time.time() - 40 * 86_400}])
-        removed = rights.subjects.purge(30)
+        removed = rights.subjects.purge(30).rows
         assert removed["state/events.db"] == 1 and removed["export/histories.parquet"] > 1 and "audit.parquet" not in removed
-        assert rights.subjects.purge(30) == {}
+        assert rights.subjects.purge(30) == ({}, {})
     left = pq.read_table(used.dir / "export" / "histories.parquet").to_pylist()
     assert all(t > time.time_ns() // 1000 - 30 * day for row in left for t in row["timestamps"])
     assert {row["likes"] and tuple(row["likes"]) for row in left} == {None, ("drama",)}, "users without events keep what they declared"
@@ -69,7 +69,7 @@ def test_the_job_does_the_same(used: Any, tmp_path: Path) -> None:
     leavers = tmp_path / "leavers.txt"
     leavers.write_text(f"{USER}\nnobody\n{OTHER}\n")
     receipt = job(used, "forget", users=str(leavers))["receipt"]
-    assert receipt["rows"]["prepared"] == 2 and used.bytes_of(USER) == used.bytes_of(OTHER) == []
+    assert receipt["rows"]["prepared"] == 2 * 3 and used.bytes_of(USER) == used.bytes_of(OTHER) == []
     assert job(used, "verify") == {"action": "verify", "receipts": 2, "last_hash": receipt["hash"], "forgotten": 3}
     assert job(used, "purge", days=1e6)["rows"] == {}
     used.receipts.write_bytes(used.receipts.read_bytes().replace(b'"found":true', b'"found":True'))
@@ -115,14 +115,34 @@ def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path) -> Non
     assert job(used, "scan", ids=str(ids))["hits"] == []
 
 
-def test_what_the_job_could_not_do_is_said_and_the_rest_is_done(used: Any) -> None:
-    part = next((used.dir / "state" / "impressions").rglob("*.parquet"))
-    part.write_bytes(part.read_bytes()[:100])
-    for action, settings in (("forget", {"user": USER}), ("purge", {"days": 1e6})):
-        with pytest.raises(DataError, match=part.name):
+def test_what_the_job_could_not_do_is_said_and_the_rest_is_done(used: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    parts = [next((used.dir / "state" / log).rglob("*.parquet")) for log in ("events", "impressions")]
+    for part in parts:
+        part.write_bytes(part.read_bytes()[:100])
+    names = {part.relative_to(used.dir).as_posix() for part in parts}
+    for action, settings, elsewhere in (("purge", {"days": 30}, "export/histories.parquet"), ("forget", {"user": USER}, "audit.parquet")):
+        with pytest.raises(DataError) as raised:
             job(used, action, **settings)
-    part.unlink()
+        told = json.loads((used.dir / "subject.json").read_text())
+        told = told.get("receipt", told)
+        assert set(told["not_removed_from"]) == names and not names & set(told["rows"]) and told["rows"][elsewhere]
+        assert all(str(part) in str(raised.value) for part in parts)
+        assert f"delete it (with everybody's rows in it), then {action} again" in str(raised.value)
+        assert f"All else is done, {sum(told['rows'].values())} rows in {len(told['rows'])} place" in str(raised.value)
+    assert capfd.readouterr().err == "", "the error says all of it"
+    for part in parts:
+        part.unlink()
     assert used.bytes_of(USER) == []
+
+
+def test_of_many_damaged_files_a_few_are_shown(used: Any) -> None:
+    (part,) = (used.dir / "state" / "events").rglob("*.parquet")
+    for number in range(7):
+        part.with_name(f"part-damaged-{number:015d}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="7 places could not be reached") as raised:
+        job(used, "forget", user=USER)
+    assert str(raised.value).count("part-damaged") == 5 and "and 2 more" in str(raised.value)
+    assert len(json.loads((used.dir / "subject.json").read_text())["receipt"]["not_removed_from"]) == 7
 
 
 @pytest.mark.parametrize("kept", ["state/events.db", "export/histories.parquet"])
