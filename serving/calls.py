@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -20,7 +19,7 @@ import msgspec
 from serving.api_keys import ApiKeys
 from serving.item_texts import as_json
 from serving.logs import REQUEST_ID as ANSWERING
-from serving.logs import loggable
+from serving.logs import loggable, steps
 from serving.messages import Problem
 from serving.metrics import Metrics
 from towers.errors import RequestError
@@ -143,7 +142,7 @@ class Endpoint:
             status, media_type, failed = 500, _PROBLEM, type(error).__name__
             content = problem(status, "an error of the service; it is in its log", headers.request_id)
             # frames without the message, which may hold what the caller sent
-            log.error("failed", extra={"trace": [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]})
+            log.error("failed", extra={"trace": steps(error.__traceback__)})
         seconds = time.perf_counter() - started
         self.front.metrics.request(self.route, status, seconds)
         if failed or self.front.access_log:

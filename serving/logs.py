@@ -3,8 +3,10 @@
 import json
 import logging
 import sys
+import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 
 import msgspec
 
@@ -30,12 +32,21 @@ def loggable(field: str) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """Time, level, event, process, and whatever a call gave as `extra`."""
+    """Time, level, event, process, whatever a call gave as `extra`, and of an exception its kind and where it came from: what it says may
+    quote a person's data."""
 
     def format(self, record: logging.LogRecord) -> str:
         facts = {name: value for name, value in vars(record).items() if name not in _ORDINARY and value not in ("", None)}
+        kind, _, trace = record.exc_info or (None, None, None)
+        if kind is not None:
+            facts |= {"error": kind.__name__, "trace": steps(trace)}
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         return json.dumps({"time": when, "level": record.levelname.lower(), "event": record.getMessage(), "pid": record.process, **facts})
+
+
+def steps(trace: TracebackType | None) -> list[str]:
+    """File, line and function of each step that led to an exception."""
+    return [f"{step.filename}:{step.lineno} {step.name}" for step in traceback.extract_tb(trace)]
 
 
 def log_to_stderr() -> None:

@@ -1,14 +1,17 @@
 """Several processes behind one socket: opened once, then forked, so that what was read before is shared by all.
 
-A worker that dies is started again. Told to stop, the parent tells its workers, and they finish what they are answering.
+A worker that dies is started again, and the log says so. Told to stop, the parent tells its workers, and they finish what they are
+answering.
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 Work = Callable[[int, Callable[[], None]], None]
@@ -16,7 +19,10 @@ Work = Callable[[int, Callable[[], None]], None]
 STOP_S = 15.0
 """How long workers may take to finish; uvicorn gives running requests 10."""
 
-_YOUNG_S, _MOST_EARLY_DEATHS = 5.0, 5
+_YOUNG_S, _MOST_EARLY_DEATHS, _WITHIN_S = 5.0, 5, 60.0
+"""So many that die so young within so long are not started again: it would happen again. One that loops takes half of that."""
+
+log = logging.getLogger("towers.serving")
 
 
 class Workers:
@@ -25,14 +31,16 @@ class Workers:
     Args:
         count: how many.
         work: runs in each, with its number and a function to call once it answers; returns when the process is told to stop (SIGTERM).
+        clock: seconds, of which only differences count.
     """
 
-    def __init__(self, count: int, work: Work) -> None:
+    def __init__(self, count: int, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
         self._count = count
         self._work = work
         self._number_of: dict[int, int] = {}
         self._started_s: dict[int, float] = {}
-        self._early_deaths = 0
+        self._early_s: deque[float] = deque(maxlen=_MOST_EARLY_DEATHS)
+        self._clock = clock
         self._ready_read, self._ready_write = os.pipe()
         self._life_read, self._life_write = os.pipe()
 
@@ -66,7 +74,7 @@ class Workers:
         pid = os.fork()
         if pid:
             self._number_of[pid] = number
-            self._started_s[pid] = time.monotonic()
+            self._started_s[pid] = self._clock()
             return
         code = 1
         try:
@@ -76,6 +84,8 @@ class Workers:
             code = 0
         except KeyboardInterrupt:
             code = 0
+        except Exception as error:  # the process ends here, before anybody else could tell
+            log.exception("worker failed", extra={"worker": number, "reason": repr(error)})
         finally:
             os._exit(code)
 
@@ -87,11 +97,17 @@ class Workers:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return False
-        number = self._number_of.pop(pid)
-        if time.monotonic() - self._started_s.pop(pid) < _YOUNG_S:
-            self._early_deaths += 1
-            if self._early_deaths >= _MOST_EARLY_DEATHS:
-                raise RuntimeError(f"worker {number} died {_MOST_EARLY_DEATHS} times within {_YOUNG_S:g} s of its start, last by {status}")
+        number, now_s = self._number_of.pop(pid), self._clock()
+        lived_s, code = now_s - self._started_s.pop(pid), os.waitstatus_to_exitcode(status)
+        how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
+        log.error("worker ended, another is started", extra={"worker": number, "ended_pid": pid, "lived_s": round(lived_s, 1), **how})
+        if lived_s < _YOUNG_S:
+            self._early_s.append(now_s)
+            if len(self._early_s) == _MOST_EARLY_DEATHS and now_s - self._early_s[0] < _WITHIN_S:
+                raise RuntimeError(
+                    f"{_MOST_EARLY_DEATHS} workers died within {_YOUNG_S:g} s of their start, one after the other, the last by {how};"
+                    " the log says why"
+                )
         self._start(number)
         return True
 
