@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.api_keys import ApiKeys
 from serving.calls import Call, Endpoint, Front, Reply, problem, request_id_of
@@ -134,6 +135,18 @@ def serve(app: ASGIApp, listener: socket.socket, on_ready: Callable[[], None]) -
         Server(app, on_ready).run(sockets=[listener])
 
 
+class Connection(HttpToolsProtocol):
+    """uvicorn's, whose answer to what is no HTTP is a problem document like every other."""
+
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn; the connection ends with it."""
+        request_id = request_id_of([])
+        content = problem(400, "what was sent is not HTTP", request_id)
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+        self.transport.write(b"%bconnection: close\r\n\r\n%b" % (head % (len(content), request_id), content))
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn, telling when it answers; `should_exit = True` stops it.
 
@@ -144,7 +157,16 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         super().__init__(
-            uvicorn.Config(app, ws="none", log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10)
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",
+                log_config=None,  # of its own it would write plain text between our lines
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=10,
+            )
         )
         self._on_ready = on_ready
 

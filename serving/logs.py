@@ -16,6 +16,9 @@ from towers.columns import ITEM_COLUMNS
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the HTTP call that is being answered."""
 
+LOGGER = "towers.serving"
+"""The service's own."""
+
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -33,15 +36,18 @@ def loggable(field: str) -> str:
 
 class JsonLines(logging.Formatter):
     """Time, level, event, process, whatever a call gave as `extra`, and of an exception its kind and where it came from: what it says may
-    quote a person's data."""
+    quote a person's data. Of what libraries log it keeps what they always say, and not the values in it, which may be of a request."""
 
     def format(self, record: logging.LogRecord) -> str:
+        event = record.getMessage()
         facts = {name: value for name, value in vars(record).items() if name not in _ORDINARY and value not in ("", None)}
+        if record.name != LOGGER:
+            event, facts = str(record.msg).partition("\n")[0], {"logger": record.name}
         kind, _, trace = record.exc_info or (None, None, None)
         if kind is not None:
             facts |= {"error": kind.__name__, "trace": steps(trace)}
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": when, "level": record.levelname.lower(), "event": record.getMessage(), "pid": record.process, **facts})
+        return json.dumps({"time": when, "level": record.levelname.lower(), "event": event, "pid": record.process, **facts})
 
 
 def steps(trace: TracebackType | None) -> list[str]:
@@ -50,10 +56,10 @@ def steps(trace: TracebackType | None) -> list[str]:
 
 
 def log_to_stderr() -> None:
-    """Send the service's own log there, and none of it anywhere else."""
+    """Send there what the service logs, and from warnings on what libraries do: all of it as JSON, and none of it anywhere else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logger = logging.getLogger("towers.serving")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger(LOGGER).setLevel(logging.INFO)
+    logging.captureWarnings(True)

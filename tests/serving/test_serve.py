@@ -84,8 +84,12 @@ def test_a_run_is_served_without_torch_and_stops_in_good_order(world: Any, retri
             assert [item["item_id"] for item in reply.json()["items"]] == [item.item_id for item in expected.items]
             scores = [item["score"] for item in reply.json()["items"]]
             np.testing.assert_allclose(scores, [item.score for item in expected.items], atol=1e-5)
+            with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=10) as odd:
+                odd.sendall(b"no HTTP\r\n\r\n")
+                assert odd.recv(1000).startswith(b"HTTP/1.1 400")
         server.send_signal(stop)
         out, err = server.communicate(timeout=20)
+    assert [json.loads(line)["logger"] for line in err.splitlines()] == ["uvicorn.error"], "a log in which all is JSON"
     assert server.returncode == 0, err
     assert f"serving on {announced['url']}" in out
     assert out.strip().splitlines()[-1] == f"serve: done -> {run_dir / 'serve.json'}"
