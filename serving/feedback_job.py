@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -33,7 +34,7 @@ def run(config: ServingConfig) -> str:
         path of run_dir/feedback.json.
 
     Raises:
-        DataError: nothing was ever shown.
+        DataError: nothing was ever shown, or no file of a log can be read; what was joined before stays as it was.
         ConfigError: the users' secret is not where it should be, or not theirs.
     """
     began = time.perf_counter()
@@ -56,6 +57,11 @@ def _join(config: ServingConfig, standing: Standing, began: float) -> str:
     temporary.mkdir(parents=True)
     for number, lists in enumerate(shown):
         pq.write_table(answers.join(_nameless(lists, standing)), temporary / f"part-{number:05d}.parquet", compression="zstd")
+    try:
+        _tell_of_damage(shown, told)
+    except DataError:
+        shutil.rmtree(temporary)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     counts = answers.counts
@@ -71,6 +77,15 @@ def _join(config: ServingConfig, standing: Standing, began: float) -> str:
         f" {len(document['skipped_files'])} files skipped"
     )
     return str(write_json(run_dir / "feedback.json", document))
+
+
+def _tell_of_damage(*logs: Reading) -> None:
+    """Warn of files that were skipped; raises DataError where that is a whole log, without which all lists or all clicks would be gone."""
+    for log in logs:
+        if log.skipped and not log.read:
+            raise DataError(f"{log.told()}\nPut one back from a backup or delete all, then run it again. What was joined before stays")
+        if log.skipped:
+            print(f"warning: {log.told()}", file=sys.stderr, flush=True)
 
 
 def _allowed(table: pa.Table, standing: Standing) -> pa.Array:

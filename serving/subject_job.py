@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +13,13 @@ from serving.rekey import rekey
 from serving.rights import Rights, places_of
 from serving.subject_config import DELETE, SubjectJobConfig
 from serving.subjects import PREPARED, verify
-from towers.errors import ConfigError, DataError, GateError
+from towers.errors import ConfigError, DataError, GateError, listed
 from towers.identity import UserKeys, keep_secret, key_file, new_secret
 from towers.job import write_json
 from towers.prepared import USER_TABLES
 from towers.receipts import receipts_file
+
+_MEND = "Put each back from a backup, or delete it (with everybody's rows in it)"
 
 
 def run(config: SubjectJobConfig) -> str:
@@ -79,16 +81,9 @@ def _places(count: int) -> str:
 def _still_there(action: str, failed: Mapping[str, str], rows: Mapping[str, int], path: Path) -> str:
     """What could not be reached, what to do, and what is done."""
     return (
-        f"{_places(len(failed))} could not be reached, and may hold rows still:{_listed(failed.values())}\nPut each back from a backup, or"
-        f" delete it (with everybody's rows in it), then {action} again. All else is done, {_counted(rows)}: {path} lists both"
+        f"{_places(len(failed))} could not be reached, and may hold rows still:{listed(failed.values())}\n{_MEND}, then"
+        f" {action} again. All else is done, {_counted(rows)}: {path} lists both"
     )
-
-
-def _listed(lines: Iterable[str], most: int = 5) -> str:
-    """A line each, the first few of them."""
-    told = list(lines)
-    more = f"\n  and {len(told) - most} more" if len(told) > most else ""
-    return "".join(f"\n  {line}" for line in told[:most]) + more
 
 
 def _rekeyed(config: SubjectJobConfig, run_dir: Path) -> dict[str, Any]:
@@ -127,9 +122,15 @@ def _export(config: SubjectJobConfig, rights: Rights) -> Path:
     out = Path(config.subject.out or "")
     try:
         with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as sink:
-            json.dump(rights.held(config.user or ""), sink, indent=2, ensure_ascii=False)
+            told = rights.held(config.user or "")
+            json.dump(told, sink, indent=2, ensure_ascii=False)
     except OSError as error:
         raise ConfigError(f"subject.out: {out} cannot be written: {error.strerror}") from error
+    if unread := told["unread"]:
+        raise DataError(
+            f"{_places(len(unread))} cannot be read, and may hold more of this person:"
+            f"{listed(f'{place}: {reason}' for place, reason in unread.items())}\n{_MEND}, then export again. {out} tells all else"
+        )
     return out
 
 

@@ -9,6 +9,8 @@ TowersError
 `-- RequestError      a caller's request is wrong: names the field (HTTP 4xx)
 """
 
+from collections.abc import Iterable
+
 EXIT_DONE, EXIT_CONFIG, EXIT_DATA, EXIT_GATE, EXIT_INTERRUPTED, EXIT_BUG = 0, 2, 3, 4, 5, 70
 
 
@@ -62,3 +64,17 @@ class RequestError(TowersError):
         self.field = field
         self.message = message
         self.status = status
+
+
+def listed(lines: Iterable[str], most: int = 5) -> str:
+    """What a message names one by one, a line each: the first few, and how many more there are.
+
+    >>> print("cannot be read:" + listed(["a", "b", "c"], most=2))
+    cannot be read:
+      a
+      b
+      and 1 more
+    """
+    told = list(lines)
+    shown = told[:most] + ([f"and {len(told) - most:,} more"] if len(told) > most else [])
+    return "".join(f"\n  {line}" for line in shown)

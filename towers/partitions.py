@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from towers.errors import listed
+
 HOUR_US = 3_600_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -101,7 +103,7 @@ def only_one(root: Path, wait: bool) -> Iterator[bool]:
 
 
 class Reading:
-    """The tables of a log, file by file. A file that cannot be read is skipped and told of.
+    """The tables of a log, file by file. A file that cannot be read is skipped, and a job that skips some says so (`told`).
 
     Args:
         root: the log's folder; one that is not there is empty.
@@ -117,7 +119,7 @@ class Reading:
     def __init__(
         self, root: Path, schema: pa.Schema, since: int | None = None, until: int | None = None, columns: Sequence[str] | None = None
     ) -> None:
-        self._paths = parts(root, since, until)
+        self._root, self._paths = root, parts(root, since, until)
         self._schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         self.read = 0
         self.skipped: dict[str, str] = {}
@@ -133,6 +135,12 @@ class Reading:
                 continue
             self.read += 1
             yield table
+
+    def told(self) -> str:
+        """What was skipped so far, in words; empty where nothing was."""
+        files = f"{len(self.skipped):,} of {len(self.skipped) + self.read:,} files of {self._root}"
+        reasons = listed(f"{path}: {why}" for path, why in self.skipped.items())
+        return f"{files} cannot be read and are left out:{reasons}" if self.skipped else ""
 
     def _table(self, path: Path) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

@@ -119,16 +119,38 @@ def flush(retriever: Retriever) -> None:
     retriever.outbox.flush()
 
 
-def test_damaged_files_are_named_and_the_rest_is_joined(config: ServingConfig, service: Engine) -> None:
-    for _ in range(2):
-        service.retriever.recommend(history=["item-01"], k=5)
+def twice(config: ServingConfig, service: Engine) -> None:
+    """Two files of either log: a list, and a click that answers it."""
+    for name in ("a", "b"):
+        reply = service.retriever.recommend(history=["item-01"], k=5)
+        tell(service.retriever, "x", reply.items[0].item_id, name, reply.recommendation_id)
         flush(service.retriever)
         run(config)
+
+
+def test_damaged_files_are_named_and_the_rest_is_joined(config: ServingConfig, service: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    twice(config, service)
+    assert capsys.readouterr().err == ""
     shown = parts(state_dir(config) / "impressions")
     assert len(shown) == 2
     shown[0].write_bytes(shown[0].read_bytes()[:100])
     document = json.loads(Path(run(config)).read_text())
     assert list(document["skipped_files"]) == [str(shown[0])] and document["lists"] == 1
+    said = capsys.readouterr().err
+    assert said.startswith("warning: 1 of 2 files of ") and f"\n  {shown[0]}: " in said
+
+
+@pytest.mark.parametrize("log", ["impressions", "events"])
+def test_where_a_whole_log_is_damaged_what_was_joined_before_stays(config: ServingConfig, service: Engine, log: str) -> None:
+    twice(config, service)
+    joined = {path.name: path.read_bytes() for path in Path(config.run_dir, "feedback").iterdir()}
+    facts = Path(config.run_dir, "feedback.json").read_bytes()
+    for path in parts(state_dir(config) / log):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"2 of 2 files of .*{log} cannot be read"):
+        run(config)
+    assert {path.name: path.read_bytes() for path in Path(config.run_dir, "feedback").iterdir()} == joined
+    assert Path(config.run_dir, "feedback.json").read_bytes() == facts and not Path(config.run_dir, "feedback.tmp").exists()
 
 
 def test_where_nothing_was_shown_there_is_nothing_to_join(config: ServingConfig) -> None:

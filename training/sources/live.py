@@ -4,6 +4,7 @@ People stand there by key. What a dataset's log and the events have in common, e
 """
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from towers import columns as c
 from towers.errors import ConfigError, DataError, RequestError
@@ -59,6 +61,7 @@ def with_live(source: SourceTables, live: str | None, keys: UserKeys) -> SourceT
                 yield _chunk(table, layout, source.schema)
         notes["live_events"] = f"{rows:,} in {reading.read} files of {root.name}/"
         if reading.skipped:
+            tqdm.write(f"warning: data.live: {reading.told()}", file=sys.stderr)
             notes["live_files_skipped"] = "; ".join(f"{Path(path).name}: {why}" for path, why in reading.skipped.items())
 
     return replace(source, interactions=interactions, notes=notes)

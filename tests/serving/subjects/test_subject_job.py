@@ -161,7 +161,10 @@ def test_the_secret_of_others_finds_nobody_and_says_so(used: Any, tmp_path: Path
 def test_damaged_prepared_data_keep_nobody_elsewhere(used: Any, tmp_path: Path, name: str) -> None:
     damaged, out = used.dir / "prepared" / name, tmp_path / "held.json"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    told = job(used, "export", user=USER, out=str(out))
+    with pytest.raises(DataError, match=r"1 place cannot be read.*\n  prepared: ") as raised:
+        job(used, "export", user=USER, out=str(out))
+    assert f"{out} tells all else" in str(raised.value)
+    told = json.loads(out.read_text())
     assert list(told["unread"]) == ["prepared"] and told["held"]["audit.parquet"]
     with pytest.raises(DataError, match="towers prepare"):
         job(used, "forget", user=USER)

@@ -116,7 +116,7 @@ def test_events_add_the_types_that_a_log_lacks(config: TrainingConfig, prepared:
 
 
 def test_a_damaged_file_is_told_of_and_the_rest_is_read(
-    config: TrainingConfig, prepared: Any, events: Any, source: Any, tmp_path: Path
+    config: TrainingConfig, prepared: Any, events: Any, source: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, keys = log_of(events, 100), UserKeys.open(config.identity.key_file, create=True)
     live = write_live(tmp_path, rows_of(log, range(60, 100)), keys)
@@ -126,6 +126,7 @@ def test_a_damaged_file_is_told_of_and_the_rest_is_read(
     assert len(prepared(source_of(source, rows_of(log, range(60))), live)) == whole
     facts = json.loads((Path(config.run_dir) / "prepare.json").read_text())
     assert path.name in facts["notes"]["live_files_skipped"]
+    assert f"warning: data.live: 1 of 1 files of {live} cannot be read and are left out:\n  {path}: " in capsys.readouterr().err
 
 
 def test_values_that_a_feature_no_longer_takes_are_missing(
