@@ -1,4 +1,5 @@
-"""The work of `towers recommend`: every known user's list, as a request of that moment would get it, by the block.
+"""The work of `towers recommend`: every known user's list, as a request of that moment would get it, by the block. Known are those whom
+export wrote a history of, and those of whom a service was told events since.
 
 Legend: B users of a block, D dimensions, H heads.
 """
@@ -8,8 +9,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from serving.rights import Rights
 from serving.run import events, histories, opened, users
 from serving.selector import Candidates
 from serving.signals import FALLBACK, Signals, read_signals
+from serving.sqlite_events import SqliteEvents
+from serving.standing import Standing
+from serving.user_state import UserHistories
 from towers.bundle import Bundle, current, sha256
 from towers.columns import USER_KEY
 from towers.consent import BITS, PERSONALIZE
@@ -67,15 +71,15 @@ def run(config: ServingConfig) -> str:
     retriever, changes = _with_changes(opened(bundle, settings, Profiles(keys, known)), state / ITEMS_FILE)
     rights = Rights.open(config, keys)
     standing = rights.standing
-    retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events, standing)
-    needed = BITS[PERSONALIZE] | BITS[config.recommend.purpose]
-    wanted = [key for key in known.keys(0, len(known)) if standing.mask(key) & needed == needed]
-    content = {
+    live = events(settings, state, keys)
+    retriever.profiles = Profiles(keys, known, live, settings.user_events, standing)
+    job = {
         "bundle": bundle.version, "histories": sha256(stored), "k": config.recommend.k, "exclude_seen": config.recommend.exclude_seen,
-        "now": config.recommend.now, "purpose": config.recommend.purpose, "user_keys": hashlib.sha256(b"".join(wanted)).hexdigest(),
-        "selector": asdict(settings.selector), "item_changes": changes,
+        "now": config.recommend.now, "purpose": config.recommend.purpose, "selector": asdict(settings.selector), "item_changes": changes,
     }  # fmt: skip
-    now = _moment(folder / STARTED, content)
+    needed = BITS[PERSONALIZE] | BITS[config.recommend.purpose]
+    start = _start(folder / STARTED, job, live, lambda now, arrived: _people(known, live, standing, needed, now, arrived))
+    content, now, wanted = start.content, start.now, start.people.wanted
     request = RecommendRequest(k=config.recommend.k, exclude_seen=config.recommend.exclude_seen, now=now / 1e6)
 
     def make(start: int, stop: int) -> pa.Table:
@@ -91,13 +95,14 @@ def run(config: ServingConfig) -> str:
     with tqdm(total=len(wanted), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
         for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make):
             pass
+    live.close()
     rights.close()
-    write_json(folder / STARTED, {"content": content, "now": now, "finished": True})
+    start.write(folder / STARTED, finished=True)
     document = {
         **content,
         "now": now / 1e6,
         "users": len(wanted),
-        "users_not_allowed": len(known) - len(wanted),
+        "users_not_allowed": start.people.not_allowed,
         "modes": dict(sorted(_modes(folder).items())),
         "wall_s": round(time.perf_counter() - began, 2),
     }
@@ -190,16 +195,58 @@ def _further(retriever: Retriever, asked: Asked, allowed: RowSet | None) -> Sear
     return lambda count, excluded: retriever.candidates(asked, count, allowed, excluded=excluded)
 
 
-def _moment(path: Path, content: Mapping[str, Any]) -> int:
-    """The moment the lists are for, microseconds UTC: of the interrupted job that this one continues, else as told, else now."""
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if before["content"] == content and not before["finished"]:
-            return int(before["now"])
-    now = time.time_ns() // 1000 if content["now"] is None else round(content["now"] * 1_000_000)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"content": dict(content), "now": now, "finished": False})
-    return now
+@dataclass(frozen=True)
+class _People:
+    """Keys of those who get a list, ascending, and how many known ones do not allow it."""
+
+    wanted: Sequence[bytes]
+    not_allowed: int
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a job is about.
+
+    Attributes:
+        content: equal where a job continues another.
+        now: the moment that the lists are for, microseconds UTC.
+        arrived: number of the last live event that makes somebody known: those who come while it is interrupted do not start it anew.
+    """
+
+    content: Mapping[str, Any]
+    now: int
+    arrived: int
+    people: _People
+
+    def write(self, path: Path, finished: bool) -> None:
+        write_json(path, {"content": dict(self.content), "now": self.now, "arrived": self.arrived, "finished": finished})
+
+
+def _start(path: Path, job: Mapping[str, Any], live: SqliteEvents, people_at: Callable[[int, int], _People]) -> _Start:
+    """That of the interrupted job which this one continues, else one of its own."""
+
+    def at(now: int, arrived: int) -> _Start:
+        people = people_at(now, arrived)
+        content = {**job, "user_keys": hashlib.sha256(b"".join(people.wanted)).hexdigest()}
+        return _Start(content, now, arrived, people)
+
+    before = json.loads(path.read_text()) if path.is_file() else None
+    if before is not None and not before["finished"]:
+        continued = at(before["now"], before.get("arrived", 0))
+        if continued.content == before["content"]:
+            return continued
+    start = at(time.time_ns() // 1000 if job["now"] is None else round(job["now"] * 1_000_000), live.taken())
+    start.write(path, finished=False)
+    return start
+
+
+def _people(known: UserHistories, live: SqliteEvents, standing: Standing, needed: int, now: int, arrived: int) -> _People:
+    """Everybody whom a request of that moment would know, and who allows what is needed."""
+    told = [key for key, newest in live.users(now, arrived) if (moment := standing.forgotten(key)) is None or newest > moment]
+    both = sorted([*known.keys(0, len(known)), *told])
+    people = [key for key, last in zip(both, [None, *both], strict=False) if key != last]
+    wanted = [key for key in people if standing.mask(key) & needed == needed]
+    return _People(wanted, len(people) - len(wanted))
 
 
 def _modes(folder: Path) -> Counter[str]:

@@ -29,6 +29,8 @@ _READ = """SELECT item_id, event_type, timestamp, arrival, facts FROM events
     WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"""
 _ARRIVED = """SELECT user_key, item_id, timestamp, event_id, event_type, recommendation_id, facts, arrival FROM events
     WHERE arrival > ? ORDER BY arrival LIMIT ?"""
+_NEWEST = """SELECT user_key, max(timestamp) FROM events WHERE arrival <= ? AND timestamp >= ? AND timestamp < ?
+    GROUP BY user_key ORDER BY user_key"""
 _TAKEN = "SELECT value FROM facts WHERE name = 'arrivals'"
 _KEPT = "SELECT count(*) FROM events WHERE user_key = ? AND arrival > ?"
 
@@ -123,6 +125,15 @@ class SqliteEvents:
         if gone:
             self._database.checkpoint()
         return gone
+
+    def users(self, now: int, arrived: int) -> list[tuple[bytes, int]]:
+        """Everybody who has events, before a moment and up to the one of a number: keys, ascending, and the time of the newest of them.
+
+        Args:
+            now: microseconds UTC.
+            arrived: see `EventStore.history`.
+        """
+        return self._database.read(_NEWEST, (arrived, self._retention.since(now), now))  # type: ignore[return-value]
 
     def arrived(self, after: int, most: int) -> list[ArrivedEvent]:
         """Events of all users that came after the one of a number, at most so many, in the order in which they came."""
