@@ -8,13 +8,14 @@ Legend: k items, S sources (events, then context and features), N events, D dime
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from towers.batch import UserParts
 from towers.encoder import Encoder, UserRow
+from towers.vocab import Coded
 
 LEFT_OUT_EVENTS = 50
 """Newest events that are left out one by one: each is a row more for the tower."""
@@ -39,6 +40,25 @@ class Carried:
     @property
     def approximate(self) -> bool:
         return self.rest_k is not None
+
+
+def by_item(carried: Carried, row: UserRow) -> Carried:
+    """What all events with one item add, as the part of that one among them which adds most to the list: a reason names an item once."""
+    items, padding = row.history_items[-carried.events :] if carried.events else (), max(0, carried.events - len(row.history_items))
+    keys = items.codes.tolist() if isinstance(items, Coded) else items
+    if len(set(keys)) == len(keys):
+        return carried
+    parts_kS = carried.parts_kS.copy()
+    events_kN = parts_kS[:, padding : carried.events]
+    added_N = events_kN.sum(0).tolist()
+    told = {key: n for _, n, key in sorted(zip(added_N, range(len(keys)), keys, strict=True), key=lambda event: event[:2])}
+    place_N = np.array([told[key] for key in keys])
+    order_N = place_N.argsort(kind="stable")
+    kept, starts = np.unique(place_N[order_N], return_index=True)
+    sums = np.add.reduceat(events_kN[:, order_N], starts, axis=1)
+    events_kN[:] = 0
+    events_kN[:, kept] = sums
+    return replace(carried, parts_kS=parts_kS)
 
 
 def exact(parts: UserParts, place: int, item_kD: NDArray[np.float32]) -> Carried:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.asked import Asked
-from serving.attribution import Carried, exact, left_out
+from serving.attribution import Carried, by_item, exact, left_out
 from serving.best_reasons import Best
 from serving.item_texts import Items
 from serving.live_catalog import AnyCatalog
@@ -60,7 +60,7 @@ class Explainer:
             item_kD = without(item_kD, asked.away[place])
         given = self._given(row)
         carried = left_out(self._encoder, row, list(given), item_kD) if asked.parts is None else exact(asked.parts, place, item_kD)
-        return catalog.items(rows_k, scores_k, self._explanations(carried, row, given, chosen, catalog))
+        return catalog.items(rows_k, scores_k, self._explanations(by_item(carried, row), row, given, chosen, catalog))
 
     def _given(self, row: UserRow) -> dict[str, Told]:
         """Context and features that somebody gave, by input, and what may be said of each."""

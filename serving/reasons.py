@@ -9,10 +9,11 @@ class Reason(Struct, frozen=True, omit_defaults=True, gc=False):
     """Something known of the person or the moment that speaks for an item.
 
     Attributes:
-        kind: `history` (an event), `context`, `preference` (a declared like) or `feature` (of the user).
+        kind: `history` (what was done with an item; several events with it are told together), `context`, `preference` (a declared like)
+            or `feature` (of the user).
         part: what it adds to the score.
         share: of all that speaks for the item; above 0, at most 1.
-        item_id, title, event_type: of an event.
+        item_id, title, event_type: of an event; of several with one item, the type of the one that adds most.
         name, value: of what is no event. Values of sensitive features, ids, texts and vectors are not told.
     """
 

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from serving.attribution import Carried, by_item
 from serving.best_reasons import MOST_EVENTS, MOST_OTHERS
 from serving.engine import Engine
 from serving.explain import _said
@@ -99,6 +100,44 @@ def test_a_part_is_its_row_times_its_weight(pooled: Retriever, summing: Any) -> 
             assert (reason.kind, reason.event_type, reason.name) == ("history", "play", None)
             seen += 1
     assert seen > 20
+
+
+REPEATED = [("item-03", "play"), ("item-05", "play"), ("item-03", "skip"), ("who?", "play"), ("item-20", "play"), ("item-03", "play")]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("tower", ["world", "transformer_world"])
+def test_an_item_is_named_once_for_all_that_was_done_with_it(request: pytest.FixtureRequest, tower: str, stored: bool) -> None:
+    world = request.getfixturevalue(tower)
+    retriever = Retriever.open(world.bundle, world.histories, world.key_file)
+    events = [{"item_id": i, "event_type": kind, "timestamp": NOW_S - 4000 * (9 - n)} for n, (i, kind) in enumerate(REPEATED)]
+    given: dict[str, Any] = {"history": events}
+    if stored:
+        given = {"user_id": f"often {tower}"}
+        retriever.add_events([{**given, **event} for event in events])
+    asked: dict[str, Any] = {**given, "k": 40, "now": NOW_S, "exclude_seen": False, "context": {"hour": 7}, "explain": True}
+    items = retriever.recommend(**asked).items
+    several = 0
+    for item in items:
+        assert item.explanation is not None and abs(total(item) - item.score) <= 1e-5
+        named = [reason.item_id for reason in item.explanation.reasons if reason.kind == "history"]
+        assert len(set(named)) == len(named), named
+        assert item.explanation.text.count("Title of item-03") <= 1
+        several += "item-03" in named
+    assert several > 5
+
+
+def test_its_part_is_the_sum_of_those_of_its_events() -> None:
+    row = UserRow([i for i, _ in REPEATED], [kind for _, kind in REPEATED])
+    parts_kS = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
+    parts_kS[:, :2] = 0  # padding
+    merged = by_item(Carried(parts_kS, 8, ["context.hour"]), row).parts_kS
+    for name in {name for name, _ in REPEATED}:
+        places = [2 + n for n, (item_id, _) in enumerate(REPEATED) if item_id == name]
+        most = max(places, key=lambda place: parts_kS[:, place].sum())
+        np.testing.assert_allclose(merged[:, most], parts_kS[:, places].sum(1), atol=1e-6)
+        assert not merged[:, [place for place in places if place != most]].any()
+    np.testing.assert_array_equal(merged[:, [0, 1, 8]], parts_kS[:, [0, 1, 8]])
 
 
 def test_a_part_of_a_transformer_is_what_the_score_loses_without_the_event(transformer: Retriever) -> None:
