@@ -11,6 +11,17 @@ from serving.retriever import Retriever
 from towers.errors import RequestError
 
 
+def count_items(base: Retriever, changes: ItemChanges) -> int:
+    """Items of a bundle's catalogue after all changes, told without encoding any: one without a finite vector counts too.
+
+    Args:
+        base: of the bundle alone.
+    """
+    last = {change.item_id: change.attributes for change in changes.since(changes.held(base.bundle))}
+    known = sum(base.catalog.row(item_id) is not None for item_id in last)
+    return len(base.catalog) - known + sum(attributes is not None for attributes in last.values())
+
+
 class LiveItems:
     """What came to a bundle's catalogue and went from it.
 

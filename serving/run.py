@@ -21,6 +21,7 @@ from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
+from serving.live_items import count_items
 from serving.logs import log_to_stderr
 from serving.memory import leave_pandas_out, settle
 from serving.metrics import Metrics
@@ -62,7 +63,9 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         store = events(settings, folder_of_state, keys)  # what is wrong with a store is told here, not by each worker
         store.find_users()
         store.close()
-        ItemChanges(folder_of_state / ITEMS_FILE).close()
+        changes = ItemChanges(folder_of_state / ITEMS_FILE)
+        items = count_items(retriever, changes)
+        changes.close()
         table = consent_table(config, keys)
         rights = Rights.open(config, keys, table)
         rights.subjects.replay()  # what a backup brought back of people who are forgotten
@@ -75,7 +78,7 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
 
         def announce() -> None:
             announcement.write(address, "listening")
-            print(f"serving on {address}  ({retriever.model_version}, {len(retriever.catalog):,} items)", flush=True)
+            print(f"serving on {address}  ({retriever.model_version}, {items:,} items)", flush=True)
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)

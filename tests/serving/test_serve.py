@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from serving.config import ServeConfig
+from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.retriever import Retriever
 from serving.run import histories, listen, url
 from towers.encoder import Encoder, UserRow
@@ -147,6 +148,22 @@ def test_a_run_is_served_once_and_its_announcement_is_its_servers(world: Any, wo
     assert json.loads(place.read_text()) == announced, "nobody was left to take it back"
     with served(world, run_dir) as (_, anew):
         assert anew["pid"] != announced["pid"], "a dead one is in nobody's way"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_items_announced_are_those_that_can_be_shown(world: Any, tmp_path: Path, workers: int) -> None:
+    """Those of the bundle, less what went, with what came since."""
+    changes = ItemChanges(tmp_path / ITEMS_FILE)
+    for item_id, attributes in {"new": {}, "newer": {}, "came and went": None, "item-03": {"title": "Changed"}, "item-05": None}.items():
+        changes.put(item_id, attributes)
+    changes.close()
+    run_dir = world.bundle.parent.parent
+    with served(world, run_dir, f"serving.workers={workers}", f"serving.state_dir={tmp_path}") as (server, announced):
+        items = httpx.get(f"{announced['url']}/health/ready", trust_env=False).json()["items"]
+        server.send_signal(signal.SIGTERM)
+        out, err = server.communicate(timeout=20)
+    assert server.returncode == 0, err
+    assert items == len(world.catalog) + 1 and f", {items} items)" in out
 
 
 def test_a_run_without_a_bundle_says_what_to_do(world: Any, tmp_path: Path) -> None:
