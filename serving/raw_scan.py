@@ -1,9 +1,10 @@
 """Looking for raw user ids in everything that a run has left, byte by byte and, where files are compressed, value by value."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,20 @@ class Found:
     place: str
     ids: int
     asked_for: bool
+
+
+class Scanned(NamedTuple):
+    """What a search came to.
+
+    Attributes:
+        found: places with ids in them.
+        unread: why a file could not be looked through, by path within the folder.
+        not_looked_for: ids that are too short, plain numbers, or ids of items as well.
+    """
+
+    found: list[Found]
+    unread: dict[str, str]
+    not_looked_for: int
 
 
 class RawIds:
@@ -69,11 +84,11 @@ class RawIds:
                 yield text
 
 
-def scan(folder: Path, ids: Sequence[str]) -> tuple[list[Found], int]:
-    """Where ids stand under a folder; and how many were not looked for, being too short, plain numbers, or ids of items as well.
+def scan(folder: Path, ids: Sequence[str]) -> Scanned:
+    """Where ids stand under a folder. A file that cannot be read is named, and the others are looked through.
 
     Raises:
-        DataError: none of the ids can be told from other content, or a file cannot be read.
+        DataError: none of the ids can be told from other content.
     """
     items = _item_ids(folder)
     wanted = [text.encode() for text in dict.fromkeys(ids) if _telling(text) and text not in items]
@@ -82,17 +97,20 @@ def scan(folder: Path, ids: Sequence[str]) -> tuple[list[Found], int]:
             f"subject.ids: none of the {len(ids)} ids can be told from other content: expected {LEAST_BYTES} characters or more"
             f" ({LEAST_DIGITS} digits, where it is a number) that are no item's id"
         )
-    finder, found = RawIds(wanted), []
+    finder, found, unread = RawIds(wanted), [], {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+        place = path.relative_to(folder).as_posix()
         try:
             plain, asked_for = _contents(path)
-            hits, on_purpose = finder.within(plain), finder.within(asked_for)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
-        place = path.relative_to(folder).as_posix()
+        except FileNotFoundError:
+            continue  # its time was over meanwhile
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+            unread[place] = str(error).partition("\n")[0]
+            continue
+        hits, on_purpose = finder.within(plain), finder.within(asked_for)
         found += [Found(place, len(hits), False)] if hits else []
         found += [Found(place, len(on_purpose), True)] if on_purpose else []
-    return found, len(set(ids)) - len(wanted)
+    return Scanned(found, unread, len(set(ids)) - len(wanted))
 
 
 def read_ids(path: Path) -> list[str]:
@@ -146,12 +164,12 @@ def _telling(text: str) -> bool:
 
 
 def _item_ids(folder: Path) -> set[str]:
-    """Of every catalogue in the folder."""
-    return {
-        str(value)
-        for path in folder.rglob("catalog.parquet")
-        for value in pq.read_table(path, columns=[ITEM_ID], partitioning=None).column(0).to_pylist()
-    }
+    """Of every catalogue in the folder that can be read."""
+    found: set[str] = set()
+    for path in folder.rglob("catalog.parquet"):
+        with suppress(OSError, pa.ArrowException):  # `scan` meets it again, and names it
+            found.update(map(str, pq.read_table(path, columns=[ITEM_ID], partitioning=None).column(0).to_pylist()))
+    return found
 
 
 def _in_a_number(data: bytes, start: int, stop: int) -> bool:

@@ -31,7 +31,7 @@ def run(config: SubjectJobConfig) -> str:
     Raises:
         ConfigError: the secret of the user keys is not where it should be or another's, a setting is missing, or there is no run.
         DataError: a file cannot be read or rewritten, or a receipt was changed.
-        GateError: action=scan found raw ids where none was asked for.
+        GateError: action=scan found raw ids where none was asked for; names damaged files too.
     """
     run_dir = Path(config.run_dir)
     done: dict[str, Any] = {"action": config.action}
@@ -135,12 +135,19 @@ def _export(config: SubjectJobConfig, rights: Rights) -> Path:
 
 
 def _scan(config: SubjectJobConfig, run_dir: Path) -> Path:
-    found, untold = scan(run_dir, read_ids(_ids(config, run_dir)))
+    found, unread, untold = scan(run_dir, read_ids(_ids(config, run_dir)))
     hits, asked_for = [asdict(place) for place in found if not place.asked_for], [place.place for place in found if place.asked_for]
-    document = {"action": "scan", "hits": hits, "asked_for": asked_for, "not_looked_for": untold}
+    document = {"action": "scan", "hits": hits, "asked_for": asked_for, "not_looked_for": untold, "unread": unread}
     path = write_json(run_dir / "subject.json", document)
+    elsewhere = f"besides where a setting asked for them: {', '.join(asked_for) or 'nowhere'}"
+    damaged = ""
+    if unread:
+        damaged = f"{_places(len(unread))} cannot be read, and may hold some:{listed(f'{place}: {why}' for place, why in unread.items())}"
+        damaged += f"\n{_MEND}, then scan again. "
     if hits:
-        shown = ", ".join(f"{place['place']} ({place['ids']})" for place in hits[:5])
-        raise GateError(f"{len(hits)} files hold raw user ids: {shown}. {path} lists them all")
-    print(f"   no raw user id in {run_dir}, besides where a setting asked for them: {', '.join(asked_for) or 'nowhere'}")
+        shown = listed(f"{place['place']} ({place['ids']})" for place in hits)
+        raise GateError(f"raw user ids stand in {_places(len(hits))}:{shown}\n{damaged}{path} lists them all")
+    if unread:
+        raise DataError(f"raw user ids: {damaged}All else holds none, {elsewhere}")
+    print(f"   no raw user id in {run_dir}, {elsewhere}")
     return path

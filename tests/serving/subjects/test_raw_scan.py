@@ -50,19 +50,27 @@ def test_files_of_every_kind_are_looked_through(tmp_path: Path) -> None:
     (tmp_path / "deep" / "e.json").write_text('{"who": "person-0005", "and": "person-0006"}')
     pq.write_table(pa.table({"n": [1.5]}, metadata={"made_for": "person-0007"}), tmp_path / "f.parquet")
     pq.write_table(pa.table({"n": [1.5]}), tmp_path / "g.parquet")
-    found, untold = scan(tmp_path, ids)
+    found, unread, untold = scan(tmp_path, ids)
     places = {"a.parquet": 1, "c.arrow": 1, "d.npy": 1, "deep/e.json": 2, "f.parquet": 1}
     assert {place.place: place.ids for place in found if not place.asked_for} == places
-    assert Found("b.parquet", 1, True) in found and untold == 0
+    assert Found("b.parquet", 1, True) in found and untold == 0 and unread == {}
 
 
 def test_ids_that_stand_everywhere_by_chance_are_not_looked_for(tmp_path: Path) -> None:
     pq.write_table(pa.table({"item_id": ["item-1"]}), tmp_path / "catalog.parquet")
     with pytest.raises(DataError, match="none of the 3 ids can be told from other content"):
         scan(tmp_path, ["42", "12345678", "item-1"])
-    (tmp_path / "half.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="half.parquet cannot be read"):
-        scan(tmp_path, ["person-1"])
+
+
+def test_damaged_files_are_named_and_all_others_looked_through(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": ["item-1"]}), tmp_path / "catalog.parquet")
+    for name in ("a.parquet", "b.arrow", "c/catalog.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "catalog.parquet").read_bytes()[:20])
+    (tmp_path / "z.txt").write_text("person-1 chose item-1")
+    found, unread, untold = scan(tmp_path, ["person-1", "item-1"])
+    assert found == [Found("z.txt", 1, False)] and untold == 1
+    assert sorted(unread) == ["a.parquet", "b.arrow", "c/catalog.parquet"] and all(unread.values())
 
 
 def test_ids_come_from_files_of_three_kinds(tmp_path: Path) -> None:

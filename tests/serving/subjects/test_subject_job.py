@@ -105,13 +105,25 @@ def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path) -> Non
     ids = tmp_path / "ids.csv"
     ids.write_text("user_id,city\n" + "".join(f"{user},x\n" for user in (USER, OTHER, "a", "12345678", "item-03")))
     (used.dir / "notes.txt").write_text(f"called {USER} today")
-    with pytest.raises(GateError, match=r"1 files hold raw user ids: notes.txt \(1\)"):
+    with pytest.raises(GateError, match=r"raw user ids stand in 1 place:\n  notes.txt \(1\)"):
         job(used, "scan", ids=str(ids))
     told = json.loads((used.dir / "subject.json").read_text())
     assert told["hits"] == [{"place": "notes.txt", "ids": 1, "asked_for": False}]
     assert told["asked_for"] == ["prepared/raw_user_ids.parquet", "prepared/rejected.parquet"]
     assert told["not_looked_for"] == 3, "too short, a number, an item's id"
+    parts = [next((used.dir / "state" / log).rglob("*.parquet")) for log in ("events", "impressions")]
+    whole = [part.read_bytes() for part in parts]
+    for part in parts:
+        part.write_bytes(b"PAR1")
+    with pytest.raises(GateError, match="2 places cannot be read, and may hold some"):
+        job(used, "scan", ids=str(ids))
     (used.dir / "notes.txt").unlink()
+    with pytest.raises(DataError, match="All else holds none") as raised:
+        job(used, "scan", ids=str(ids))
+    assert all(part.relative_to(used.dir).as_posix() in str(raised.value) for part in parts)
+    assert len(json.loads((used.dir / "subject.json").read_text())["unread"]) == 2
+    for part, content in zip(parts, whole, strict=True):
+        part.write_bytes(content)
     assert job(used, "scan", ids=str(ids))["hits"] == []
 
 
