@@ -13,6 +13,7 @@ from serving.holding import Hold
 from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.standing import ConsentTable, Standing
 from serving.subjects import PREPARED, Places, Subjects
+from towers.consent import named_table
 from towers.errors import ConfigError
 from towers.identity import UserKeys
 from towers.prepared import USER_TABLES
@@ -84,4 +85,4 @@ def places_of(config: ServingConfig) -> Places:
 
 def consent_table(config: ServingConfig, keys: UserKeys) -> ConsentTable | None:
     """The table of users' decisions where one is named; raises DataError."""
-    return ConsentTable(Path(config.serving.consent).expanduser(), keys) if config.serving.consent else None
+    return ConsentTable(named_table("serving.consent", config.serving.consent), keys) if config.serving.consent else None

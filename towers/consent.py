@@ -37,6 +37,18 @@ _AS_WRITTEN = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for nam
 """Ids are text, as logs have them: 007 is not 7."""
 
 
+def named_table(setting: str, value: str) -> Path:
+    """The file of decisions that a setting names; raises DataError where there is none."""
+    path = Path(value).expanduser()
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise DataError(
+            f"{setting}: got {value!r}, {found}. Expected a Parquet or .csv file with a row a decision: {USER_ID} (or {USER_KEY}),"
+            f" {', '.join(_COLUMNS[:-1])} and {_COLUMNS[-1]}"
+        )
+    return path
+
+
 class Consent:
     """Decisions of many users, as of one moment.
 

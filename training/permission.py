@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.columns import NO_TIME
-from towers.consent import Consent
+from towers.consent import Consent, named_table
 from towers.errors import DataError
 from towers.identity import UserKeys
 from towers.live_consent import LIVE_CONSENT, LiveConsent
@@ -60,7 +60,7 @@ class Permission:
         if erasures.refresh():
             digest = receipts.last[:16]
         if config.data.consent is not None and keys is not None:
-            path = Path(config.data.consent).expanduser()
+            path = named_table("data.consent", config.data.consent)
             consent = Consent.open(path, keys, now)
             digest += hashlib.sha256(path.read_bytes()).hexdigest()[:16] + str(consent.future)
         if told is not None and keys is not None:

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.config import ServingConfig
 from serving.consent_store import ConsentStore
 from serving.impressions import Outbox
 from serving.profiles import Profiles, open_histories
 from serving.recompute import recompute
 from serving.retriever import Retriever
+from serving.rights import consent_table
 from serving.rolling import impression_table
 from serving.sqlite_events import SqliteEvents
 from serving.standing import ConsentTable, Standing
@@ -172,8 +174,10 @@ def test_a_table_is_followed_and_a_bad_one_is_not(keys: UserKeys, tmp_path: Path
     time.sleep(0.25)
     standing.refresh()
     assert standing.mask(keys.key(USER)) == BITS["measure"], "a row of the future comes into force"
-    with pytest.raises(DataError, match="cannot be read"):
-        ConsentTable(tmp_path / "absent.parquet", keys)
+    named = ServingConfig(run_dir=str(tmp_path))
+    named.serving.consent = str(tmp_path / "absent.parquet")
+    with pytest.raises(DataError, match=r"serving\.consent: got .*absent.parquet', no such file"):
+        consent_table(named, keys)
 
 
 def test_processes_learn_from_each_other_and_from_those_before(keys: UserKeys, tmp_path: Path) -> None:

@@ -66,3 +66,15 @@ def test_an_item_column_of_a_wrong_type_is_named(prepare: Any, events: Any, sour
 def test_event_weights_that_fit_nothing_are_refused(prepare: Any, weights: dict[str, float], words: str, events: Any, schema: Any) -> None:
     with pytest.raises(ConfigError, match=words):
         prepare(events(200, 10, 10), schema=replace(schema, event_weights=weights))
+
+
+@pytest.mark.parametrize(("name", "found"), [("absent.csv", "no such file"), ("folder", "a folder")])
+def test_a_consent_table_that_is_not_there_stops_prepare(
+    config: TrainingConfig, prepare: Any, events: Any, tmp_path: Path, name: str, found: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    config.data.consent = str(tmp_path / name)
+    with pytest.raises(DataError) as raised:
+        prepare(events(100, 10, 10))
+    assert str(raised.value).startswith(f"data.consent: got {config.data.consent!r}, {found}. Expected a Parquet or .csv file")
+    assert "user_id (or user_key), purpose, granted and timestamp" in str(raised.value)
