@@ -198,7 +198,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         event_type: one that the model was trained with; `interaction` by default. `remove_from_history` takes all of the person's events
-            with the item before then out of the history, for every list and the next training; what comes after counts again.
+            with the item before then out of the history, for every list and the next training; what comes after counts again. The item is
+            then none that the person has seen, and may be recommended.
         timestamp: when; the server's clock by default. Needed where there is no `event_id`.
         event_id: names the event: sent again for the same person, it changes nothing. Named or not, events equal in person, item, type and
             time count once.
