@@ -20,31 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.api_keys import ApiKeys
-from serving.calls import Call, Endpoint, Front, Reply, problem, request_id_of
+from serving.calls import Endpoint, Front, problem, request_id_of
 from serving.engine import Engine
 from serving.handlers import Handlers
 from serving.metrics import Metrics
-from serving.page import start_page
 from serving.rights import Rights
-
-ROUTE_NAMES = (
-    "recommend",
-    "recommend_batch",
-    "rerank",
-    "events",
-    "put_item",
-    "delete_item",
-    "similar",
-    "put_consent",
-    "get_consent",
-    "get_user",
-    "delete_user",
-    "live",
-    "ready",
-    "metrics",
-    "openapi",
-    "page",
-)
+from serving.routes import ROUTE_NAMES, ROUTES
 
 
 @dataclass(frozen=True)
@@ -105,20 +86,16 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
     metrics = options.metrics
     retriever = engine.retriever
     retriever.metrics = metrics
-    handlers = Handlers(engine, metrics, options.rights)
     front = Front(metrics, options.keys, retriever.limits.max_body_bytes, options.access_log)
+    handlers = Handlers(engine, metrics, options.rights).by_name()
     routes = [
-        Route(route.path, Endpoint(front, route.name, route.handler, route.scope, route.takes_body, route.slow), methods=[route.method])
-        for route in handlers.routes()
+        Route(
+            row.path.replace("{id}", "{id:segment}"),
+            Endpoint(front, row.name, handlers[row.name], row.scope, row.takes_body, row.slow),
+            methods=[row.method],
+        )
+        for row in ROUTES
     ]
-    shown = start_page()
-    headers = tuple((name.encode(), value.encode()) for name, value in shown.headers.items())
-    page = Reply(shown.text.encode(), b"text/html; charset=utf-8", headers)
-
-    def show(call: Call) -> Reply:
-        return page
-
-    routes.append(Route("/", Endpoint(front, "page", show), methods=["GET"]))
     others = Starlette(routes=routes, exception_handlers={HTTPException: _not_ours})
     others.router.redirect_slashes = False
     return Straight(others, routes)

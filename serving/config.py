@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from serving.policy import SelectorSettings
+from serving.routes import listed
 from towers.consent import PURPOSES
 from towers.errors import ConfigError
 
@@ -188,6 +189,7 @@ def state_dir(config: ServingConfig) -> Path:
 
 def register(**more: type) -> None:
     """Tell Hydra the schema that conf/index.yaml, conf/serve.yaml and conf/recommend.yaml start from, and others by name."""
+    OmegaConf.register_new_resolver("towers.routes", listed, replace=True)
     for name, schema in {"serving_schema": ServingConfig, **more}.items():
         ConfigStore.instance().store(name=name, node=schema)
 

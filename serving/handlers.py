@@ -1,7 +1,6 @@
 """What each route does: a call in, a reply out. The work is the retriever's."""
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
@@ -13,35 +12,13 @@ from serving.engine import Engine
 from serving.messages import EventsRequest, ItemRequest, RecommendRequest
 from serving.metrics import Metrics
 from serving.openapi import document
+from serving.page import start_page
 from serving.page_messages import BatchRequest, RerankRequest
 from serving.people_calls import PeopleCalls
 from serving.rights import Rights
 from serving.shelves import answer_rerank, answer_rows
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
-
-
-@dataclass(frozen=True)
-class Route:
-    """One row of the table of what can be asked.
-
-    Attributes:
-        path: with `{id:segment}` where an item's id stands.
-        method: of HTTP.
-        name: in metrics and logs.
-        handler: answers.
-        scope: what a key must allow; "" = nothing.
-        takes_body: whether a body is read.
-        slow: it reads or writes files.
-    """
-
-    path: str
-    method: str
-    name: str
-    handler: Handler
-    scope: str = ""
-    takes_body: bool = False
-    slow: bool = False
 
 
 class Handlers:
@@ -58,27 +35,28 @@ class Handlers:
         self._metrics = metrics
         self._people = PeopleCalls(engine, rights)
         self._documented: tuple[Preprocessor, Reply] | None = None
+        shown = start_page()
+        headers = tuple((name.encode(), value.encode()) for name, value in shown.headers.items())
+        self._page = Reply(shown.text.encode(), b"text/html; charset=utf-8", headers)
 
-    def routes(self) -> list[Route]:
-        """Everything that can be asked, most asked first."""
-        item, user, people = "/v1/items/{id:segment}", "/v1/users/{id:segment}", self._people
-        return [
-            Route("/v1/recommend", "POST", "recommend", self.recommend, "recommend", True),
-            Route("/v1/recommend:batch", "POST", "recommend_batch", self.recommend_batch, "recommend", True),
-            Route("/v1/rerank", "POST", "rerank", self.rerank, "recommend", True),
-            Route("/v1/events", "POST", "events", self.events, "events", True),
-            Route(item, "PUT", "put_item", self.put_item, "items", True),
-            Route(item, "DELETE", "delete_item", self.delete_item, "items"),
-            Route(f"{item}/similar", "GET", "similar", self.similar, "recommend"),
-            Route(f"{user}/consent", "PUT", "put_consent", people.put_consent, "subjects", True),
-            Route(f"{user}/consent", "GET", "get_consent", people.get_consent, "subjects"),
-            Route(user, "GET", "get_user", people.get_user, "subjects", slow=True),
-            Route(user, "DELETE", "delete_user", people.delete_user, "subjects", slow=True),
-            Route("/health/live", "GET", "live", self.live),
-            Route("/health/ready", "GET", "ready", self.ready),
-            Route("/metrics", "GET", "metrics", self.metrics, "metrics"),
-            Route("/openapi.json", "GET", "openapi", self.openapi),
-        ]
+    def by_name(self) -> dict[str, Handler]:
+        """The handler of each of `serving.routes`."""
+        own = (
+            self.recommend,
+            self.recommend_batch,
+            self.rerank,
+            self.events,
+            self.put_item,
+            self.delete_item,
+            self.similar,
+            self.live,
+            self.ready,
+            self.metrics,
+            self.openapi,
+            self.page,
+        )
+        people = self._people.put_consent, self._people.get_consent, self._people.get_user, self._people.delete_user
+        return {handler.__name__: handler for handler in (*own, *people)}
 
     def recommend(self, call: Call) -> object:
         retriever = self._engine.retriever
@@ -133,3 +111,6 @@ class Handlers:
             content = msgspec.json.encode(document(now.limits, fitted, now.chooser.settings.most))
             self._documented = documented = fitted, Reply(content, b"application/json")
         return documented[1]
+
+    def page(self, call: Call) -> Reply:
+        return self._page

@@ -22,6 +22,7 @@ from serving.messages import (
 from serving.page_messages import BatchRecommendations, BatchRequest, Reranked, RerankRequest
 from serving.people_messages import ConsentRequest, ConsentState, Held, Receipt
 from serving.policy import MostSettings, least
+from serving.routes import SUMMARIES
 from towers import __version__
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.schema import Feature
@@ -87,16 +88,16 @@ def document(limits: Limits, preprocessor: Preprocessor, most: MostSettings | No
 def _paths(limits: Limits) -> dict[str, Any]:
     """Keys are needed where the service was given some: `{}` stands for none."""
     posts = {
-        "/v1/recommend": ("The k items for one person and moment.", "RecommendRequest", "Recommendations"),
-        "/v1/recommend:batch": ("Several rows for one person, no item in two of them.", "BatchRequest", "BatchRecommendations"),
-        "/v1/rerank": ("The caller's own candidates, scored and ordered.", "RerankRequest", "Reranked"),
+        "/v1/recommend": (SUMMARIES["recommend"], "RecommendRequest", "Recommendations"),
+        "/v1/recommend:batch": (SUMMARIES["recommend_batch"], "BatchRequest", "BatchRecommendations"),
+        "/v1/rerank": (SUMMARIES["rerank"], "RerankRequest", "Reranked"),
     }
     paths: dict[str, Any] = {path: {"post": _post(*told)} for path, told in posts.items()}
-    events = _post("What people did: all of it is stored, or none. It counts from the next list on.", "EventsRequest", "EventsAdded")
+    events = _post(SUMMARIES["events"], "EventsRequest", "EventsAdded")
     paths["/v1/events"] = {"post": events}
-    put = _post("A new item, or all attributes of a known one anew; found within a second.", "ItemRequest", "ItemChanged")
+    put = _post(SUMMARIES["put_item"], "ItemRequest", "ItemChanged")
     gone = {"200": _json("within a second no list has it", "ItemChanged"), **_REFUSED, "404": _problem("no such item")}
-    delete = _operation("Take an item down.", gone, keyed=True)
+    delete = _operation(SUMMARIES["delete_item"], gone, keyed=True)
     paths["/v1/items/{id}"] = {
         "put": {
             **put,
@@ -108,18 +109,18 @@ def _paths(limits: Limits) -> dict[str, Any]:
     paths["/v1/items/{id}/similar"] = {"get": _similar(limits)}
     paths["/v1/users/{id}"] = _person()
     paths["/v1/users/{id}/consent"] = _consent()
-    paths["/health/live"] = {"get": _operation("The process answers.", {"200": _free("alive")})}
-    paths["/health/ready"] = {"get": _operation("Which model and index answer.", {"200": _free("ready")})}
+    paths["/health/live"] = {"get": _operation(SUMMARIES["live"], {"200": _free("alive")})}
+    paths["/health/ready"] = {"get": _operation(SUMMARIES["ready"], {"200": _free("ready")})}
     text = {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
-    paths["/metrics"] = {"get": _operation("Counters and latencies.", {"200": text, **_REFUSED}, keyed=True)}
+    paths["/metrics"] = {"get": _operation(SUMMARIES["metrics"], {"200": text, **_REFUSED}, keyed=True)}
     return paths
 
 
 def _person() -> dict[str, Any]:
     gone = {"404": _problem("this service keeps no rows of users")}
     told = {
-        "get": ("All that is held of a person.", "by place", "Held"),
-        "delete": ("Forget a person; from now on no list uses what is held.", "what was removed", "Receipt"),
+        "get": (SUMMARIES["get_user"], "by place", "Held"),
+        "delete": (SUMMARIES["delete_user"], "what was removed", "Receipt"),
     }
     found = {}
     for method, (summary, meaning, reply) in told.items():
@@ -129,9 +130,9 @@ def _person() -> dict[str, Any]:
 
 
 def _consent() -> dict[str, Any]:
-    put = _post("What a person allows; it counts from the next request on.", "ConsentRequest", "ConsentState")
+    put = _post(SUMMARIES["put_consent"], "ConsentRequest", "ConsentState")
     put["responses"]["200"] = _json("what the person allows now", "ConsentState")
-    get = _operation("What a person allows.", {"200": put["responses"]["200"], **_REFUSED}, keyed=True)
+    get = _operation(SUMMARIES["get_consent"], {"200": put["responses"]["200"], **_REFUSED}, keyed=True)
     return {method: {**call, "parameters": [*call["parameters"], _USER_ID]} for method, call in (("put", put), ("get", get))}
 
 
@@ -180,7 +181,7 @@ def _similar(limits: Limits) -> dict[str, Any]:
         "404": _problem("no such item"),
         "422": _problem("a parameter does not fit; `field` names it"),
     }
-    operation = _operation("Items like this one.", responses, keyed=True)
+    operation = _operation(SUMMARIES["similar"], responses, keyed=True)
     bounds = {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": 20}
     return {**operation, "parameters": [*operation["parameters"], _ITEM_ID, {"name": "k", "in": "query", "schema": bounds}]}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serving.announcement import Announcement
 from serving.api_keys import ApiKeys
-from serving.app import ROUTE_NAMES, AppOptions, build_app, serve
+from serving.app import AppOptions, build_app, serve
 from serving.bounds import Limits
 from serving.config import ServeConfig, ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
@@ -29,6 +29,7 @@ from serving.profiles import Profiles, open_histories
 from serving.retriever import Retriever
 from serving.rights import Rights, consent_table
 from serving.rolling import Rolling
+from serving.routes import ROUTE_NAMES
 from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.user_state import UserHistories
 from serving.workers import Workers

@@ -33,8 +33,15 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SERVING = ("index", "serve")
 ROOMS = ("towers", "training", "serving", "conf", "tests", "notebooks", "scripts")
+
+
+def as_written(verb: str) -> Any:
+    """The settings of a job, with nothing filled in."""
+    return OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{verb}.yaml"), resolve=False)
+
+
 TEXTS = {"README.md": README, "towers --help": usage()} | {
-    f"towers {verb} --help": str(OmegaConf.load(conf_dir() / f"{verb}.yaml").hydra.help.header) for verb in VERBS
+    f"towers {verb} --help": str(as_written(verb)["hydra"]["help"]["header"]) for verb in VERBS
 }
 
 

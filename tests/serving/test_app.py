@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.app import ROUTE_NAMES, build_app
+from serving.app import build_app
 from serving.bounds import Limits
 from serving.calls import Call, Deadline
 from serving.engine import Engine
@@ -24,6 +24,7 @@ from serving.handlers import Handlers
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.retriever import Retriever
+from serving.routes import ROUTE_NAMES
 from towers.encoder import Encoder
 from towers.preprocess import Preprocessor
 from towers.schema import Feature, make_schema

@@ -13,11 +13,12 @@ import httpx
 import pytest
 
 from serving.api_keys import ApiKeys
-from serving.app import ROUTE_NAMES, AppOptions, Straight, build_app
+from serving.app import AppOptions, Straight, build_app
 from serving.engine import Engine
 from serving.logs import JsonLines
 from serving.metrics import BOUNDS_S, Metrics
 from serving.retriever import Retriever
+from serving.routes import ROUTE_NAMES
 from towers.errors import ConfigError
 
 KEYS = {"all": ["recommend", "events", "items", "metrics"], "reader": ["recommend"]}

@@ -1,7 +1,13 @@
 """Ids in paths: which slash is whose, what is no text, and what is told of paths that are none."""
 
+import re
+import subprocess
+import sys
+
 import httpx
 import pytest
+
+from serving.routes import ROUTES
 
 ALL = {"personalize": True, "train": True, "marketing": True, "measure": True}
 
@@ -43,3 +49,11 @@ def test_no_path_is_sent_elsewhere(client: httpx.Client) -> None:
 def test_a_method_that_is_not_taken_is_told_all_that_are(client: httpx.Client) -> None:
     for path, allowed in (("/v1/items/x", "DELETE, PUT"), ("/v1/users/x", "DELETE, GET, HEAD"), ("/v1/recommend", "POST")):
         assert client.patch(path).headers["allow"] == allowed
+
+
+def test_the_help_lists_all_that_can_be_asked(client: httpx.Client) -> None:
+    help_text = subprocess.run([sys.executable, "-m", "towers", "serve", "--help"], capture_output=True, text=True, timeout=60).stdout
+    listed = set(re.findall(r"^  (GET|POST|PUT|DELETE) +(/\S*)  +\w", help_text, re.MULTILINE))
+    documented = client.get("/openapi.json").json()["paths"]
+    asked = {(method.upper(), path) for path, operations in documented.items() for method in operations}
+    assert listed == asked | {("GET", "/"), ("GET", "/openapi.json")} == {(route.method, route.path) for route in ROUTES}

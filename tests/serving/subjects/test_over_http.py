@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.app import ROUTE_NAMES, AppOptions, build_app
+from serving.app import AppOptions, build_app
 from serving.client import Client
 from serving.engine import Engine
 from serving.metrics import Metrics
+from serving.routes import ROUTE_NAMES
 from serving.subjects import verify
 from towers.live_consent import LiveConsent
 
