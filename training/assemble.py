@@ -27,6 +27,7 @@ class Kept:
         rows, users: N and U.
         users_read: users with any accepted row.
         rows_filtered: rows of users or items below the least number of events.
+        rows_weighed, targets: of N, rows whose own weight is above 0, and those of them whose event type's is too.
     """
 
     offsets: NDArray[np.int64]
@@ -34,6 +35,8 @@ class Kept:
     users: int
     users_read: int
     rows_filtered: int
+    rows_weighed: int
+    targets: int
 
 
 def sort_buckets(log: Ingested, order: str, deduplicate: bool) -> Iterator[tuple[NDArray[np.int64], int, int]]:
@@ -72,7 +75,7 @@ class Assembler:
             min_user_events: users with fewer accepted rows are left out; items' filter does not change their count.
         """
         self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self._read, self._rows, self._seen = 0, 0, 0
+        self._read, self._rows, self._seen, self._weighed, self._targets = 0, 0, 0, 0, 0
         with ExitStack() as stack:
             writers = {name: stack.enter_context(writer) for name, writer in self._open().items()}
             for bucket in self._log.spill.buckets():
@@ -88,7 +91,7 @@ class Assembler:
         counts_U = np.concatenate(self._counts)
         offsets = np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64)
         np.save(self._folder / "offsets.npy", offsets)
-        return Kept(offsets, self._rows, len(counts_U), self._seen, self._read - self._rows)
+        return Kept(offsets, self._rows, len(counts_U), self._seen, self._read - self._rows, self._weighed, self._targets)
 
     def _open(self) -> dict[str, NpyWriter]:
         writers = {
@@ -120,11 +123,14 @@ class Assembler:
         starts = user_starts(kept_n)
         first = starts[:-1]
         self._counts.append(np.diff(starts))
+        weight_n = kept_n["weight"] * weight_of_event[kept_n["event"]]
         self._rows += len(kept_n)
+        self._weighed += int(np.count_nonzero(kept_n["weight"]))
+        self._targets += int(np.count_nonzero(weight_n))
         made = {
             "user_keys": join_keys(kept_n["key_hi"][first], kept_n["key_lo"][first]),
             "item": row_of_item[kept_n["item"]],
-            "weight": kept_n["weight"] * weight_of_event[kept_n["event"]],
+            "weight": weight_n,
         }
         for name, writer in writers.items():
             writer.append(made[name] if name in made else kept_n[name])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from towers.columns import NEGATIVE_EVENT_TYPES, NO_TIME
+from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, NO_TIME, REMOVAL, WEIGHT
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.job import write_json
@@ -118,7 +118,7 @@ def assemble(
     """Second pass: write the columns.
 
     Raises:
-        DataError: fewer than two users are left.
+        DataError: fewer than two users are left, or nothing weighs anything.
     """
     assembler = Assembler(log, folder, work, SPLIT_NEEDS.get(config.split.name, ()))
     _show("writing", assembler.run(row_of_code, weights, config.data.min_user_events))
@@ -129,7 +129,25 @@ def assemble(
             " in common. Check data.columns.user_id, or lower data.min_user_events and data.min_item_events"
             + (f". Passed over were {_counted(log.passed_over)}" if log.passed_over.total() else "")
         )
+    if not kept.targets:
+        raise DataError(_weightless(kept, log.events.texts, weights, config))
     return kept
+
+
+def _weightless(kept: Kept, event_types: list[str], weights: NDArray[np.float32], config: TrainingConfig) -> str:
+    """Which of the two factors of a weight is to blame: the row's own, or that of its event type."""
+    column = config.data.columns.get(WEIGHT, WEIGHT)
+    if not kept.rows_weighed:
+        why = f"column {column!r} is 0 in all of them (data.columns.{WEIGHT} names it). Name another, or leave it out: rows then weigh 1"
+    else:
+        types = ", ".join(
+            f"{name} {weight:g}{' (what a person did not want)' if name in NEGATIVE_EVENT_TYPES else ''}"
+            for name, weight in sorted(zip(event_types, weights.tolist(), strict=True))[:20]
+            if name != REMOVAL
+        )
+        some = "" if kept.rows_weighed == kept.rows else f", and column {column!r} is 0 in the rows of the others"
+        why = f"their event types weigh {types}{some}. Set data.event_weights, or check data.columns.{EVENT_TYPE}"
+    return f"weights: all {kept.rows:,} interactions weigh 0, so none is there to learn from: {why}"
 
 
 def event_weights(schema: Schema, event_types: list[str]) -> NDArray[np.float32]:

@@ -37,6 +37,36 @@ def test_data_that_cannot_be_split_say_why(
     assert not list(Path(config.run_dir).glob("prepared*"))
 
 
+@pytest.mark.parametrize("split", ["global_temporal", "leave_one_out", "random"])
+@pytest.mark.parametrize(
+    ("log", "weights", "words"),
+    [
+        ({"weight": [0.0] * 100}, {}, ["column 'importance' is 0 in all", "data.columns.weight"]),
+        ({"event_type": ["buy", "view"] * 50}, {"buy": 0.0, "view": 0.0}, ["buy 0, view 0. Set data.event_weights"]),
+        ({"event_type": ["skip"] * 100}, {}, ["skip 0 (what a person did not want)", "data.columns.event_type"]),
+        (
+            {"event_type": ["buy", "view"] * 50, "weight": [1.0, 0.0] * 50},
+            {"buy": 0.0},
+            ["buy 0, view 1, and column 'importance' is 0 in the rows of the others"],
+        ),
+    ],
+)
+def test_weights_that_are_all_zero_say_where_they_come_from(
+    config: TrainingConfig,
+    prepare: Any,
+    events: Any,
+    schema: Any,
+    log: dict[str, Any],
+    weights: dict[str, float],
+    words: list[str],
+    split: str,
+) -> None:
+    config.split.name, config.data.columns = split, {"weight": "importance"}
+    with pytest.raises(DataError, match="all 100 interactions weigh 0") as caught:
+        prepare(events(100, 10, 10) | log, schema=replace(schema, event_weights=weights))
+    assert all(word in str(caught.value) for word in words) and "split" not in str(caught.value), caught.value
+
+
 def test_one_item_has_nothing_to_rank(prepare: Any, events: Any) -> None:
     log = events(100, 10, 10) | {"item_id": ["only"] * 100}
     items = pa.table({"item_id": ["only"], "categories": pa.array([["a"]]), "price": [1.0]})
