@@ -1,5 +1,6 @@
 """What a run tells while it runs: TensorBoard (its only door) and the console."""
 
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -112,6 +113,7 @@ class Tracker:
             self._writer.add_image(f"model/{name}", picture, pace.step, dataformats="HWC")
         # four digits are more than a picture shows, and keep the file small
         vectors = np.round(look.vectors.astype(np.float64), 4)
+        _drop_vectors(Path(self._writer.log_dir))
         self._writer.add_embedding(vectors, look.labels, tag="vectors", global_step=pace.step, metadata_header=list(HEADER))
 
     def close(self) -> None:
@@ -128,6 +130,13 @@ class Tracker:
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+
+
+def _drop_vectors(folder: Path) -> None:
+    """Of a run that was here before: the projector would list them beside the new ones, and TensorBoard warn that they are written over."""
+    (folder / "projector_config.pbtxt").unlink(missing_ok=True)
+    for vectors in folder.glob("*/vectors"):
+        shutil.rmtree(vectors)
 
 
 def _flat(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
