@@ -50,7 +50,7 @@ class NegativesConfig:
     Attributes:
         name: in_batch (the batch's other targets) | uniform | popularity (by how often an item is a target, to the power `alpha`) |
             mixed (in_batch and uniform) | hard (mixed, and what the model ranks highest for users who did not choose it).
-        count: drawn a step, besides the batch's own; 0 with in_batch.
+        count: drawn a step, with replacement, besides the batch's own; 0 with in_batch. More than there are items is told of.
         alpha: of popularity: 1 = as often as met, 0 = uniform.
         hard_share: with hard, the share of `count` that is drawn from the mined items.
         refresh_every: with hard, steps between two minings; each scores all items for up to 256 users.

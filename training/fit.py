@@ -28,6 +28,7 @@ from training.interactions import Interactions
 from training.join import Weighed, choose_weight, join_spectral, learned_alone
 from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
+from training.negatives import more_than_items
 from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
 from training.optim import Optimizer, choose_tables
@@ -195,6 +196,8 @@ def assemble(
         part=processes.rows,
         history_share=config.trainer.history_share,
     )
+    if processes.first and not last_epoch and (warning := more_than_items(config.negatives, choice.loss, len(items))):
+        say(warning)  # once: a refit draws as the training before it
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
     if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:
         why += f"; all in fp32, as scores reach 1/{config.model.temperature:g} (model.temperature), past {WIDEST_GUESSED:g}"

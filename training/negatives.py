@@ -72,6 +72,24 @@ PROPOSALS: Final[Mapping[str, Proposal]] = {
 }
 
 
+def more_than_items(config: NegativesConfig, loss: str, items: int) -> str:
+    """A warning where a step draws more negatives than there are items, else nothing.
+
+    The draws are then neither refused nor clipped: repeats count as often as they are drawn, cost nothing, and bring the loss nearer to
+    the exact one, which is better still.
+
+    Args:
+        loss: its name; full_softmax draws none.
+        items: that may be drawn.
+    """
+    if loss != "sampled_softmax" or not PROPOSALS[config.name].drawn or config.count <= items:
+        return ""
+    return (
+        f"warning: negatives.count: {config.count:,} are drawn a step and only {items:,} items can be, so each is drawn about"
+        f" {config.count / items:.1f} times, and counts as often. Lower it, or take loss=full_softmax: exact, no dearer for so few items"
+    )
+
+
 class Negatives:
     """Draws the candidates of a step, shared by all its rows.
 

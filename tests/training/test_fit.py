@@ -198,6 +198,25 @@ def test_refit_trains_anew_on_training_and_validation_rows_for_the_epochs_chosen
     assert not torch.equal(weights()["tables.item_id.weight"], alone["tables.item_id.weight"])
 
 
+@pytest.mark.parametrize(("count", "said"), [(10_000, 1), (8, 0)])
+def test_more_negatives_than_items_are_told_of_once(make_config, capfd, count, said):
+    config = make_config(epochs=1, refit=True, loss=LossConfig("sampled_softmax"))
+    config.negatives.count = count
+    run(config)
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == said
+    assert all(re.match(r"warning: negatives\.count: 10,000 are drawn a step and only \d+ items can be", line) for line in warnings)
+
+
+def test_a_run_made_anew_shows_its_own_vectors_alone_and_warns_of_nothing(make_config, tmp_path, capfd):
+    for resume in (True, False, True):
+        run(make_config(epochs=1, refit=True, resume=resume))
+    told = capfd.readouterr()
+    assert "warning" not in (told.out + told.err).lower()
+    for folder in (tmp_path / "tensorboard", tmp_path / "tensorboard" / "refit"):
+        assert (folder / "projector_config.pbtxt").read_text().count("tensor_name") == len(list(folder.glob("*/vectors"))) == 1
+
+
 def test_an_interrupted_refit_continues(make_config, weights, tmp_path, monkeypatch):
     """Stopped in its second training, the run does not choose again, and ends as if nothing had been."""
     real, seen = trainer.Trainer.train_step, []
