@@ -4,13 +4,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from training.protocol import LOUD
-
-RULE = "!" * 100
+from training.protocol import LOUD, loud_block
 
 
 def print_result(document: dict[str, Any], prefixes: Sequence[str], ks: Sequence[int]) -> None:
-    """Print the result; warnings go to standard error too, so that a log of errors alone has them."""
+    """Print the result; a model below baselines is told on standard error, so that a log of errors alone has it."""
     for prefix in prefixes:
         print(
             "\n".join(["", *main_table(document, prefix), "", *paired_table(document, prefix, ks), "", *slice_table(document, prefix, ks)])
@@ -18,9 +16,10 @@ def print_result(document: dict[str, Any], prefixes: Sequence[str], ks: Sequence
     print("protocol")
     print("\n".join(f"  {line}" for line in document["protocol"]))
     for warning in document["warnings"]:
-        loud = warning.startswith(LOUD)
-        text = f"{RULE}\nWARNING: {warning}\n{RULE}" if loud else f"note: {warning}"
-        print(text, file=sys.stderr if loud else sys.stdout, flush=True)
+        if not warning.startswith(LOUD):
+            print(f"note: {warning}", flush=True)
+    if loud := loud_block(document):
+        print("\n".join(loud), file=sys.stderr, flush=True)
 
 
 def main_table(document: dict[str, Any], prefix: str) -> list[str]:

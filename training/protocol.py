@@ -1,7 +1,7 @@
 """What a result must say about itself: the protocol, doubts about the data, and a model below a baseline."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from training.queries import Queries
 FEW_USERS = 30
 BELOW_METRICS = ("recall", "ndcg")
 LOUD = "THE MODEL IS BELOW"
+RULE = "!" * 100
+ORACLE = "oracle"
 
 
 def protocol(
@@ -57,19 +59,62 @@ def doubts(asked: Queries, queries: Queries, prefix: str) -> list[str]:
     return said
 
 
-def below(document: dict[str, Any]) -> list[str]:
-    """A warning for each baseline that the model does not reach, the oracle apart."""
-    said = []
+class Shortfall(NamedTuple):
+    """A baseline that the model does not reach.
+
+    Attributes:
+        metrics: in which, the greatest difference first.
+        clear: the interval of one of the differences lies below zero.
+    """
+
+    baseline: str
+    metrics: list[str]
+    clear: bool
+
+    @property
+    def verdict(self) -> str:
+        """What it means."""
+        return "Serving the baseline would be better." if self.clear else "The intervals of the differences include zero."
+
+
+def shortfalls(document: dict[str, Any]) -> list[Shortfall]:
+    """The baselines that the model does not reach, the oracle apart."""
+    found = []
     for name, differences in document["paired"].items():
-        worse = [m for m, d in differences.items() if name != "oracle" and "=" not in m and d["difference"] < 0 and _compared(m)]
+        worse = [m for m, d in differences.items() if name != ORACLE and "=" not in m and d["difference"] < 0 and _compared(m)]
         if worse:
-            clear = any(differences[m]["ci95"][1] < 0 for m in worse)
-            said.append(
-                f"{LOUD} {name} on "
-                + "; ".join(f"{m} {document['metrics'][m]['value']:.4f} < {document['baselines'][name][m]['value']:.4f}" for m in worse)
-                + (". Serving the baseline would be better." if clear else ". The intervals of the differences include zero.")
-            )
-    return said
+            worse.sort(key=lambda m: differences[m]["difference"])
+            found.append(Shortfall(name, worse, any(differences[m]["ci95"][1] < 0 for m in worse)))
+    return found
+
+
+def below(document: dict[str, Any]) -> list[str]:
+    """A warning for each baseline that the model does not reach."""
+    return [
+        f"{LOUD} {short.baseline} on {'; '.join(_pair(document, short.baseline, m) for m in short.metrics)}. {short.verdict}"
+        for short in shortfalls(document)
+    ]
+
+
+def loud_block(document: dict[str, Any]) -> list[str]:
+    """The same for the console: a line each, with the figure that is the furthest below. Nothing where every baseline is reached."""
+    found = shortfalls(document)
+    if not found:
+        return []
+    others = len(document["paired"].keys() - {ORACLE})
+    wide = max(len(short.baseline) for short in found)
+    lines = [
+        f"  {short.baseline:<{wide}}  {_pair(document, short.baseline, short.metrics[0])}"
+        + (f" and {len(short.metrics) - 1} more" if len(short.metrics) > 1 else "")
+        + f". {short.verdict}"
+        for short in found
+    ]
+    return [RULE, f"WARNING: {LOUD} {len(found)} of {others} baseline{'s' * (others != 1)}", *lines, RULE]
+
+
+def _pair(document: dict[str, Any], baseline: str, metric: str) -> str:
+    """`test/ndcg@20 0.1000 < 0.2000`: the model's figure, the baseline's."""
+    return f"{metric} {document['metrics'][metric]['value']:.4f} < {document['baselines'][baseline][metric]['value']:.4f}"
 
 
 def _compared(metric: str) -> bool:

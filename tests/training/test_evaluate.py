@@ -1,6 +1,7 @@
 """The evaluate job on a toy world: the result file, masks, comparison, warnings, and validation as the trainer calls it."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from training.config import EvaluateConfig, TrainerConfig, TrainingConfig
 from training.data_config import DataConfig, SplitConfig
 from training.interactions import Interactions, write_prepared
 from training.metrics import PER_QUERY
-from training.protocol import LOUD, below
+from training.protocol import LOUD, below, loud_block
 from training.slices import deciles
 from training.validation import Validator, monitored
 
@@ -85,7 +86,21 @@ def test_the_result_file(make_toy, evaluated: Evaluated, capsys: pytest.CaptureF
 def test_a_model_below_a_baseline_is_said_loudly(make_toy, evaluated, capsys) -> None:
     document = evaluated(make_toy())  # untrained, where the next item follows from the last
     assert any(w.startswith(f"{LOUD} markov") for w in document["warnings"])
-    assert f"WARNING: {LOUD} markov" in capsys.readouterr().err
+    rule, header, *lines, end = capsys.readouterr().err.strip().splitlines()
+    names = [name for w in document["warnings"] if w.startswith(LOUD) for name in [w.removeprefix(LOUD).split()[0]]]
+    assert rule == end == "!" * 100 and header == f"WARNING: {LOUD} {len(names)} of 5 baselines"
+    assert [line.split()[0] for line in lines] == names and len(names) > 1, "a line each"
+    markov = lines[names.index("markov")]
+    metric, ours, theirs = re.fullmatch(r"  markov +(\S+) (\S+) < (\S+) and \d+ more\. Serving .*", markov).groups()  # type: ignore[union-attr]
+    assert ours == f"{document['metrics'][metric]['value']:.4f}" and theirs == f"{document['baselines']['markov'][metric]['value']:.4f}"
+    gaps = [d["difference"] for m, d in document["paired"]["markov"].items() if re.match("test/(recall|ndcg)@", m)]
+    assert document["paired"]["markov"][metric]["difference"] == min(gaps), "the furthest below"
+
+
+def test_a_model_that_reaches_every_baseline_is_not_warned_of() -> None:
+    lead = {"test/ndcg@5": {"difference": 0.1, "ci95": [0.05, 0.2]}}
+    behind = {"test/ndcg@5": {"difference": -0.7, "ci95": [-1, -0.5]}}
+    assert loud_block({"paired": {"markov": lead, "oracle": behind}}) == []
 
 
 def test_below_tells_certain_from_uncertain() -> None:
