@@ -49,8 +49,12 @@ class Database:
             with self.transaction() as connection:
                 for statement in schema:
                     connection.execute(statement)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.OperationalError) as error:
             raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
+        except sqlite3.Error as error:
+            raise DataError(
+                f"state {path} cannot be opened ({error}); put it back from a backup, or set serving.state_dir to another folder"
+            ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,6 +1,7 @@
 """Everything that is held of a person, in words that a person can read."""
 
 import json
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from serving.standing import Standing
 from serving.subjects import Places
 from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
 from towers.consent import purposes_of
-from towers.errors import BundleError
+from towers.errors import BundleError, DataError
 from towers.identity import UserKeys
 from towers.vocab import Vocabulary
 
@@ -25,14 +26,14 @@ def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> di
     """What a run and its service hold of a person, by file; an empty `held` where that is nothing.
 
     Files that cannot be read, which may hold more, stand in `unread` with the reason.
-
-    Raises:
-        DataError: a database cannot be read.
     """
-    key, found, unread = keys.key(user_id), {}, {}
+    key, unread = keys.key(user_id), {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in places.databases():
-        for table, rows in _in_database(path, key).items():
-            found[f"{places.name(path)}: {table}"] = rows
+        try:
+            found |= {f"{places.name(path)}: {table}": rows for table, rows in _in_database(path, key).items()}
+        except (DataError, sqlite3.Error) as error:
+            unread[places.name(path)] = str(error)
     for path in places.tables():
         try:
             found[places.name(path)] = _in_table(path, key, user_id)

@@ -1,5 +1,6 @@
 """From settings to what acts on people's rows: the same for the service and for `towers subject`."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from serving.sqlite_events import EVENTS_FILE, SqliteEvents
 from serving.standing import ConsentTable, Standing
 from serving.subjects import PREPARED, Places, Subjects
 from towers.consent import named_table
-from towers.errors import ConfigError
+from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.prepared import USER_TABLES
 from towers.receipts import Erasures, Receipts, receipts_file
@@ -64,7 +65,8 @@ class Rights:
                     " serving.key_file or $TOWERS_KEY_FILE at the file that `towers prepare` used"
                 )
         if (places.state_dir / EVENTS_FILE).is_file():
-            SqliteEvents(places.state_dir / EVENTS_FILE, secret).close()
+            with suppress(DataError):  # a damaged one says nothing, and is named by whoever reads or cuts it
+                SqliteEvents(places.state_dir / EVENTS_FILE, secret).close()
 
     def held(self, user_id: str) -> dict[str, Any]:
         """Everything that is held of a person; see `serving.held`."""

@@ -147,7 +147,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"another secret.*serving\.state_dir"):
         SqliteEvents(tmp_path / "events.db", b"another")
     (tmp_path / "text.db").write_text("not a database " * 1000)
-    with pytest.raises(DataError, match=r"cannot be opened.*serving\.state_dir"):
+    with pytest.raises(DataError, match=r"cannot be opened.*from a backup, or set serving\.state_dir"):
         SqliteEvents(tmp_path / "text.db", SECRET)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be opened"):

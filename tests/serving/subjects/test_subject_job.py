@@ -147,6 +147,24 @@ def test_what_the_job_could_not_do_is_said_and_the_rest_is_done(used: Any, capfd
     assert used.bytes_of(USER) == []
 
 
+@pytest.mark.parametrize("size", [100, 2 * 4096], ids=["no database", "pages missing"])
+@pytest.mark.parametrize("name", ["events.db", "impressions.db"])
+def test_a_damaged_database_keeps_nobody_elsewhere(used: Any, tmp_path: Path, name: str, size: int) -> None:
+    damaged, out = used.dir / "state" / name, tmp_path / "held.json"
+    for log in used.dir.glob(f"state/{name}-*"):
+        log.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:size])
+    with pytest.raises(DataError, match=rf"1 place cannot be read.*\n  state/{name}: "):
+        job(used, "export", user=USER, out=str(out))
+    assert json.loads(out.read_text())["held"]["audit.parquet"]
+    with pytest.raises(DataError, match=rf"1 place could not be reached.*\n  .*{name}.*\nPut each back from a backup"):
+        job(used, "forget", user=USER)
+    damaged.unlink()
+    for log in used.dir.glob(f"state/{name}-*"):
+        log.unlink()
+    assert used.bytes_of(USER) == []
+
+
 def test_of_many_damaged_files_a_few_are_shown(used: Any) -> None:
     (part,) = (used.dir / "state" / "events").rglob("*.parquet")
     for number in range(7):
