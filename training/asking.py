@@ -17,12 +17,12 @@ from towers.topk import Fill
 from training.device import choose_half
 from training.groups import Grouping
 from training.interactions import Interactions
-from training.measure import SLICE_METRICS, Columns, Measured, measure, only
+from training.measure import SLICE_METRICS, Columns, Measured, measure, measure_slice, only
 from training.queries import Queries
 from training.rank_queries import encode_items, encode_users, rank_queries
 from training.rivals import as_asked_of
 from training.showing import Showing
-from training.slices import Slice, all_slices
+from training.slices import Slice, all_slices, warm_alone
 from training.views import View
 
 FOR_ALL = ("most_popular", "recent_popular")
@@ -76,16 +76,23 @@ class Asking:
     ) -> Measured:
         """Rank and measure; `whole`: by group and what is shown too, `parts`: by slice too."""
         form, counts_I = self.form, self.form.queries.data.train_counts()
-        top = rank_queries(scores, form.queries, max(self.ks), masked=form.masked, allowed_I=self.allowed_I, label=label, device=device)
+        made_Qk = self._rank(scores, self.allowed_I, label, device)
         slices: list[Slice] = all_slices(form.queries, counts_I) if parts else []
         cold_I = self.allowed_I & (counts_I == 0) if parts else None
-        found = measure(top.rows_Qk, form.queries, self.ks, form.prefix, int(self.allowed_I.sum()), slices, cold_I)
+        found = measure(made_Qk, form.queries, self.ks, form.prefix, int(self.allowed_I.sum()), slices, cold_I)
+        if cold_I is not None and cold_I.any() and (alone := warm_alone(slices)):
+            warm_Qk = self._rank(scores, self.allowed_I & ~cold_I, f"{label}, among items of training", device)
+            found |= Measured(measure_slice(warm_Qk, form.queries, self.ks, form.prefix, alone), {})
         if whole and self.showing is not None:
-            found |= self.showing.measure(top.rows_Qk, self.ks, form.prefix)
+            found |= self.showing.measure(made_Qk, self.ks, form.prefix)
         for grouping in self.groupings if whole else ():
             metrics = [f"{metric}@{k}" for metric in SLICE_METRICS for k in self.ks]
             found |= Measured(grouping.columns(found, form.prefix, metrics), {})
         return found
+
+    def _rank(self, scores: Fill | DotProducts, allowed_I: NDArray[np.bool_], label: str, device: torch.device | str) -> NDArray[np.int32]:
+        form, k = self.form, max(self.ks)
+        return rank_queries(scores, form.queries, k, masked=form.masked, allowed_I=allowed_I, label=label, device=device).rows_Qk
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,15 @@ def measure(
     hits_Qk = place_Qk >= 0
     columns = _columns(hits_Qk, queries.relevant_Q, ks, prefix, tuple(metrics.PER_QUERY))
     for part in slices:
-        kept_Q = np.diff(ragged.keep(queries.relevant, part.pairs_R)[0])
-        part_hits_Qk = hits_Qk & part.pairs_R[place_Qk]
-        columns |= _columns(part_hits_Qk, kept_Q, ks, f"{prefix}/{part.name}", SLICE_METRICS)
+        columns |= _of_slice(part, place_Qk, queries, ks, prefix)
     if cold_I is not None and cold_I.any():
         columns |= {f"{prefix}/cold/exposure@{k}": metrics.exposure(rows_Qk, cold_I, n_recommendable, k) for k in ks}
     return Measured(columns, {f"{prefix}/coverage@{k}": metrics.coverage(rows_Qk, n_recommendable, k) for k in ks})
+
+
+def measure_slice(rows_Qk: NDArray[np.int32], queries: Queries, ks: Sequence[int], prefix: str, part: Slice) -> Columns:
+    """Recall and NDCG of ranked lists that were made for one slice: `<prefix>/<its name>/ndcg@<k>`; arguments as in `measure`."""
+    return _of_slice(part, metrics.match(rows_Qk, queries.relevant, queries.data.n_items), queries, ks, prefix)
 
 
 def only(measured: Measured, counts_Q: NDArray[np.bool_], prefix: str, name: str) -> Columns:
@@ -121,6 +124,12 @@ def compare(
 
 def _without_interval(measured: Measured, queries: int) -> dict[str, dict[str, Any]]:
     return {name: {"value": value, "ci95": None, "n": queries} for name, value in measured.whole.items() if np.isfinite(value)}
+
+
+def _of_slice(part: Slice, place_Qk: NDArray[np.int64], queries: Queries, ks: Sequence[int], prefix: str) -> Columns:
+    kept_Q = np.diff(ragged.keep(queries.relevant, part.pairs_R)[0])
+    hits_Qk = (place_Qk >= 0) & part.pairs_R[place_Qk]
+    return _columns(hits_Qk, kept_Q, ks, f"{prefix}/{part.name}", SLICE_METRICS)
 
 
 def _columns(hits_Qk: NDArray[np.bool_], relevant_Q: NDArray[np.int64], ks: Sequence[int], prefix: str, names: Sequence[str]) -> Columns:

@@ -5,7 +5,7 @@ A slice keeps some queries (`history=`), or some relevant items: then only those
 queries without any of them are left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,8 @@ class Slice:
     """One slice.
 
     Attributes:
-        name: `history=3-5`, `popularity=10`, `item_age=7-30d`, `cold` (no training event), `warm` (the others, where some are cold).
+        name: `history=3-5`, `popularity=10`, `item_age=7-30d`, `cold` (no training event), `warm` (the others, where some are cold),
+            `warm_alone` (see there).
         pairs_R: the relevant pairs that count.
     """
 
@@ -55,6 +56,11 @@ def _by_popularity(queries: Queries, train_counts_I: NDArray[np.int64]) -> Itera
         yield Slice("warm", ~cold_R)
     for decile in range(1, 11):
         yield Slice(f"popularity={decile}", decile_R == decile)
+
+
+def warm_alone(slices: Sequence[Slice]) -> Slice | None:
+    """The slice `warm` for lists that hold items of training alone: how well those are told apart, whatever places others take."""
+    return next((Slice("warm_alone", part.pairs_R) for part in slices if part.name == "warm"), None)
 
 
 def deciles(train_counts_I: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -15,11 +15,13 @@ from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import TorchRuntime, save_model
 from training import metrics, ranking
+from training.asking import Asking
 from training.config import EvaluateConfig, TrainerConfig, TrainingConfig, validate
 from training.data_config import DataConfig, SplitConfig
 from training.interactions import Interactions, write_prepared
-from training.queries import make_queries
+from training.queries import make_queries, recommendable
 from training.rank_queries import encode_users
+from training.ranking import make_forms
 from training.views import make_views
 
 
@@ -117,8 +119,27 @@ def test_warm_and_cold_divide_the_queries_and_exposure_counts_slots(make_toy, tm
     data = make_toy()
     found = run(tmp_path, data)["metrics"]
     assert found["test/cold/recall@5"]["n"] + found["test/warm/recall@5"]["n"] == found["test/recall@5"]["n"]
+    assert found["test/warm_alone/recall@5"]["n"] == found["test/warm/recall@5"]["n"]
     rows_Qk = np.random.default_rng(0).integers(-1, 10, (30, 5))
     group_I = np.arange(10) < 3
     slots = [[row >= 0 and group_I[row] for row in ranks[:4]] for ranks in rows_Qk]
     expected = [sum(ranks) / 4 / (3 / 10) for ranks in slots]
     np.testing.assert_allclose(metrics.exposure(rows_Qk, group_I, 10, 4), expected)
+
+
+def test_warm_alone_ranks_among_items_of_training(make_toy) -> None:
+    data = make_toy()
+    cold_I = data.train_counts() == 0
+    [form] = make_forms(make_queries(data, "test", "event", "leave_one_out"), "unmasked")
+    asking = Asking(form, [1], recommendable(data), [], slices=True)
+    wanted_Q = form.queries.relevant[1]
+
+    def new_before_the_right_one(queries: slice, out_BI: torch.Tensor) -> None:
+        out_BI[:] = torch.from_numpy(2.0 * cold_I)
+        out_BI[torch.arange(len(out_BI)), torch.from_numpy(wanted_Q[queries].astype(np.int64))] = 1
+
+    found = asking.lists(new_before_the_right_one, "", parts=True).columns
+    warm_Q = ~cold_I[wanted_Q]
+    assert 0 < warm_Q.sum() < len(warm_Q)
+    assert not found["test/warm/recall@1"][warm_Q].any() and (found["test/warm_alone/recall@1"][warm_Q] == 1).all()
+    assert np.isnan(found["test/warm_alone/recall@1"][~warm_Q]).all()
