@@ -258,7 +258,8 @@ def require_file(folder: Path, name: str, of: str) -> Path:
 def _array(values: Any, kind: pa.DataType) -> Any:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values if values.type == kind else values.cast(kind)
-    return pa.array(values, kind)
+    # numbers may be declared as categories: a year
+    return pa.array(values).cast(kind) if kind == pa.string() else pa.array(values, kind)
 
 
 def _plain(name: str) -> str:

@@ -82,7 +82,7 @@ def _open(data: DataConfig, archive: Archive) -> SourceTables:
         return chunks(log, data.chunk_rows)
 
     found = [_YEAR.search(title) for title in _list(movies[c.TITLE])]
-    years = [float(match[1]) if match else None for match in found]
+    years = [int(match[1]) if match else None for match in found]
     known = people.keys() > {c.USER_ID}
     return SourceTables(
         name=data.name,
