@@ -11,6 +11,7 @@ from towers.bundle import Bundle
 from towers.errors import BundleError
 from towers.half import Table
 from towers.lookups import HISTORY_MASK, CoreInput, gather, plan_towers
+from towers.new_items import open_new_items
 from towers.parts import other_parts, user_parts
 from towers.preprocess import Preprocessor
 
@@ -39,6 +40,8 @@ class OnnxRuntime:
         self._user = _Graph(bundle, "onnx/user.onnx", plan.user, self._tables)
         self._item = _Graph(bundle, "onnx/item.onnx", plan.item, self._tables)
         self._config, self._parts = config, other_parts(plan)
+        with bundle.reading("weights.safetensors") as path:
+            self._new_items = open_new_items(path)
 
     def user(self, batch: FeatureBatch, parts: bool = False) -> UserEncoding:
         """User vectors; where they are sums (mean encoder, linear head) the weight of each history event too, and with `parts` what they
@@ -61,7 +64,8 @@ class OnnxRuntime:
 
     def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Item vectors, float32 [B, D]."""
-        return self._item.run(gather(batch, self._item.inputs, self._tables))[0]
+        vectors_BD = self._item.run(gather(batch, self._item.inputs, self._tables))[0]
+        return vectors_BD if self._new_items is None else self._new_items.put(batch, vectors_BD)
 
 
 class _Graph:

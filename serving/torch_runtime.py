@@ -5,7 +5,7 @@ import torch
 from towers.bundle import Bundle
 from towers.errors import ConfigError
 from towers.preprocess import Preprocessor
-from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, TorchRuntime, load_model
+from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, TorchRuntime, load_runtime
 
 
 def open_torch(bundle: Bundle, preprocessor: Preprocessor, device: str) -> TorchRuntime:
@@ -19,6 +19,6 @@ def open_torch(bundle: Bundle, preprocessor: Preprocessor, device: str) -> Torch
         raise ConfigError("serving.device: got cuda, and torch finds no GPU here; take serving.device=cpu")
     bundle.path(CONFIG_FILE)
     with bundle.reading(WEIGHTS_FILE):
-        model = load_model(bundle.folder, preprocessor, device)
+        runtime = load_runtime(bundle.folder, preprocessor, device)
     torch.set_num_threads(1)  # one thread beats several for single requests, and worker processes must not fight over cores
-    return TorchRuntime(model, device)
+    return runtime

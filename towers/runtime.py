@@ -21,6 +21,7 @@ from towers.errors import BundleError, ConfigError, DataError
 from towers.lookups import HISTORY_MASK, HISTORY_ROWS, SPECTRAL_HISTORY_ROWS
 from towers.model import TwoTower
 from towers.model_config import InputSpec, model_config_from_json, model_config_to_json
+from towers.new_items import PREFIX, NewItems, open_new_items
 from towers.parts import other_parts, user_parts
 
 CONFIG_FILE = "model_config.json"
@@ -47,10 +48,11 @@ class TorchRuntime:
     Args:
         model: the towers; moved to `device`.
         device: `cpu`, `cuda`, ...
+        new_items: tells vectors of items that were not in training; None = the item tower does.
     """
 
-    def __init__(self, model: TwoTower, device: str | torch.device = "cpu") -> None:
-        self.model = model.to(device)
+    def __init__(self, model: TwoTower, device: str | torch.device = "cpu", new_items: NewItems | None = None) -> None:
+        self.model, self._new_items = model.to(device), new_items
         self.device = torch.device(device)
         self._sums = model.config.sums_user
 
@@ -71,7 +73,8 @@ class TorchRuntime:
     def item(self, batch: FeatureBatch) -> NDArray[np.float32]:
         """Item vectors, float32 [C, D]."""
         with _evaluating(self.model), torch.inference_mode():
-            return _numpy(self.model.item(to_tensors(batch, self.device)))
+            vectors_CD = _numpy(self.model.item(to_tensors(batch, self.device)))
+        return vectors_CD if self._new_items is None else self._new_items.put(batch, vectors_CD)
 
 
 def to_tensors(batch: FeatureBatch, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -86,17 +89,19 @@ def on_device(array: NDArray[np.generic], device: str | torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor.to(device)
 
 
-def save_model(model: TwoTower, folder: Path) -> None:
-    """Write model_config.json and weights.safetensors; each file appears whole or not at all.
+def save_model(model: TwoTower, folder: Path, new_items: NewItems | None = None) -> None:
+    """Write model_config.json and weights.safetensors, `new_items` among them; each file appears whole or not at all.
 
     Raises:
         DataError: the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if new_items is not None:
+        state |= {name: torch.from_numpy(array) for name, array in new_items.tensors().items()}
     weights = folder / f"{WEIGHTS_FILE}.tmp"
     try:
-        save_file(state, weights)
+        save_file(state, weights, None if new_items is None else new_items.layout())
     except SafetensorError as error:
         weights.unlink(missing_ok=True)
         raise DataError(
@@ -122,7 +127,7 @@ def load_model(folder: Path, preprocessor: Fitted, device: str | torch.device = 
         raise BundleError(f"{folder / CONFIG_FILE}: got {type(raw).__name__}, expected an object of settings")
     config = model_config_from_json(raw)
     try:
-        state = load_file(folder / WEIGHTS_FILE)
+        state = load_weights(folder)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{folder / WEIGHTS_FILE} cannot be read: {error}. Train or export again") from error
     try:
@@ -132,6 +137,17 @@ def load_model(folder: Path, preprocessor: Fitted, device: str | torch.device = 
     _check_fit(folder, model, state)
     model.load_state_dict(state, strict=True)
     return model.to(device).eval()
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The model's own weights by name; raises OSError or SafetensorError."""
+    return {name: tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items() if not name.startswith(PREFIX)}
+
+
+def load_runtime(folder: Path, preprocessor: Fitted, device: str | torch.device = "cpu") -> TorchRuntime:
+    """What `save_model` wrote, ready to run; raises BundleError as `load_model` does."""
+    model = load_model(folder, preprocessor, device)
+    return TorchRuntime(model, device, open_new_items(folder / WEIGHTS_FILE))
 
 
 def _check_fit(folder: Path, model: TwoTower, state: Mapping[str, Tensor]) -> None:

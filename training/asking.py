@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from towers.dot_products import DotProducts, dot_products
-from towers.runtime import TorchRuntime, load_model
+from towers.runtime import TorchRuntime, load_runtime
 from towers.topk import Fill
 from training.device import choose_half
 from training.groups import Grouping
@@ -110,7 +110,7 @@ class Ranked:
     @classmethod
     def open(cls, run_dir: Path, data: Interactions, device: torch.device) -> "Ranked":
         """Load run_dir's model and encode the catalogue."""
-        runtime = TorchRuntime(load_model(run_dir / "model", data.preprocessor, device), device)
+        runtime = load_runtime(run_dir / "model", data.preprocessor, device)
         return cls(runtime, data, torch.as_tensor(encode_items(runtime, data), device=device))
 
     @property

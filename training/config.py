@@ -118,6 +118,8 @@ class TrainerConfig:
             ids, new ids start from the OOV or the mean row.
         half_from: rows from which on a table (item ids, histories, user ids) is rounded to half precision when the model is written: a
             server then maps half as much. null = never. Train again to change it: a run that is done is only written anew.
+        new_items: tower | content: what makes vectors of items without an id of training: the item tower, which learns to do without ids by
+            model.id_dropout, or a regression of trained vectors on content (towers.new_items). Changed as half_from is.
     """
 
     sampler: str = "auto"
@@ -139,6 +141,7 @@ class TrainerConfig:
     processes: int = 0
     init_from: str | None = None
     half_from: int | None = 200_000
+    new_items: str = "tower"
 
 
 @dataclass
@@ -237,6 +240,7 @@ def validate(config: TrainingConfig) -> None:
     _choice("trainer.sampler", config.trainer.sampler, ("auto", "event", "sequence", "user"))
     _choice("trainer.device", config.trainer.device, ("auto", "cpu", "cuda"))
     _choice("trainer.precision", config.trainer.precision, ("fp32", "bf16"))
+    _choice("trainer.new_items", config.trainer.new_items, ("tower", "content"))
     _choice("evaluate.split", config.evaluate.split, ("valid", "test"))
     _choice("evaluate.unit", config.evaluate.unit, ("auto", "user", "event"))
     _choice("evaluate.seen", config.evaluate.seen, ("masked", "unmasked", "both"))

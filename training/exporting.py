@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from towers.held_out import HELD_OUT
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.pointers import current, waiting
-from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_model
+from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_runtime
 from towers.shards import embedding_column, write_shards
 from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name
@@ -56,8 +55,8 @@ def run(config: TrainingConfig) -> Path:
     check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
     if not (run_dir / "model" / "weights.safetensors").is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
-    model = load_model(run_dir / "model", data.preprocessor, torch.device("cpu"))
-    runtime = TorchRuntime(model, torch.device("cpu"))
+    runtime = load_runtime(run_dir / "model", data.preprocessor)
+    model = runtime.model
     weights = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
     fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)

@@ -15,10 +15,10 @@ NOT_IN_HASH = {
     "": ("run_dir", "experiment", "identity", "export", "inspect", "demo", "report"),
     "data": ("path", "chunk_rows"),
     "evaluate": ("split", "ks", "baselines", "draws", "slices", "without", "history_curve", "against"),
-    "trainer": ("resume", "keep_checkpoints", "checkpoint_every", "log_every", "processes", "threads", "device", "half_from"),
+    "trainer": ("resume", "keep_checkpoints", "checkpoint_every", "log_every", "processes", "threads", "device", "half_from", "new_items"),
 }
-"""Settings that do not change what is trained, but for rounding: a run moved to another folder or machine, or saved more often, is still
-the same run."""
+"""Settings that do not change what is trained, but for rounding and what is fitted on the trained model: a run moved to another folder or
+machine, or saved more often, is still the same run."""
 
 
 def config_hash(config: TrainingConfig) -> str:

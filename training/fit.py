@@ -29,6 +29,7 @@ from training.join import Weighed, choose_weight, join_spectral, learned_alone
 from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
 from training.negatives import more_than_items
+from training.new_items_fit import fit_new_items
 from training.objective import Objective, choose_objective
 from training.opening import digest_of, open_prepared
 from training.optim import Optimizer, choose_tables
@@ -136,7 +137,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
     if weighed:
         model = join_spectral(model, data, replace(config.model.spectral, weight=weighed.weight), config.seed, weighed.fitted)
     half = round_tables(model, config.trainer.half_from)
-    save_model(model, run_dir / "model")
+    save_model(model, run_dir / "model", fit_new_items(model, data, config.seed) if config.trainer.new_items == "content" else None)
     facts = run_facts(config, watch)
     for training in {id(p): p for p in (chosen.progress, progress)}.values():  # the second one where there is a refit
         facts["cpu_s"] = round(facts["cpu_s"] + training.earlier_cpu_s, 3)

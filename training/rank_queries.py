@@ -61,9 +61,10 @@ def _from(fill: Fill, start: int) -> Fill:
     return lambda queries, out_BI: fill(slice(start + queries.start, start + queries.stop), out_BI)
 
 
-def encode_items(runtime: Runtime, data: Interactions) -> NDArray[np.float32]:
-    """Vectors of the whole catalogue: float32 [I, D]."""
-    return np.concatenate([runtime.item(take(data.item_features, block)) for block in _blocks(data.n_items)])
+def encode_items(runtime: Runtime, data: Interactions, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """Vectors of the whole catalogue, or of some of its rows: float32 [I, D]."""
+    wanted = np.arange(data.n_items) if rows is None else rows
+    return np.concatenate([runtime.item(take(data.item_features, wanted[block])) for block in _blocks(len(wanted))])
 
 
 def encode_users(runtime: Runtime, queries: Queries, length: int, label: str = "", view: View | None = None) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from towers.bundle import Bundle, current
@@ -25,7 +24,7 @@ from towers.model import TwoTower
 from towers.model_config import ModelConfig, model_config_to_json
 from towers.pointers import CURRENT, MANIFEST
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
-from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model
+from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model, load_weights
 from towers.schema import Schema
 
 EVENT_WEIGHTS = ("history.event_log_weight", "history.event_push", "history.event.weight")
@@ -113,7 +112,7 @@ def open_start(path: Path) -> Start:
                 raise ConfigError(f"trainer.init_from: {path} holds no trained model. {advice}")
             preprocessor = Preprocessor.open(run_dir / "prepared")
         # load_model is strict: weights, shape and preprocessing belong together
-        return Start(path, preprocessor, load_model(folder, preprocessor).config, load_file(folder / WEIGHTS_FILE))
+        return Start(path, preprocessor, load_model(folder, preprocessor).config, load_weights(folder))
     except ConfigError:
         raise
     except (TowersError, OSError, SafetensorError) as error:
