@@ -147,7 +147,7 @@ def _blocks(specs: Sequence[InputSpec], trained: Mapping[str, NDArray[np.generic
             continue
         if spec.rows:
             yield Block(spec.name, "values", spec.rows)
-            if spec.rows <= _PAIRED_ROWS and 1 < spec.width <= _PAIRED_WIDTH:
+            if spec.kind == "multi_categorical" and spec.rows <= _PAIRED_ROWS and 1 < spec.width <= _PAIRED_WIDTH:
                 yield Block(spec.name, "pairs", spec.rows**2)
         elif spec.kind == "numeric":
             given_C2 = np.asarray(trained[spec.name], np.float64)
