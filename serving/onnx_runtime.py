@@ -40,8 +40,10 @@ class OnnxRuntime:
         self._user = _Graph(bundle, "onnx/user.onnx", plan.user, self._tables)
         self._item = _Graph(bundle, "onnx/item.onnx", plan.item, self._tables)
         self._config, self._parts = config, other_parts(plan)
-        with bundle.reading("weights.safetensors") as path:
-            self._new_items = open_new_items(path)
+        self._new_items = None
+        if bundle.has("weights.safetensors"):  # which the graphs do without
+            with bundle.reading("weights.safetensors") as path:
+                self._new_items = open_new_items(path)
 
     def user(self, batch: FeatureBatch, parts: bool = False) -> UserEncoding:
         """User vectors; where they are sums (mean encoder, linear head) the weight of each history event too, and with `parts` what they
