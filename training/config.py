@@ -141,7 +141,7 @@ class TrainerConfig:
     processes: int = 0
     init_from: str | None = None
     half_from: int | None = 200_000
-    new_items: str = "tower"
+    new_items: str = "content"
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
     W = argmin_W  sum_i w_i |x_i W - v_i|^2 + penalty |W|^2,   w_i ~ count_i^0.2, 1 on average
 
-solved by conjugate gradients (Hestenes and Stiefel, 1952) on all columns of W at once. The penalty is about how many items have to show a
-value until it is believed by half. Weights that grow with popularity make new items popular: on MovieLens they take 0.73 of the places that
-are theirs by number with equal weights, 0.90 with these.
+solved by conjugate gradients (Hestenes and Stiefel, 1952), scaled by the diagonal, on all columns of W at once. The penalty is about how
+many items have to show a value until it is believed by half. Weights that grow with popularity make new items popular: on MovieLens they
+take 0.73 of the places that are theirs by number with equal weights, 0.90 with these.
 
 Legend: N trained items, F columns of x, D dim.
 """
@@ -21,7 +21,7 @@ from training.interactions import Interactions
 from training.rank_queries import encode_items
 
 PENALTY, COUNT_POWER = 8.0, 0.2
-_MOST_ITEMS, _MOST_STEPS, _TOLERANCE = 200_000, 300, 1e-5
+_MOST_ITEMS, _MOST_STEPS, _TOLERANCE = 100_000, 100, 1e-4
 
 
 def fit_new_items(model: TwoTower, data: Interactions, seed: int = 0) -> NewItems | None:
@@ -46,25 +46,28 @@ def fit_new_items(model: TwoTower, data: Interactions, seed: int = 0) -> NewItem
 
 
 def ridge(x_NF: scipy.sparse.csr_array, y_ND: NDArray[np.float64], weight_N: NDArray[np.float64], penalty: float) -> NDArray[np.float64]:
-    """W [F, D] with (X^T diag(w) X + penalty I) W = X^T diag(w) Y, to a relative residual of 1e-5.
+    """W [F, D] with (X^T diag(w) X + penalty I) W = X^T diag(w) Y, to a relative residual of 1e-4 of each column.
 
     >>> x = scipy.sparse.csr_array(np.array([[1.0], [1.0]]))
     >>> ridge(x, np.array([[3.0], [3.0]]), np.ones(2), 1.0).round(6).tolist()
     [[2.0]]
     """
     transposed_FN = (x_NF.T * weight_N).tocsr()
+    # values differ in how many items have them by orders of magnitude: scaled by that, far fewer steps are enough
+    scale_F1 = 1.0 / (((x_NF**2).T @ weight_N) + penalty)[:, None]
     residual_FD = transposed_FN @ y_ND
-    found_FD, direction_FD = np.zeros_like(residual_FD), residual_FD.copy()
-    square_D = (residual_FD**2).sum(0)
-    enough_D = _TOLERANCE**2 * square_D
+    found_FD, direction_FD = np.zeros_like(residual_FD), scale_F1 * residual_FD
+    enough_D = _TOLERANCE**2 * (residual_FD**2).sum(0)
+    inner_D = (residual_FD * direction_FD).sum(0)
     for _ in range(_MOST_STEPS):
-        if (square_D <= enough_D).all():
+        if ((residual_FD**2).sum(0) <= enough_D).all():
             break
         moved_FD = transposed_FN @ (x_NF @ direction_FD) + penalty * direction_FD
-        step_D = square_D / np.maximum((direction_FD * moved_FD).sum(0), 1e-300)
+        step_D = inner_D / np.maximum((direction_FD * moved_FD).sum(0), 1e-300)
         found_FD += step_D * direction_FD
         residual_FD -= step_D * moved_FD
-        before_D, square_D = square_D, (residual_FD**2).sum(0)
-        direction_FD = residual_FD + square_D / np.maximum(before_D, 1e-300) * direction_FD
+        scaled_FD = scale_F1 * residual_FD
+        before_D, inner_D = inner_D, (residual_FD * scaled_FD).sum(0)
+        direction_FD = scaled_FD + inner_D / np.maximum(before_D, 1e-300) * direction_FD
     solved: NDArray[np.float64] = found_FD
     return solved

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from serving.decoding import decode
 from serving.messages import RecommendRequest
@@ -18,7 +17,7 @@ from towers.batch import HISTORY_GAP
 from towers.columns import ITEM_ID, TRAIN
 from towers.encoder import Encoder, UserRow
 from towers.identity import UserKeys
-from towers.runtime import TorchRuntime, load_model
+from towers.runtime import load_runtime
 from training.batches import user_inputs
 from training.examples import EventSampler, TrainingEvents
 from training.interactions import Interactions
@@ -41,7 +40,7 @@ def vectors(table: pa.Table) -> np.ndarray:
 
 def test_onnx_equals_torch(spine: Any, data: Interactions, retriever: Retriever) -> None:
     encoder = retriever.encoder
-    model = TorchRuntime(load_model(spine.run_dir / "model", data.preprocessor, torch.device("cpu")))
+    model = load_runtime(spine.run_dir / "model", data.preprocessor)
     positions = np.random.default_rng(0).choice(len(data), ROWS, replace=False)
     context = {name: array[positions] for name, array in data.context.items()}
     batch = user_inputs(data, data.users_of(positions), positions, data.timestamp[positions], context, encoder.length)
@@ -167,6 +166,6 @@ def test_a_logged_request_replayed_through_training_gives_the_vector_that_was_se
     known = begin + int(np.count_nonzero(data.timestamp[begin:end] < now_us))
     context = data.preprocessor.encode("context", {name: [value] for name, value in asked.get("context", {}).items()}, 1)
     batch = user_inputs(data, np.array([user]), np.array([known]), np.array([now_us]), context, retriever.encoder.length)
-    model = TorchRuntime(load_model(spine.run_dir / "model", data.preprocessor, torch.device("cpu")))
+    model = load_runtime(spine.run_dir / "model", data.preprocessor)
     np.testing.assert_allclose(searched[0], model.user(batch).vectors_BHD[0], atol=1e-5, rtol=0)
     assert known - begin > 1 and np.linalg.norm(searched[0]) > 0.5
