@@ -114,7 +114,7 @@ class Explainer:
 
 def _numbers(values: list[float]) -> list[bytes]:
     """JSON of each."""
-    return _JSON.encode(values)[1:-1].split(b",")
+    return _JSON.encode(values)[1:-1].split(b",") if values else []
 
 
 def _said(feature: Feature, value: object) -> Told:

@@ -244,6 +244,17 @@ def test_pages_and_candidates_are_explained_too(client: httpx.Client) -> None:
     assert all(item["explanation"]["text"].startswith("because ") for item in ranked)
 
 
+def test_a_list_that_nothing_speaks_for_has_no_reasons_and_says_so(pooled: Retriever) -> None:
+    found = []
+    for worst in pooled.recommend(history=["item-01"], now=NOW_S, k=100).items[-8:]:
+        asked = {"history": ["item-01"], "now": NOW_S, "candidate_items": [worst.item_id], "explain": True}
+        [item] = pooled.recommend(**asked).items
+        assert item.explanation is not None and item.explanation.text
+        found.append(item.explanation.reasons)
+        assert abs(total(item) - item.score) <= 1e-5
+    assert [] in found
+
+
 def test_bundles_without_phrases_use_plain_words(world: Any) -> None:
     opened = Bundle.open(world.bundle)
     plain = Retriever.load(Bundle(opened.folder, {name: fact for name, fact in opened.manifest.items() if name != "phrases"}))
