@@ -19,7 +19,7 @@ from serving.rights import Rights
 from serving.rolling import roll_events, roll_impressions
 from serving.run import events, users
 from serving.standing import Standing
-from towers.columns import USER_KEY
+from towers.columns import TIMESTAMP, USER_KEY
 from towers.consent import BITS, MEASURE
 from towers.errors import DataError
 from towers.job import write_json
@@ -47,16 +47,22 @@ def run(config: ServingConfig) -> str:
 
 
 def _join(config: ServingConfig, standing: Standing, began: float) -> str:
-    """Of people who do not allow measuring no event is read, and lists are nobody's."""
+    """Of people who do not allow measuring no event is read, and lists are nobody's; what was forgotten and came back is passed over."""
     run_dir, state = Path(config.run_dir), state_dir(config)
     told = Reading(state / EVENTS, EVENT_SCHEMA, columns=[*EVENT_COLUMNS, USER_KEY])
     shown = Reading(state / IMPRESSIONS, IMPRESSION_SCHEMA, columns=LISTS_READ)
-    answers = Answers(table.filter(_allowed(table, standing)).select(EVENT_COLUMNS) for table in told)
+    answers = Answers(
+        table.filter(pc.and_(_allowed(table, standing), _remembered(table, standing))).select(EVENT_COLUMNS) for table in told
+    )
     target, temporary = run_dir / "feedback", run_dir / "feedback.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for number, lists in enumerate(shown):
-        pq.write_table(answers.join(_nameless(lists, standing)), temporary / f"part-{number:05d}.parquet", compression="zstd")
+        pq.write_table(
+            answers.join(_nameless(lists.filter(_remembered(lists, standing)), standing)),
+            temporary / f"part-{number:05d}.parquet",
+            compression="zstd",
+        )
     try:
         _tell_of_damage(shown, told)
     except DataError:
@@ -93,6 +99,14 @@ def _allowed(table: pa.Table, standing: Standing) -> pa.Array:
     coded = table.column(USER_KEY).combine_chunks().dictionary_encode()
     allowed = [bool(standing.mask(key) & BITS[MEASURE]) for key in coded.dictionary.to_pylist()]
     return pc.fill_null(pa.array(allowed, pa.bool_()).take(coded.indices), True)
+
+
+def _remembered(table: pa.Table, standing: Standing) -> pa.Array:
+    """Whether each row is later than what its person had forgotten; a row of nobody is."""
+    coded = table.column(USER_KEY).combine_chunks().dictionary_encode()
+    moments = [standing.forgotten(key) for key in coded.dictionary.to_pylist()]
+    times = table.column(TIMESTAMP).combine_chunks().cast(pa.int64())
+    return pc.fill_null(pc.greater(times, pa.array(moments, pa.int64()).take(coded.indices)), True)
 
 
 def _nameless(lists: pa.Table, standing: Standing) -> pa.Table:

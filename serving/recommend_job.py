@@ -243,10 +243,20 @@ def _start(path: Path, job: Mapping[str, Any], live: SqliteEvents, people_at: Ca
 def _people(known: UserHistories, live: SqliteEvents, standing: Standing, needed: int, now: int, arrived: int) -> _People:
     """Everybody whom a request of that moment would know, and who allows what is needed."""
     told = [key for key, newest in live.users(now, arrived) if (moment := standing.forgotten(key)) is None or newest > moment]
-    both = sorted([*known.keys(0, len(known)), *told])
+    stored = [key for key in known.keys(0, len(known)) if not _forgotten(key, known, standing)]
+    both = sorted([*stored, *told])
     people = [key for key, last in zip(both, [None, *both], strict=False) if key != last]
     wanted = [key for key in people if standing.mask(key) & needed == needed]
     return _People(wanted, len(people) - len(wanted))
+
+
+def _forgotten(key: bytes, known: UserHistories, standing: Standing) -> bool:
+    """Whether nothing of a stored history is later than what its user had forgotten, as in a file that came back from a backup."""
+    moment = standing.forgotten(key)
+    if moment is None:
+        return False
+    stored = known.get(key)
+    return stored is None or stored.after(moment) is None
 
 
 def _modes(folder: Path) -> Counter[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving import feedback_job, recommend_job
 from serving.subjects import verify
 
 USER, OTHER = "user-4", "user-9"
@@ -105,6 +106,28 @@ def test_what_a_backup_brings_back_goes_at_the_next_start(used: Any, tmp_path: P
         receipt = rights.subjects.replay()
     assert receipt is not None and receipt["forget"] is None and receipt["rows"]["prepared"] == 3
     assert used.bytes_of(USER) == [] and used.rows(OTHER) == before
+
+
+def test_jobs_pass_over_what_a_backup_brought_back_before_any_service_starts(used: Any, tmp_path: Path) -> None:
+    for user in (USER, OTHER):
+        with used.served() as (retriever, _):
+            shown = retriever.recommend(user_id=user)
+            answer = {"user_id": user, "item_id": shown.items[0].item_id, "recommendation_id": shown.recommendation_id}
+            retriever.add_events([{**answer, "event_id": "click"}])
+    backup = tmp_path / "backup"
+    shutil.copytree(used.dir, backup)
+    with used.served() as (_, rights):
+        rights.subjects.forget([used.keys.key(USER)])
+    shutil.rmtree(used.dir)
+    backup.rename(used.dir)
+    feedback_job.run(used.config)
+    slots = pa.concat_tables(map(pq.read_table, sorted((used.dir / "feedback").iterdir()))).to_pylist()
+    assert {slot["user_key"] for slot in slots} == {used.keys.key(OTHER)} and sum(slot["clicked"] for slot in slots) == 1
+    recommend_job.run(used.config)
+    lists = pa.concat_tables(map(pq.read_table, sorted((used.dir / "recommendations").glob("part-*.parquet"))))
+    keys = lists["user_key"].to_pylist()
+    assert used.keys.key(USER) not in keys and used.keys.key(OTHER) in keys
+    assert json.loads((used.dir / "recommend.json").read_text())["users_not_allowed"] == 0, "somebody forgotten is nobody who refuses"
 
 
 def test_a_history_with_later_events_keeps_those_alone(used: Any, tmp_path: Path) -> None:
