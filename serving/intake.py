@@ -40,6 +40,7 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
     events = stored_events(request.events, profiles.keys.key, preprocessor, now, limits)
     kept = [event for event in events if _may_be_kept(event, profiles.standing)]
     kept = [_after_all(event, kept[:at], profiles, now) if event.event_type == REMOVAL else event for at, event in enumerate(kept)]
+    kept = [_tied_to_no_list(event, profiles.standing) for event in kept]
     added = profiles.events.append(kept, now) if kept else 0
     unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
     return EventsAdded(added, len(events) - added, int(unknown))
@@ -94,6 +95,13 @@ def _may_be_kept(event: StoredEvent, standing: Standing) -> bool:
     # a removal is of use even to somebody who allows nothing now: what he removed stays out should he allow it again
     of_use = event.event_type == REMOVAL or standing.mask(event.user_key) & _USES
     return bool(of_use) and (forgotten is None or event.timestamp > forgotten)
+
+
+def _tied_to_no_list(event: StoredEvent, standing: Standing) -> StoredEvent:
+    """Without the list that it answers where its user may not be measured: that list was noted without a key, and this would tell whose."""
+    if event.recommendation_id is None or standing.mask(event.user_key) & BITS[MEASURE]:
+        return event
+    return replace(event, recommendation_id=None)
 
 
 def _check_context(field: str, context: Mapping[str, object], preprocessor: Preprocessor, limits: Limits) -> None:

@@ -204,7 +204,7 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
         event_id: names the event: sent again for the same person, it changes nothing. Named or not, events equal in person, item, type and
             time count once.
         value, session_id, channel, context: kept with it.
-        recommendation_id: of the list that it answers.
+        recommendation_id: of the list that it answers; not kept of a person who does not allow measuring.
     """
 
     user_id: Id

@@ -136,6 +136,21 @@ def test_without_measure_lists_are_noted_for_nobody(opened: Any, keys: UserKeys)
     assert row["user_key"] == key and row["consent_mask"] == EVERYTHING & ~BITS["personalize"]
 
 
+def test_without_measure_a_click_does_not_tell_whose_list_it_answers(opened: Any, keys: UserKeys, tmp_path: Path) -> None:
+    retriever = opened(Standing())
+    retriever.profiles.standing.decide(keys.key(USER), {"measure": False})
+    click = {
+        "user_id": USER,
+        "item_id": "item-01",
+        "event_id": "1",
+        "recommendation_id": retriever.recommend(user_id=USER).recommendation_id,
+    }
+    assert retriever.add_events([click, {**click, "user_id": "other"}]).added == 2
+    with closing(sqlite3.connect(tmp_path / "events.db")) as database:
+        kept = dict(database.execute("SELECT user_key, recommendation_id FROM events").fetchall())
+    assert kept == {keys.key(USER): None, keys.key("other"): click["recommendation_id"]}
+
+
 def test_events_of_people_who_allow_no_use_of_them_are_not_kept(opened: Any, keys: UserKeys) -> None:
     retriever = opened(Standing())
     event = {"user_id": "new", "item_id": "item-01", "event_id": "1"}
