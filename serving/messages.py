@@ -71,7 +71,7 @@ class Steer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         calibration: brings the list's categories to the shares that they have in the history.
         diversity: keeps items apart that are like each other.
         freshness: favours new items.
-        temperature: 0 = the best item at each position; above, each position is drawn.
+        temperature: 0 = the best item at each position; above, from 1e-6 on, each position is drawn.
         near_duplicates: of items whose vectors have at least this cosine, the list holds one. A stricter value of the service stands.
         caps: by attribute, how many items of the list may share a value. Stricter ones of the service stand.
         seed: of the draws, to get the same list again; chosen by the service otherwise.

@@ -11,6 +11,8 @@ from towers.errors import ConfigError, RequestError
 LEAST_CANDIDATES = 200
 """Candidates that a steered list is chosen from, or twice its length where that is more."""
 
+COLDEST = 1e-6
+"""The least temperature that draws: so near to 0 every draw is the best item, and its inverse may be no number any more."""
 _WEIGHTS = ("popularity", "reach", "calibration", "diversity", "freshness", "temperature")
 
 
@@ -150,6 +152,8 @@ class SelectorSettings:
                 raise ConfigError(f"serving.selector.most.{name}: got {most}, expected 0 to 100")
             if not least(name, 100) <= got <= 100:
                 raise ConfigError(f"serving.selector.{name}: got {got}, expected {least(name, 100):g} to 100")
+        if 0 < self.temperature < COLDEST:
+            raise ConfigError(f"serving.selector.temperature: got {self.temperature}, expected 0 or at least {COLDEST:g}")
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ConfigError(
                 f"serving.selector.near_duplicates: got {self.near_duplicates}, expected a cosine above 0, at most 1, or null"
@@ -180,6 +184,8 @@ def decided(k: int, settings: SelectorSettings, usual: Dials | None, steer: Stee
             raise RequestError(
                 f"policy.{name}", f"got {value:g}, expected {least(name, most):g} to {most:g}, the bounds that this service sets"
             )
+    if 0 < told.get("temperature", 0.0) < COLDEST:
+        raise RequestError("policy.temperature", f"got {told['temperature']:g}, expected 0 or at least {COLDEST:g}")
     near = _stricter(dials.near_duplicates, steer.near_duplicates)
     caps = {**dials.caps, **{name: min(most, dials.caps.get(name, most)) for name, most in steer.caps.items()}}
     dials = replace(dials, **told, near_duplicates=near, caps=caps)  # type: ignore[arg-type]

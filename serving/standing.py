@@ -23,12 +23,15 @@ class ConsentTable:
         path: see `Consent.open`.
         keys: makes user keys.
 
+    Attributes:
+        refused: why the file as it is now could not be read; "" = it was.
+
     Raises:
         DataError: it cannot be used.
     """
 
     def __init__(self, path: Path, keys: UserKeys) -> None:
-        self._path, self._keys = path, keys
+        self._path, self._keys, self.refused = path, keys, ""
         self._read = self._seal()
         self.consent = Consent.open(path, keys, time.time_ns() // 1000)
 
@@ -40,7 +43,9 @@ class ConsentTable:
         self._read = seal
         try:
             self.consent = Consent.open(self._path, self._keys, now)
+            self.refused = ""
         except DataError as error:
+            self.refused = str(error)
             log.error("consent table refused", extra={"reason": str(error)})
 
     def _seal(self) -> tuple[int, int]:
@@ -108,6 +113,11 @@ class Standing:
             self._decided[of] = {**self._decided.get(of, {}), **{purpose: (given, now) for purpose, given in granted.items()}}
         self.tell()
         return self.mask(user_key)
+
+    @property
+    def refused(self) -> str:
+        """Why the caller's table of decisions as it is now is not followed; "" = it is."""
+        return "" if self._table is None else self._table.refused
 
     def tell(self) -> None:
         """Have all processes read again what is on the disk."""

@@ -51,6 +51,8 @@ def run(config: SubjectJobConfig) -> str:
             if config.action == "export":
                 return str(_export(config, rights))
             done |= _removed(config, rights)
+    if not run_dir.is_dir():  # receipts alone are verified without one
+        return str(receipts_file(config.serving.receipts, config.serving.key_file))
     path = write_json(run_dir / "subject.json", done)
     removal = done.get("receipt", done)
     if failed := removal.get("not_removed_from"):
@@ -135,7 +137,8 @@ def _export(config: SubjectJobConfig, rights: Rights) -> Path:
 
 
 def _scan(config: SubjectJobConfig, run_dir: Path) -> Path:
-    found, unread, untold = scan(run_dir, read_ids(_ids(config, run_dir)))
+    ids = read_ids(_ids(config, run_dir))
+    found, unread, untold = scan(run_dir, ids)
     hits, asked_for = [asdict(place) for place in found if not place.asked_for], [place.place for place in found if place.asked_for]
     document = {"action": "scan", "hits": hits, "asked_for": asked_for, "not_looked_for": untold, "unread": unread}
     path = write_json(run_dir / "subject.json", document)
@@ -149,5 +152,7 @@ def _scan(config: SubjectJobConfig, run_dir: Path) -> Path:
         raise GateError(f"raw user ids stand in {_places(len(hits))}:{shown}\n{damaged}{path} lists them all")
     if unread:
         raise DataError(f"raw user ids: {damaged}All else holds none, {elsewhere}")
-    print(f"   no raw user id in {run_dir}, {elsewhere}")
+    looked = f"of {len(ids) - untold:,} looked for" if untold else ""
+    left = f"; {untold:,} were NOT looked for: too short, plain numbers or ids of items" if untold else ""
+    print(f"   no raw user id {looked + ' ' if looked else ''}in {run_dir}, {elsewhere}{left}")
     return path

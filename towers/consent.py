@@ -139,8 +139,10 @@ class Consent:
         return allowed_n
 
     def _place(self, user_key: bytes) -> int | None:
-        place = int(np.searchsorted(self._keys_U, np.bytes_(user_key)))
-        return place if place < len(self) and self._keys_U[place] == np.bytes_(user_key) else None
+        asked_1 = _sortable(np.frombuffer(user_key, np.uint8))
+        place = int(np.searchsorted(self._keys_U, asked_1)[0])
+        # as arrays: an element of its own has lost the zeros that its key may end in
+        return place if place < len(self) and self._keys_U[place : place + 1] == asked_1 else None
 
 
 def purposes_of(mask: int) -> dict[str, bool]:

@@ -53,6 +53,7 @@ def ids(reply: Any) -> list[str]:
         ({"calibration": -0.1}, "policy.calibration"),
         ({"calibration": 0.3}, "policy.calibration"),
         ({"temperature": 1e9}, "policy.temperature"),
+        ({"temperature": 1e-310}, "policy.temperature"),
         ({"diversity": "much"}, "policy.diversity"),
         ({"near_duplicates": 0}, "policy.near_duplicates"),
         ({"caps": {"brand": 2}}, "policy.caps.brand"),
@@ -135,6 +136,8 @@ def test_a_steered_list_can_be_computed_again_from_its_row(steered: Retriever, a
 def test_draws_differ_and_a_seed_brings_them_back(steered: Retriever) -> None:
     drawn = [ids(steered.recommend(user_id="user-5", k=10, policy={"temperature": 0.5})) for _ in range(5)]
     assert len({tuple(one) for one in drawn}) > 1
+    cold = steered.recommend(user_id="user-5", k=10, policy={"temperature": 1e-6})
+    assert ids(cold) == ids(steered.recommend(user_id="user-5", k=10)), "the coldest draw is the best item"
     seeded = [ids(steered.recommend(user_id="user-5", k=10, policy={"temperature": 0.5, "seed": 3})) for _ in range(2)]
     assert seeded[0] == seeded[1]
 

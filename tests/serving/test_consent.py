@@ -179,14 +179,16 @@ def test_a_table_is_followed_and_a_bad_one_is_not(keys: UserKeys, tmp_path: Path
     path.write_bytes(b"half a file")
     standing.refresh()
     assert standing.mask(keys.key(USER)) == BITS["train"], "what was read before counts on"
+    assert "t.parquet cannot be read" in standing.refused
     path.unlink()
     standing.refresh()
     assert standing.mask(keys.key(USER)) == BITS["train"]
-    soon = {"user_key": [keys.key(USER)], "purpose": ["measure"], "granted": [True], "timestamp": [time.time() + 0.2]}
+    soon = {"user_key": [keys.key(USER)], "purpose": ["measure"], "granted": [True], "timestamp": [time.time() + 1]}
     pq.write_table(pa.table(soon), path)
     standing.refresh()
     assert standing.mask(keys.key(USER)) == 0
-    time.sleep(0.25)
+    assert standing.refused == ""
+    time.sleep(1.05)
     standing.refresh()
     assert standing.mask(keys.key(USER)) == BITS["measure"], "a row of the future comes into force"
     named = ServingConfig(run_dir=str(tmp_path))

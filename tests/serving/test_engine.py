@@ -100,7 +100,9 @@ def test_a_new_bundle_is_taken_where_lists_are_steered_and_its_lists_are_steered
 
 
 @pytest.mark.parametrize("damage", ["a byte", "no file", "not finite", "wrong index", "other dim", "unknown items", "pointer"])
-def test_a_bad_bundle_is_refused_with_its_reason_and_the_old_serves_on(run_dir: Path, engine: Engine, damage: str) -> None:
+def test_a_bad_bundle_is_refused_with_its_reason_and_the_old_serves_on(
+    run_dir: Path, engine: Engine, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, vectors_ID = scores(engine), np.array(engine.retriever.stock.vectors_ID)
     if damage == "not finite":
         vectors_ID[:, 0] = np.nan
@@ -123,6 +125,9 @@ def test_a_bad_bundle_is_refused_with_its_reason_and_the_old_serves_on(run_dir: 
     engine.follow()
     assert engine.retriever.bundle.version == "v1" and scores(engine) == before
     assert engine.refused is not None and engine.health()["refused"] == engine.refused
+    assert "consent" not in engine.health()
+    monkeypatch.setattr(type(engine.retriever.profiles.standing), "refused", "a bad row")
+    assert engine.health()["consent"] == {"refused": "a bad row"}
     reason = {
         "a byte": "checksum", "no file": "missing", "not finite": "NaN", "wrong index": "do not belong together", "other dim": "expected",
         "unknown items": "", "pointer": "not a bundle",

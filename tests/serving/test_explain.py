@@ -253,6 +253,7 @@ def test_a_list_that_nothing_speaks_for_has_no_reasons_and_says_so(pooled: Retri
         found.append(item.explanation.reasons)
         assert abs(total(item) - item.score) <= 1e-5
     assert [] in found
+    assert pooled.recommend(history=["item-01"], candidate_items=["no such item"], explain=True).items == []
 
 
 def test_bundles_without_phrases_use_plain_words(world: Any) -> None:

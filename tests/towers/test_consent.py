@@ -35,6 +35,17 @@ def test_the_latest_row_counts_wherever_it_stands(tmp_path: Path) -> None:
     assert found.times(KEYS.key("a"))[1] == 1_700_000_001_000_000 and found.times(KEYS.key("b"))[1] == NO_TIME
 
 
+def test_keys_that_end_in_zeros_are_told_from_shorter_ones(tmp_path: Path) -> None:
+    """Of 256 people one has such a key, and NumPy drops the zeros of a single element."""
+    keys = [b"k" * (16 - zeros) + bytes(zeros) for zeros in (0, 1, 2, 15, 16)]
+    rows = [{"user_key": key, "purpose": "train", "granted": True, "timestamp": 1_700_000_000 + i} for i, key in enumerate(keys)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "consent.parquet")
+    found = Consent.open(tmp_path / "consent.parquet", KEYS, NOW)
+    assert [found.mask(key) for key in keys] == [BITS["train"]] * 5
+    assert [found.times(key)[PURPOSES.index("train")] for key in keys] == [(1_700_000_000 + i) * 1_000_000 for i in range(5)]
+    assert found.mask(b"k" * 12 + bytes(4)) == 0 and found.mask(b"\1" + bytes(15)) == 0
+
+
 def test_rows_of_the_future_are_counted_and_wait(tmp_path: Path) -> None:
     rows = ({}, {"timestamp": NOW / 1e6 + 60, "granted": False}, {"timestamp": NOW / 1e6 + 30, "user_id": "b"})
     found = table(tmp_path, *rows)

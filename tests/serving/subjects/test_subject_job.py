@@ -70,6 +70,8 @@ def test_the_job_does_the_same(used: Any, tmp_path: Path) -> None:
     leavers.write_text(f"{USER}\nnobody\n{OTHER}\n")
     receipt = job(used, "forget", users=str(leavers))["receipt"]
     assert receipt["rows"]["prepared"] == 2 * 3 and used.bytes_of(USER) == used.bytes_of(OTHER) == []
+    nowhere = SubjectJobConfig(**{**vars(used.config), "run_dir": str(tmp_path / "nowhere")}, action="verify")
+    assert Path(run(nowhere)) == used.receipts and not (tmp_path / "nowhere").exists()
     assert job(used, "verify") == {"action": "verify", "receipts": 2, "last_hash": receipt["hash"], "forgotten": 3}
     assert job(used, "purge", days=1e6)["rows"] == {}
     used.receipts.write_bytes(used.receipts.read_bytes().replace(b'"found":true', b'"found":True'))
@@ -101,7 +103,7 @@ def test_without_the_secret_nobody_can_be_found(used: Any, tmp_path: Path) -> No
         job(used, "forget", user=USER)
 
 
-def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path) -> None:
+def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = tmp_path / "ids.csv"
     ids.write_text("user_id,city\n" + "".join(f"{user},x\n" for user in (USER, OTHER, "a", "12345678", "item-03")))
     (used.dir / "notes.txt").write_text(f"called {USER} today")
@@ -124,7 +126,10 @@ def test_raw_ids_are_found_wherever_they_stand(used: Any, tmp_path: Path) -> Non
     assert len(json.loads((used.dir / "subject.json").read_text())["unread"]) == 2
     for part, content in zip(parts, whole, strict=True):
         part.write_bytes(content)
+    capsys.readouterr()
     assert job(used, "scan", ids=str(ids))["hits"] == []
+    said = capsys.readouterr().out
+    assert "no raw user id of 2 looked for in" in said and "3 were NOT looked for: too short, plain numbers or ids of items" in said
 
 
 def test_what_the_job_could_not_do_is_said_and_the_rest_is_done(used: Any, capfd: pytest.CaptureFixture[str]) -> None:
