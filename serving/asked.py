@@ -18,6 +18,7 @@ from towers.encoder import UserRow
 from towers.schema import Schema
 
 USED, NO_PROFILE, NOT_WANTED, NO_CONSENT = "used", "none", "not_wanted", "no_consent"
+_NOTHING = np.empty(0, np.int64)
 
 
 class Known(NamedTuple):
@@ -54,6 +55,7 @@ class Asked(NamedTuple):
         rows: what the vectors are of.
         parts: what they are the sums of, where reasons are wanted and the tower tells.
         away: for each vector, the directions that were taken out of it; see serving.steering.
+        last: rows that come after all others where no vector orders the list; see serving.steering.
     """
 
     mode: str
@@ -67,6 +69,7 @@ class Asked(NamedTuple):
     rows: Sequence[UserRow] = ()
     parts: UserParts | None = None
     away: Sequence[NDArray[np.float32]] = ()
+    last: NDArray[np.int64] = _NOTHING
 
 
 def look_up(request: Asker, profiles: Profiles, schema: Schema, known: Known | None) -> tuple[Known, StoredUser | None, str]:

@@ -24,6 +24,9 @@ Search = Callable[[int, NDArray[np.int64]], Candidates]
 """The best candidates: how many, and rows left out."""
 
 _NO_REACH = "this bundle does not know what its items lack to be seen; run `towers index index.reach=0.001`"
+_NONE = np.empty(0, np.int64)
+_LAST = 1e6
+"""What is taken from the value of items that come last: more than all dials together give."""
 _NEWEST = 1000
 """History events that calibration looks at."""
 
@@ -89,16 +92,17 @@ class Chooser:
         """
         if policy.dials is None:
             return select(found, policy)
-        parts = self.parts(policy, asked.signals, asked.known.now)
+        parts = self.parts(policy, asked.signals, asked.known.now, last=asked.last)
         return select(found, policy, parts, None if search is None else further(asked.excluded, search))
 
-    def parts(self, policy: Policy, signals: Signals, now: int, k: int | None = None) -> Parts | None:
+    def parts(self, policy: Policy, signals: Signals, now: int, k: int | None = None, last: NDArray[np.int64] = _NONE) -> Parts | None:
         """What steers a list; None where nothing does.
 
         Args:
             signals: of the person.
             now: microseconds UTC.
             k: items of the whole page, where the policy's are of a list of it.
+            last: rows that come after all others.
         """
         dials = policy.dials
         if dials is None:
@@ -112,7 +116,9 @@ class Chooser:
 
         def standing(rows_C: Rows) -> Values:
             gain_C = dials.popularity * self._catalog.popularity(rows_C) if dials.popularity else np.zeros(len(rows_C))
-            return gain_C + dials.freshness * freshness(self._traits.created(rows_C), dials.fresh_days, now) if dials.freshness else gain_C
+            if dials.freshness:
+                gain_C = gain_C + dials.freshness * freshness(self._traits.created(rows_C), dials.fresh_days, now)
+            return gain_C - _LAST * np.isin(rows_C, last) if len(last) else gain_C
 
         def each() -> list[Part]:
             caps = [Cap(self._traits, name, most) for name, most in dials.caps.items()]

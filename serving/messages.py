@@ -100,7 +100,7 @@ class Asker(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         exclude_seen: leave out every item of the stored and the live history.
         filter: clauses that every item must fulfil.
         less_like: ids of items that this list should have less of: what is near to them gives way, and they themselves are left out.
-            It holds for this request; unknown ones are passed over.
+            Under a fallback their neighbours come after everything else. It holds for this request; unknown ones are passed over.
         explain: tell why each item is in the list.
         policy: how the list shall be chosen from the best candidates.
         now: time of the request; the server's clock by default. Give it to replay a past moment: of the stored history only events

@@ -222,7 +222,7 @@ class Retriever:
         """
         left_out = asked.excluded if excluded is None else excluded
         if asked.vectors_BHD is None:
-            return most_popular(self.catalog, count, allowed, left_out)
+            return most_popular(self.catalog, count, allowed, left_out, asked.last)
         found = self.index.search(asked.vectors_BHD[place], count, allowed, left_out)
         return Candidates(found.rows, found.scores)
 

@@ -29,7 +29,8 @@ _SAFE = 300.0
 
 @dataclass(frozen=True)
 class Candidates:
-    """Catalogue rows and scores, best first, no duplicates: int [C], float32 [C]."""
+    """Catalogue rows and scores, best first, no duplicates: int [C], float32 [C]. Those that give way to others come last, whatever they
+    score."""
 
     rows_C: NDArray[np.integer]
     scores_C: NDArray[np.float32]
@@ -116,8 +117,8 @@ class _Loop:
         self._standing, self._parts = parts.standing, [*parts.page, *parts.each()]
         self._asked, self._pools, self._before = policy.candidates, [candidates], 0
         scores_C = candidates.scores_C
-        self._low = float(scores_C[-1]) if len(scores_C) else 0.0
-        self._span = float(scores_C[0]) - self._low if len(scores_C) else 0.0
+        self._low = float(scores_C.min()) if len(scores_C) else 0.0
+        self._span = float(scores_C.max()) - self._low if len(scores_C) else 0.0
         self._enter()
 
     def run(self, choose: Callable[[Values, int], _Chosen]) -> Selection:

@@ -40,7 +40,7 @@ def answer_rows(
     asked = retriever.ask(request, [row.context for row in request.rows], known)
     taken, shelves, told = asked.excluded, [], retriever.told(asked)
     policy = policy or retriever.chooser.policy(sum(row.k for row in request.rows), request.policy)
-    parts = retriever.chooser.parts(policy, asked.signals, asked.known.now, sum(row.k for row in request.rows))
+    parts = retriever.chooser.parts(policy, asked.signals, asked.known.now, sum(row.k for row in request.rows), asked.last)
     for place, row in enumerate(request.rows):
         still_wanted()
         own = replace(policy, k=row.k, seed=policy.seed + place)

@@ -2,7 +2,7 @@
 
 From the user vector, what it shares with the named items' vectors is taken out (its projection on those of them that it scores above 0), so
 that the named items would score 0, and others lose in proportion to their nearness; whoever has no taste for them keeps his list. The named
-items themselves are left out. Popular items, which no vector orders, are left out where they are among the nearest to a named one.
+items themselves are left out. Popular items, which no vector orders, come last where they are among the nearest to a named one.
 
 Legend: B contexts, H heads, N items named, M directions taken out, D dimensions.
 """
@@ -14,7 +14,7 @@ from serving.asked import Asked
 from serving.index.interface import VectorIndex
 
 NEAREST = 20
-"""Items left out beside each named one where no vector orders the list."""
+"""Neighbours of each named item that come last where no vector orders the list."""
 _NEGLIGIBLE = 1e-5
 
 
@@ -23,7 +23,7 @@ def steer(asked: Asked, named_ND: NDArray[np.float32], index: VectorIndex) -> As
     if not len(named_ND):
         return asked
     if asked.vectors_BHD is None:
-        return asked._replace(excluded=np.concatenate([asked.excluded, nearest(index, named_ND)]))
+        return asked._replace(last=nearest(index, named_ND))
     away = [directions(user_HD, named_ND) for user_HD in asked.vectors_BHD]
     vectors = [without(user_HD, taken_MD) for user_HD, taken_MD in zip(asked.vectors_BHD, away, strict=True)]
     return asked._replace(vectors_BHD=np.stack(vectors), away=away)

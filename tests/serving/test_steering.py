@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from serving.decoding import from_python
+from serving.page_messages import BatchRequest
 from serving.retriever import Retriever
+from serving.shelves import answer_rows
 from serving.steering import NEAREST, directions, without
+from tests.serving.conftest import HIDDEN
 
 NOW_S = 20_000 * 86_400
 FLOATS = st.floats(-1, 1, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -43,13 +47,34 @@ def test_the_named_would_score_nothing_and_others_lose_by_nearness(retriever: Re
         assert item.score == pytest.approx(before[item.item_id] - before[named] * shared, abs=1e-5)
 
 
-def test_popular_items_near_to_the_named_are_left_out(retriever: Retriever) -> None:
+def test_popular_items_near_to_the_named_come_last(retriever: Retriever) -> None:
     before = [item.item_id for item in retriever.recommend(k=40).items]
     after = [item.item_id for item in retriever.recommend(k=40, less_like=[before[0]]).items]
-    gone = set(before) - set(after)
     vectors_ID = retriever.stock.vectors_ID
     order = np.argsort(-vectors_ID @ vectors_ID[retriever.catalog.rows([before[0]])[0]])[: NEAREST + 1]
-    assert gone == {*retriever.catalog.ids(order)}.intersection(before) and after == [item_id for item_id in before if item_id not in gone]
+    near = {*retriever.catalog.ids(order)}
+    far = [item_id for item_id in before if item_id not in near]
+    assert far and after == [*far, *[item_id for item_id in before[1:] if item_id in near]]
+
+
+@pytest.mark.parametrize("policy", [None, {"popularity": -1.0, "freshness": 1.0}, {"temperature": 1.0, "seed": 3}, {"diversity": 1.0}])
+def test_the_popular_and_near_are_returned_where_nothing_else_is_left(retriever: Retriever, policy: dict[str, Any] | None) -> None:
+    named = retriever.recommend(k=1).items[0].item_id
+    vectors_ID = retriever.stock.vectors_ID
+    order = retriever.catalog.ids(np.argsort(-vectors_ID @ vectors_ID[retriever.catalog.rows([named])[0]]))
+    near, far = (
+        [item for item in order[1 : NEAREST + 1] if item != HIDDEN][:3],
+        [item for item in order[NEAREST + 1 :] if item != HIDDEN][:2],
+    )
+    asked = {"less_like": [named], "policy": policy}
+    listed = [item.item_id for item in retriever.recommend(k=6, candidate_items=[named, *near, *far], **asked).items]
+    assert {*listed[:2]} == {*far} and {*listed[2:]} == {*near}
+    only_near = retriever.recommend(k=4, candidate_items=[named, *near], **asked)
+    assert {item.item_id for item in only_near.items} == {*near} and only_near.shortage == "items"
+    page = answer_rows(retriever, from_python({"rows": [{"k": 10}, {"k": 40}], **asked}, BatchRequest))
+    shown = [item.item_id for row in page.rows for item in row.items]
+    near_all = {*order[1 : NEAREST + 1]} - {HIDDEN}
+    assert {*shown[-len(near_all) :]} == near_all and named not in shown and len(shown) == len(order) - 2
 
 
 def test_unknown_items_are_passed_over_and_many_are_refused(retriever: Retriever, client: httpx.Client) -> None:
