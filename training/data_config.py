@@ -70,7 +70,8 @@ class DataConfig:
             later decision of both; null = the one beside the folder `live`, else the one in run_dir/state, where there is one.
         retention_days: rows older than this are passed over, and counted; null = none is for its age.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv); null = everything. With one, rows of
-            users who did not grant `train` are not prepared, those without `personalize` are not exported, audit columns need `measure`.
+            users who did not grant `train` are not prepared, those without `personalize` are not exported, audit columns need `measure`;
+            `train` and `evaluate` refuse data of people who withdrew since.
     """
 
     name: str = "synthetic"

@@ -31,7 +31,7 @@ from training.loader import MOST_TARGETS, Loader
 from training.negatives import more_than_items
 from training.new_items_fit import fit_new_items
 from training.objective import Objective, choose_objective
-from training.opening import digest_of, open_prepared
+from training.opening import digest_of, open_permitted
 from training.optim import Optimizer, choose_tables
 from training.refit import FOLDER, RESULT, refit_config, with_validation
 from training.room import alone_in, enough_memory, keep_memory
@@ -78,7 +78,7 @@ def run(config: TrainingConfig) -> str:
     """Train in config.run_dir; returns the path of train.json.
 
     Raises:
-        DataError: no prepared data, or nothing in it to train on.
+        DataError: no prepared data, people in it who withdrew, or nothing in it to train on.
         ConfigError: a setting does not fit this machine, or the checkpoints found belong to other settings.
         TrainingError: the loss or gradient is not finite.
     """
@@ -92,7 +92,7 @@ def run(config: TrainingConfig) -> str:
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)
     with enough_memory(), join(device) as processes, alone_in(run_dir, processes.first):
-        data = open_prepared(config)
+        data, _ = open_permitted(config)
         parts = assemble(learned_alone(config), data, device, processes)
         train(learned_alone(config), data, parts, config.trainer.resume)
         weighed = processes.lead(lambda: choose_weight(folded(parts.model, data), data, config)) if config.model.spectral.dim else None

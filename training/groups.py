@@ -71,20 +71,23 @@ class Grouping:
         return {"people": people, "put_together": self.together, **found}
 
 
-def make_groupings(columns: Sequence[str], audit: Path, data: Interactions, user_Q: NDArray[np.int64]) -> list[Grouping]:
+def make_groupings(
+    columns: Sequence[str], audit: Path, data: Interactions, user_Q: NDArray[np.int64], measurable_U: NDArray[np.bool_] | None = None
+) -> list[Grouping]:
     """The people of some queries, divided by each column.
 
     Args:
         columns: of the audit table, or `taste`.
         audit: the table's file.
         user_Q: user rows.
+        measurable_U: whose audit columns may be used; of others nothing is known, as if prepare had left them out. None = everybody's.
 
     Raises:
         ConfigError: there is no such table or column.
     """
     made = []
     for column in columns:
-        labels_U = tastes(data) if column == TASTE else _audit(audit, column, data)
+        labels_U = tastes(data) if column == TASTE else _audit(audit, column, data, measurable_U)
         made.append(_divided(column, labels_U, user_Q))
     return made
 
@@ -148,7 +151,7 @@ def tastes(data: Interactions) -> NDArray[np.object_]:
     return labels_U
 
 
-def _audit(path: Path, column: str, data: Interactions) -> NDArray[np.object_]:
+def _audit(path: Path, column: str, data: Interactions, measurable_U: NDArray[np.bool_] | None) -> NDArray[np.object_]:
     """Each user's value of an audit column, None where it is not known: object [U]."""
     if not path.is_file():
         raise ConfigError(f"evaluate.groups: {column!r} needs {path}, which `towers prepare` writes for data with an audit table")
@@ -159,6 +162,8 @@ def _audit(path: Path, column: str, data: Interactions) -> NDArray[np.object_]:
     keys_U = pa.array([key.tobytes() for key in data.user_keys], pa.binary(16))
     found = pc.index_in(keys_U, value_set=table.column(USER_KEY))
     values: NDArray[np.object_] = table.column(column).cast(pa.string()).take(found).to_numpy(zero_copy_only=False)
+    if measurable_U is not None:
+        values[~measurable_U] = None
     return values
 
 

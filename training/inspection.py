@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from towers.batch import take
 from towers.columns import CATEGORIES, ITEM_ID, NO_TIME, TITLE, TRAIN
-from towers.consent import MEASURE
 from towers.encoder import Encoder, UserRow
 from towers.errors import DataError
 from towers.model import TwoTower
@@ -114,8 +113,7 @@ class Inspector:
         """The newest training events of some users, whom the settings opted in and who allow to be looked at."""
         data, rng = self._data, np.random.default_rng(self._config.seed)
         permission = Permission.open(self._config)
-        keys_U = data.user_keys
-        allowed = np.flatnonzero(permission.allows(keys_U, MEASURE) & (permission.forgotten(keys_U) == NO_TIME))
+        allowed = np.flatnonzero(permission.measurable(data.user_keys))
         found = []
         for user in np.sort(rng.permutation(allowed)[: self._config.inspect.real_users]):
             rows = np.arange(data.offsets[user], data.offsets[user + 1])

@@ -1,12 +1,18 @@
-"""Opening a run's prepared data for the jobs after prepare: with the settings it was prepared with, or not at all."""
+"""Opening a run's prepared data for the jobs after prepare: with the settings it was prepared with and of people who still allow it, or not
+at all."""
 
 from pathlib import Path
 
-from towers.errors import ConfigError
+import numpy as np
+
+from towers.consent import TRAIN
+from towers.errors import ConfigError, DataError
 from towers.rekeying import refuse_unfinished
 from training.config import TrainingConfig
 from training.data_config import schema_of
 from training.interactions import Interactions
+from training.people import check_secret
+from training.permission import Permission
 
 PREPARED = "prepared"
 
@@ -41,6 +47,29 @@ def open_prepared(config: TrainingConfig) -> Interactions:
             f" {data.schema.order}; {declared}). Run `towers prepare` again, or give the settings of then"
         )
     return data
+
+
+def open_permitted(config: TrainingConfig) -> tuple[Interactions, Permission]:
+    """The prepared data of config.run_dir to train and measure on, and what people allow now.
+
+    Whoever refused `train` since prepare is not passed over here: rows of theirs are in the split, in the catalogue's counts and in the
+    vocabularies, and prepare alone takes them out of all.
+
+    Raises:
+        DataError: people in it do not allow `train`, or are forgotten; see `open_prepared` and `Permission.open` besides.
+        ConfigError: as `open_prepared` and `Permission.open`; or its users were keyed with another secret than the decisions.
+    """
+    data, permission = open_prepared(config), Permission.open(config)
+    if permission.asks_people:
+        folder = Path(config.run_dir) / PREPARED
+        check_secret(folder / "users.parquet", config.identity.key_file)
+        gone = int(np.count_nonzero(~permission.usable(data, TRAIN)))
+        if gone:
+            raise DataError(
+                f"{folder}: {gone:,} of {data.n_users:,} people in it do not allow `{TRAIN}` any more (data.consent, or what they told a"
+                " service) or are forgotten. Run `towers prepare` again with the same settings: it leaves their rows out. Then train"
+            )
+    return data, permission
 
 
 def digest_of(data: Interactions) -> str:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.columns import NO_TIME, USER_ID, USER_KEY
-from towers.consent import MEASURE
 from towers.errors import ConfigError, DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys, key_file
 from towers.schema import Schema
@@ -76,7 +75,7 @@ def write_audit(path: Path, audit: pa.Table, keys: UserKeys, permission: Permiss
     audit = audit.filter(pc.fill_null(pc.not_equal(audit.column(USER_ID).cast(pa.string()), ""), False))
     keyed = audit.drop_columns([USER_ID]).add_column(0, USER_KEY, pa.array([keys.key(text) for text in ids], KeyColumn))
     keys_n = keys.keys(ids)
-    keyed = keyed.filter(pa.array(permission.allows(keys_n, MEASURE) & (permission.forgotten(keys_n) == NO_TIME)))
+    keyed = keyed.filter(pa.array(permission.measurable(keys_n)))
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(keyed, temporary)
     os.replace(temporary, path)

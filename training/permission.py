@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.columns import NO_TIME
-from towers.consent import Consent, named_table
+from towers.consent import MEASURE, Consent, named_table
 from towers.errors import DataError
 from towers.identity import UserKeys
 from towers.live_consent import LIVE_CONSENT, LiveConsent
 from towers.receipts import Erasures, Receipts, receipts_file
 from towers.rekeying import refuse_unfinished
 from training.config import TrainingConfig
+from training.interactions import Interactions
 
 DAY_US = 86_400_000_000
 NOT_ALLOWED, FORGOTTEN, TOO_OLD = "not_allowed", "forgotten", "too_old"
@@ -82,6 +83,27 @@ class Permission:
     def forgotten(self, keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Of each user, the moment (microseconds UTC) up to which everything is forgotten; NO_TIME = nothing is."""
         return np.full(len(keys_n), NO_TIME, np.int64) if self.erasures is None else self.erasures.moments(keys_n)
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether anybody decided anything, or is forgotten."""
+        return any(rule is not None for rule in (self.consent, self.live, self.erasures))
+
+    def usable(self, data: Interactions, purpose: str) -> NDArray[np.bool_]:
+        """Users of prepared data who allow a purpose, and of whom no prepared event is to be forgotten: bool [U]."""
+        allowed_U = self.allows(data.user_keys, purpose)
+        if self.erasures is None:
+            return allowed_U
+        first_U, filled_U = np.full(data.n_users, NO_TIME), np.diff(data.offsets) > 0
+        first_U[filled_U] = np.minimum.reduceat(data.timestamp, data.offsets[:-1][filled_U])
+        moment_U = self.forgotten(data.user_keys)
+        kept_U: NDArray[np.bool_] = allowed_U & ((moment_U == NO_TIME) | (first_U > moment_U))
+        return kept_U
+
+    def measurable(self, keys_n: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Whether what no time dates of each user (keys uint8 [n, 16]) may be looked at: they allow `measure`, and never were forgotten."""
+        known_n: NDArray[np.bool_] = self.forgotten(keys_n) == NO_TIME
+        return known_n & self.allows(keys_n, MEASURE)
 
     def passed_over(
         self, keys_u: NDArray[np.uint8], purpose: str, user_n: NDArray[np.int64], time_n: NDArray[np.int64]

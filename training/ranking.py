@@ -22,7 +22,7 @@ from training.groups import make_groupings
 from training.interactions import Interactions
 from training.measure import compare
 from training.metrics_table import print_result
-from training.opening import open_prepared
+from training.opening import open_permitted
 from training.people import AUDIT
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
@@ -36,12 +36,12 @@ def run(config: TrainingConfig) -> str:
     """Evaluate the model of config.run_dir; returns the path of metrics.json.
 
     Raises:
-        DataError: no prepared data, no model, or nothing held out.
+        DataError: no prepared data, people in it who withdrew, no model, or nothing held out.
         ConfigError: a baseline is asked for that the data cannot have.
     """
     watch = Stopwatch()
     settings, run_dir = config.evaluate, Path(config.run_dir)
-    data = open_prepared(config)
+    data, permission = open_permitted(config)
     if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     prepared, data = data, evaluated(data, settings, run_dir)
@@ -51,7 +51,7 @@ def run(config: TrainingConfig) -> str:
     views = make_views(settings, data.schema)
     others = rivals(settings.against, prepared)
     asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed, settings.max_history)
-    allowed_I = recommendable(data)
+    allowed_I, measurable_U = recommendable(data), permission.measurable(data.user_keys)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
     forms = make_forms(asked, settings.seen)
     chosen = choose_settings(names, prepared, config, allowed_I, forms[0].masked)
@@ -70,7 +70,7 @@ def run(config: TrainingConfig) -> str:
     }
     for form in forms:
         showing = Showing.of(form.queries, allowed_I, settings.provider) if settings.exposure else None
-        groupings = make_groupings(settings.groups, run_dir / AUDIT, data, form.queries.user_Q)
+        groupings = make_groupings(settings.groups, run_dir / AUDIT, data, form.queries.user_Q, measurable_U)
         asking = Asking(form, ks, allowed_I, views, settings.slices, showing, groupings)
         measured = model.measure(asking, "model")
         fills = baseline_fills(names, data, form.queries, config, chosen, similar)
