@@ -25,6 +25,8 @@ from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.shards import writing
 
 EVER = 2**63 - 1
+NOW = "now"
+"""Column of a held-out query's moment."""
 _BATCH_ROWS = 20_000
 _CHECKPOINT_S = 15.0
 _NOT_HERE = ("bundles", "checkpoints", "model")
@@ -62,6 +64,21 @@ def all_of(user_keys: Iterable[bytes]) -> Cut:
 def older_than(moment: int) -> Cut:
     """Everybody's rows up to a moment, microseconds UTC."""
     return Cut(lambda keys_n: np.full(len(keys_n), moment, np.int64), undated=False)
+
+
+def strangers_to(histories: Path) -> Cut:
+    """Everything of people who do not stand in a file of histories. Raises DataError where it cannot be read."""
+    try:
+        known = pq.read_table(histories, columns=[USER_KEY]).column(0).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{histories}: whose histories are left cannot be read ({error})") from error
+    known_U = np.array(known, f"S{KEY_BYTES}")
+
+    def moments(keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+        keys = np.ascontiguousarray(keys_n).view(f"S{KEY_BYTES}").ravel()
+        return np.where(np.isin(keys, known_U), NO_TIME, EVER)
+
+    return Cut(moments)
 
 
 def tables_of_users(folder: Path, besides: Iterable[str] = ()) -> Iterator[Path]:
@@ -176,8 +193,9 @@ def _left(table: pa.Table, moment_n: NDArray[np.int64], undated: bool) -> tuple[
     concerned_n = moment_n != NO_TIME
     if {ITEMS, EVENTS, TIMES} <= set(table.column_names):
         return _shorter(table, moment_n, undated)
-    if TIMESTAMP in table.column_names:
-        times = table.column(TIMESTAMP)
+    dated = TIMESTAMP if TIMESTAMP in table.column_names else NOW
+    if dated in table.column_names and (dated == TIMESTAMP or not undated):  # what a held-out query saw is older than its moment
+        times = table.column(dated)
         time_n = times.cast(pa.timestamp("us", "UTC") if pa.types.is_timestamp(times.type) else times.type).cast(pa.int64())
         time_n = time_n.fill_null(NO_TIME).to_numpy()
         goes_n = concerned_n & np.where(time_n == NO_TIME, undated, time_n <= moment_n)

@@ -63,9 +63,11 @@ def run(config: SubjectJobConfig) -> str:
 def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:
     if config.action == "purge":
         days = config.subject.days or config.serving.event_days or 0.0
-        rows, failed = rights.subjects.purge(days)
+        rows, failed, left = rights.subjects.purge(days)
         print(f"   {_counted(rows)} older than {days:g} days removed", flush=True)
-        return {"days": days, "rows": rows, "not_removed_from": failed}
+        for place, what in left.items():
+            print(f"   left in {place}: {what}", flush=True)
+        return {"days": days, "rows": rows, "not_removed_from": failed, "left": left}
     users = [config.user] if config.user is not None else read_ids(Path(config.subject.users or ""))
     receipt = rights.subjects.forget([rights.keys.key(user) for user in users])
     print(f"   {_counted(receipt['rows'])} removed; receipt {receipt['number']}, hash {receipt['hash']}", flush=True)

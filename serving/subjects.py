@@ -9,12 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from serving.consent_store import CONSENT_FILE, ConsentStore
-from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, tables_of_users
+from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, strangers_to, tables_of_users
 from serving.events import DAY_US
 from serving.receipt_writer import write_receipt
 from serving.rekey_files import sweep
 from serving.standing import Standing
+from towers.columns import NO_TIME
 from towers.errors import DataError
 from towers.identity import UserKeys, mark
 from towers.live_consent import LIVE_CONSENT
@@ -61,6 +64,14 @@ class Places:
         """Prepared data, where there are any."""
         folder = self.run_dir / PREPARED
         return folder if (folder / FACTS).is_file() else None
+
+    def vectors(self) -> list[Path]:
+        """Exported vectors of users, each made of the history that was exported with it; none where no history was."""
+        return sorted((self.run_dir / "export" / "users").glob("part-*.parquet")) if self.exported().is_file() else []
+
+    def exported(self) -> Path:
+        """The histories that export wrote."""
+        return self.run_dir / "export" / "histories.parquet"
 
     def name(self, path: Path) -> str:
         """As a receipt calls a file: within the run, where it lies there."""
@@ -119,9 +130,24 @@ class Subjects:
         rows |= self._grants(erasures.marks())
         return self._told(rows, failed, {"forget": None}) if rows else None
 
-    def purge(self, days: float) -> "Removed":
-        """Delete everybody's rows older than so many days. Prepared data are made anew instead: data.retention_days."""
-        return cut_everywhere(self._places, older_than(now_us() - round(days * DAY_US)), self._keys, prepared=False)
+    def purge(self, days: float) -> "Purged":
+        """Delete everybody's rows older than so many days, and vectors of people of whom no history is left."""
+        moment = now_us() - round(days * DAY_US)
+        rows, failed = cut_everywhere(self._places, older_than(moment), self._keys, prepared=False)
+        vectors = self._places.vectors()
+        if vectors:
+            of_vectors = self._cut_vectors(vectors)
+            rows, failed = rows | of_vectors.rows, failed | of_vectors.failed
+        return Purged(rows, failed, _older_prepared(self._places, moment, days))
+
+    def _cut_vectors(self, vectors: Sequence[Path]) -> "Removed":
+        """Remove vectors of people of whom no history is left."""
+        exported = self._places.exported()
+        try:
+            strangers = strangers_to(exported)
+        except DataError as error:
+            return Removed({}, {self._places.name(exported): str(error)})
+        return _done([(self._places.name(path), partial(cut_table, path, strangers, self._keys)) for path in vectors])
 
     def _grants(self, moments: Mapping[bytes, int]) -> dict[str, int]:
         if self._consent is None or not moments or not (gone := self._consent.forget(moments)):
@@ -155,21 +181,49 @@ class Removed(NamedTuple):
     failed: dict[str, str]
 
 
+class Purged(NamedTuple):
+    """As `Removed`; and what is older and stays, by place, with what to do."""
+
+    rows: dict[str, int]
+    failed: dict[str, str]
+    left: dict[str, str]
+
+
+def _older_prepared(places: Places, moment: int, days: float) -> dict[str, str]:
+    """Prepared rows, on which splits and counts rest: they are not cut but made anew."""
+    folder = places.prepared()
+    if folder is None:
+        return {}
+    anew = f"run `towers prepare` with data.retention_days={days:g}, then train and export: what was made of them goes then too"
+    try:
+        times_N = np.load(folder / "timestamp.npy", mmap_mode="r")
+        older = int(np.count_nonzero((times_N != NO_TIME) & (times_N <= moment)))
+    except (OSError, ValueError) as error:
+        return {PREPARED: f"cannot be read ({error}); {anew}"}
+    return {PREPARED: f"{older:,} older rows; {anew}"} if older else {}
+
+
 def cut_everywhere(places: Places, cut: Cut, keys: UserKeys, prepared: bool = True) -> Removed:
     """Take rows out of all places; of prepared data too, unless told otherwise."""
     work: list[tuple[str, Callable[[], int]]] = []
-    rows, failed, folder = {}, {}, places.prepared()
+    folder = places.prepared()
     with only_one(places.state_dir, wait=True):  # no log moves on to another file meanwhile
         sweep(places.run_dir, places.state_dir, places.histories)  # copies that an exchange of secrets left
         work += [(places.name(path), partial(cut_database, path, cut)) for path in places.databases()]
         work += [(places.name(path), partial(cut_table, path, cut, keys)) for path in places.tables()]
         if prepared and folder is not None:
             work.append((PREPARED, partial(remove_users, folder, cut.moments)))
-        for place, removed in work:
-            try:
-                rows[place] = removed()
-            except DataError as error:
-                failed[place] = str(error)
+        return _done(work)
+
+
+def _done(work: Sequence[tuple[str, Callable[[], int]]]) -> Removed:
+    """Do all of it, by place; what fails keeps nothing of the rest from being done."""
+    rows, failed = {}, {}
+    for place, removed in work:
+        try:
+            rows[place] = removed()
+        except DataError as error:
+            failed[place] = str(error)
     return Removed({place: count for place, count in rows.items() if count}, failed)
 
 

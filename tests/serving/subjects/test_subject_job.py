@@ -6,13 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from serving.subject import main
 from serving.subject_config import SubjectJobConfig, validate
 from serving.subject_job import run
+from towers.columns import NO_TIME
 from towers.errors import ConfigError, DataError, GateError
+from towers.held_out import HELD_OUT, HeldOut, write_held_out
 
 USER, OTHER = "user-4", "user-9"
 
@@ -47,11 +51,38 @@ def test_purge_removes_what_is_old_everybodys(used: Any) -> None:
         retriever.add_events([{"user_id": USER, "item_id": "item-05", "timestamp": time.time() - 40 * 86_400}])
         removed = rights.subjects.purge(30).rows
         assert removed["state/events.db"] == 1 and removed["export/histories.parquet"] > 1 and "audit.parquet" not in removed
-        assert rights.subjects.purge(30) == ({}, {})
+        assert rights.subjects.purge(30)[:2] == ({}, {})
     left = pq.read_table(used.dir / "export" / "histories.parquet").to_pylist()
     assert all(t > time.time_ns() // 1000 - 30 * day for row in left for t in row["timestamps"])
     assert {row["likes"] and tuple(row["likes"]) for row in left} == {None, ("drama",)}, "users without events keep what they declared"
     assert used.holders(OTHER) and (used.dir / "prepared" / "user_keys.npy").exists()
+
+
+def test_purge_removes_what_was_made_of_old_rows_alone_and_names_what_is_left(used: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    now, day = time.time_ns() // 1000, 86_400_000_000
+    path, vectors = used.dir / "export" / "histories.parquet", used.dir / "export" / "users" / "part-00000.parquet"
+    table = pq.read_table(path)
+    histories = table.to_pylist()
+    for row in histories:
+        if row["user_key"] == used.keys.key(USER):
+            row["timestamps"] = [now - day] * len(row["timestamps"])
+    pq.write_table(pa.Table.from_pylist(histories, table.schema), path)
+    unseen = {row["user_key"] for row in histories if not row["item_ids"]}
+    moments = [now - day, now - 40 * day, NO_TIME]
+    empty = pa.array([[], [], []], pa.list_(pa.string()))
+    queries = HeldOut(
+        pa.array([used.keys.key(USER)] * 3, pa.binary(16)), np.ones((3, 1, 4), np.float32), np.array(moments), empty, empty, empty
+    )
+    write_held_out(used.dir / "export" / HELD_OUT, {"valid": queries}, "of these weights")
+    told = job(used, "purge", days=30)
+    assert set(pq.read_table(vectors)["user_key"].to_pylist()) == {used.keys.key(USER), *unseen}
+    left = HeldOut.read(used.dir / "export" / HELD_OUT, "valid", "of these weights")
+    assert left.now_Q.tolist() == [now - day, NO_TIME] and told["rows"]["export/held_out.parquet"] == 1
+    rows = len(np.load(used.dir / "prepared" / "timestamp.npy"))
+    assert told["left"]["prepared"].startswith(f"{rows} older rows; run `towers prepare` with data.retention_days=30")
+    assert f"left in prepared: {told['left']['prepared']}" in capsys.readouterr().out
+    np.save(used.dir / "prepared" / "timestamp.npy", np.full(rows, now))
+    assert job(used, "purge", days=30) == {"action": "purge", "days": 30, "rows": {}, "not_removed_from": {}, "left": {}}
 
 
 def job(used: Any, action: str, **settings: Any) -> dict[str, Any]:
