@@ -158,7 +158,7 @@ def _tuned(
     if not len(query_QD):
         raise DataError(
             "export/queries.npy holds no held-out user vectors, so an approximate index cannot be judged. Export again from a run with"
-            " validation users, or take index=exact"
+            " validation users who allow `personalize`, or take index=exact"
         )
     judge = Judge(exact, query_QD, config.index.k)
     built = BUILDERS[kind](served, metrics_for(core.model_config().scored_by, exact), config.seed, judge.k, _progress)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from towers import bundle
 from towers.batch import take
-from towers.columns import ITEM_ID, NO_TIME, USER_ID, USER_KEY
+from towers.columns import ITEM_ID, USER_ID, USER_KEY
 from towers.consent import MEASURE, PERSONALIZE
 from towers.errors import ConfigError, DataError
 from towers.held_out import HELD_OUT
@@ -32,7 +32,7 @@ from training.interactions import Interactions
 from training.onnx_export import export_towers
 from training.opening import digest_of, open_prepared
 from training.people import check_secret
-from training.permission import FORGOTTEN, NOT_ALLOWED, Permission
+from training.permission import Permission
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
 
@@ -61,14 +61,14 @@ def run(config: TrainingConfig) -> Path:
     fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)
     permission = Permission.open(config)
-    personal_U = _personal(data, permission)
+    personal_U = permission.usable(data, PERSONALIZE)
     vectors_for = np.flatnonzero(personal_U & permission.allows(data.user_keys, config.export.users_for))
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
     if config.export.users:
         _export_users(run_dir, data, runtime, vectors_for, f"{fingerprint}-{permission.digest}-{config.export.users_for}", config)
     histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
     write_histories(histories, data, users, config.export.history_events, personal_U)
-    _write_queries(run_dir / "export" / "queries.npy", data, runtime, config)
+    _write_queries(run_dir / "export" / "queries.npy", data, runtime, personal_U, config)
     held_out = run_dir / "export" / HELD_OUT
     held_out.unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
     if config.export.held_out_queries:
@@ -93,14 +93,6 @@ def run(config: TrainingConfig) -> Path:
         "onnx_max_difference": difference,
     }
     return write_json(run_dir / "export.json", document)
-
-
-def _personal(data: Interactions, permission: Permission) -> NDArray[np.bool_]:
-    """Users who may be personalized for, and of whom no prepared event is to be forgotten."""
-    first_U, filled_U = np.full(data.n_users, NO_TIME), np.diff(data.offsets) > 0
-    first_U[filled_U] = np.minimum.reduceat(data.timestamp, data.offsets[:-1][filled_U])
-    gone_U = permission.passed_over(data.user_keys, PERSONALIZE, np.arange(data.n_users), first_U)
-    return ~(gone_U[NOT_ALLOWED] | gone_U[FORGOTTEN])
 
 
 def _export_items(run_dir: Path, data: Interactions, vectors_ID: NDArray[np.float32], fingerprint: str, rows_per_shard: int) -> None:
@@ -146,10 +138,13 @@ def _drain(what: str, rows: int, folder: Path, rows_per_shard: int, fingerprint:
             bar.update(done)
 
 
-def _write_queries(path: Path, data: Interactions, runtime: TorchRuntime, config: TrainingConfig) -> None:
+def _write_queries(path: Path, data: Interactions, runtime: TorchRuntime, personal_U: NDArray[np.bool_], config: TrainingConfig) -> None:
     """Held-out user vectors, float32 [Q, D] (each interest is one), on which the index is judged; kept outside the bundle."""
-    queries = make_queries(data, "valid", config.evaluate.unit, config.split.name, INDEX_QUERIES, config.seed)
-    vectors_QHD = encode_users(runtime, queries, runtime.model.config.history.length)
+    split, unit = config.split.name, config.evaluate.unit
+    queries = make_queries(data, "valid", unit, split, INDEX_QUERIES, config.seed, allowed_U=personal_U)
+    vectors_QHD = np.empty((0, 1, runtime.model.config.width), np.float32)  # where nobody allows it
+    if len(queries):
+        vectors_QHD = encode_users(runtime, queries, runtime.model.config.history.length)
     np.save(path, vectors_QHD.reshape(-1, vectors_QHD.shape[-1]), allow_pickle=False)
 
 

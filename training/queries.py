@@ -156,7 +156,14 @@ class Queries:
 
 
 def make_queries(
-    data: Interactions, split: str, unit: str, split_name: str, max_queries: int = 0, seed: int = 0, max_history: int = 0
+    data: Interactions,
+    split: str,
+    unit: str,
+    split_name: str,
+    max_queries: int = 0,
+    seed: int = 0,
+    max_history: int = 0,
+    allowed_U: NDArray[np.bool_] | None = None,
 ) -> Queries:
     """The queries of a held-out split.
 
@@ -167,6 +174,7 @@ def make_queries(
         split_name: how the data was split (`config.split.name`).
         max_queries: most queries, drawn without replacement by `seed`; 0 = all.
         max_history: queries with more events before them are left out; 0 = none is.
+        allowed_U: whose queries may be asked, bool [U], which may leave none; None = everybody's.
 
     Raises:
         DataError: the split holds no answer, or none with so little before it.
@@ -180,6 +188,8 @@ def make_queries(
             f"split {split!r} has no event that counts as an answer (weight above 0), so there is nothing to evaluate."
             f" Raise split.{split}_share, or give a longer log, and run `towers prepare` again"
         )
+    if allowed_U is not None:
+        answers = answers[allowed_U[data.users_of(answers)]]
     if unit == "event" and max_history:
         answers = answers[answers - data.offsets[data.users_of(answers)] <= max_history]
     if unit == "event" and 0 < max_queries < len(answers):

@@ -123,6 +123,20 @@ def test_most_queries_are_drawn_by_seed(make_toy) -> None:
 
 
 @pytest.mark.parametrize("unit", ["event", "user"])
+def test_queries_of_those_who_allow_it(make_toy, unit) -> None:
+    """They are left out before any is drawn, so that as many are drawn as were asked for."""
+    data = shuffled_splits(make_toy())
+    allowed_U = np.arange(data.n_users) % 3 == 0
+    everything = make_queries(data, "test", unit, "global_temporal")
+    expected = everything.take(np.flatnonzero(allowed_U[everything.user_Q]))
+    found = make_queries(data, "test", unit, "global_temporal", allowed_U=allowed_U)
+    assert found.event_Q.tolist() == expected.event_Q.tolist() and lists(found.relevant) == lists(expected.relevant)
+    drawn = make_queries(data, "test", unit, "global_temporal", max_queries=5, allowed_U=allowed_U)
+    assert len(drawn) == 5 and allowed_U[drawn.user_Q].all()
+    assert len(make_queries(data, "test", unit, "global_temporal", allowed_U=np.zeros(data.n_users, bool))) == 0
+
+
+@pytest.mark.parametrize("unit", ["event", "user"])
 def test_queries_of_people_who_are_still_new(make_toy, unit) -> None:
     data = shuffled_splits(make_toy())
     everything = make_queries(data, "test", unit, "global_temporal")

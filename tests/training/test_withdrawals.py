@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from serving.consent_store import ConsentStore
 from serving.receipt_writer import write_receipt
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys, mark
 from towers.receipts import FORGET, receipts_file
-from training import fit, prepare_run, ranking
+from training import exporting, fit, prepare_run, ranking
 from training.config import TrainingConfig
+from training.interactions import Interactions
 
 USERS, EVENTS, START_S = 180, 6, 1_700_000_000
 GRANTED = {"personalize": True, "train": True, "measure": True}
@@ -116,3 +118,24 @@ def test_without_decisions_no_secret_is_needed(config: TrainingConfig, tmp_path:
     config.data.consent, config.identity.key_file = None, str(tmp_path / "nowhere")
     fit.run(config)
     assert pq.read_table(Path(config.run_dir) / "audit.parquet").num_rows == USERS
+
+
+def queries_of(config: TrainingConfig) -> NDArray[np.float32]:
+    """The vectors that an index is judged on: one a person here, whose last but one event validates."""
+    config.export.onnx = False
+    exporting.run(config)
+    found: NDArray[np.float32] = np.load(Path(config.run_dir) / "export" / "queries.npy", allow_pickle=False)
+    return found
+
+
+def test_an_index_is_judged_on_vectors_of_those_who_may_be_personalized_for(config: TrainingConfig) -> None:
+    fit.run(config)
+    everybody = queries_of(config)
+    decide(config, {"personalize": {3, 4, 5}})
+    forget(config, 9)
+    keys = UserKeys.open(config.identity.key_file)
+    gone = {keys.key(f"u{user:03d}") for user in (3, 4, 5, 9)}
+    rows = [n for n, key in enumerate(Interactions.open(Path(config.run_dir) / "prepared").user_keys) if key.tobytes() not in gone]
+    assert len(everybody) == USERS and np.allclose(queries_of(config), everybody[rows], atol=1e-6)
+    decide(config, {"personalize": set(range(USERS))})
+    assert queries_of(config).shape == (0, everybody.shape[1])
