@@ -26,7 +26,7 @@ from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name
 from training.config import TrainingConfig
 from training.facts import Stopwatch, run_facts
-from training.held_out import write_queries
+from training.held_out import held_out_queries, write_queries
 from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
@@ -45,7 +45,7 @@ def run(config: TrainingConfig) -> Path:
     """Export the run's model; returns the path of export.json.
 
     Raises:
-        DataError: there is no trained model or prepared data in run_dir.
+        DataError: there is no trained model or prepared data in run_dir, or nobody allows what export.held_out_queries asks for.
         ConfigError: the users were keyed with another secret.
         GateError: the ONNX towers differ from torch.
     """
@@ -55,13 +55,16 @@ def run(config: TrainingConfig) -> Path:
     check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
     if not (run_dir / "model" / "weights.safetensors").is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
+    permission = Permission.open(config)
+    personal_U = permission.usable(data, PERSONALIZE)
+    held_out = None
+    if config.export.held_out_queries:  # first of all: where nobody allows them, nothing is replaced
+        held_out = held_out_queries(data, personal_U & permission.allows(data.user_keys, MEASURE), config)
     runtime = load_runtime(run_dir / "model", data.preprocessor)
     model = runtime.model
     weights = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
     fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)
-    permission = Permission.open(config)
-    personal_U = permission.usable(data, PERSONALIZE)
     vectors_for = np.flatnonzero(personal_U & permission.allows(data.user_keys, config.export.users_for))
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
     if config.export.users:
@@ -69,11 +72,9 @@ def run(config: TrainingConfig) -> Path:
     histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
     write_histories(histories, data, users, config.export.history_events, personal_U)
     _write_queries(run_dir / "export" / "queries.npy", data, runtime, personal_U, config)
-    held_out = run_dir / "export" / HELD_OUT
-    held_out.unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
-    if config.export.held_out_queries:
-        measured_U = personal_U & permission.allows(data.user_keys, MEASURE)
-        write_queries(held_out, data, runtime, measured_U, config, bundle.sha256(run_dir / "model" / WEIGHTS_FILE))
+    (run_dir / "export" / HELD_OUT).unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
+    if held_out is not None:
+        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, bundle.sha256(run_dir / "model" / WEIGHTS_FILE))
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))

@@ -1,5 +1,6 @@
 """Held-out queries for the jobs of serving: see towers.held_out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from towers.columns import ITEM_ID
+from towers.consent import MEASURE, PERSONALIZE
+from towers.errors import DataError
 from towers.held_out import HeldOut, key_column, write_held_out
 from towers.runtime import TorchRuntime
 from training import ragged
@@ -16,22 +19,31 @@ from training.queries import Queries, make_queries
 from training.rank_queries import encode_users
 
 
-def write_queries(
-    path: Path, data: Interactions, runtime: TorchRuntime, allowed_U: NDArray[np.bool_], config: TrainingConfig, weights_sha256: str
-) -> None:
-    """Write validation and test queries, at most `export.held_out_queries` of each, of users who allow it.
+def held_out_queries(data: Interactions, allowed_U: NDArray[np.bool_], config: TrainingConfig) -> dict[str, Queries]:
+    """Validation and test queries, at most `export.held_out_queries` of each, of users who allow it.
 
     They are those of `towers evaluate` with seen items masked.
 
     Raises:
-        DataError: a split has nothing to find.
+        DataError: a split has nothing to find, or nothing of users who allow it.
     """
-    splits = {}
+    found, most = {}, config.export.held_out_queries
     for split in ("valid", "test"):
-        queries = make_queries(data, split, config.evaluate.unit, config.split.name, config.export.held_out_queries, config.seed)
-        queries = queries.take(np.flatnonzero(allowed_U[queries.user_Q])).masked()
-        splits[split] = _held(queries, encode_users(runtime, queries, runtime.model.config.history.length, f"held-out {split}"))
-    write_held_out(path, splits, weights_sha256)
+        queries = make_queries(data, split, config.evaluate.unit, config.split.name, most, config.seed, allowed_U=allowed_U)
+        if not len(queries):
+            raise DataError(
+                f"export.held_out_queries: nobody with an event in split {split!r} allows both `{PERSONALIZE}` and `{MEASURE}`"
+                f" (data.consent, or what they told a service); of {data.n_users:,} people {int(allowed_U.sum()):,} do. Set it to 0"
+            )
+        found[split] = queries.masked()
+    return found
+
+
+def write_queries(path: Path, splits: Mapping[str, Queries], runtime: TorchRuntime, weights_sha256: str) -> None:
+    """Write queries of `held_out_queries`, with the vectors of the model that these weights are of."""
+    length = runtime.model.config.history.length
+    held = {split: _held(queries, encode_users(runtime, queries, length, f"held-out {split}")) for split, queries in splits.items()}
+    write_held_out(path, held, weights_sha256)
 
 
 def _held(queries: Queries, vectors_QHD: NDArray[np.float32]) -> HeldOut:

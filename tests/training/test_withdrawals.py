@@ -139,3 +139,22 @@ def test_an_index_is_judged_on_vectors_of_those_who_may_be_personalized_for(conf
     assert len(everybody) == USERS and np.allclose(queries_of(config), everybody[rows], atol=1e-6)
     decide(config, {"personalize": set(range(USERS))})
     assert queries_of(config).shape == (0, everybody.shape[1])
+
+
+@pytest.mark.parametrize("purpose", ["measure", "personalize"])
+def test_where_nobody_allows_held_out_queries_consent_is_named_and_nothing_replaced(config: TrainingConfig, purpose: str) -> None:
+    fit.run(config)
+    config.export.held_out_queries = 100
+    queries_of(config)
+    export = Path(config.run_dir) / "export"
+    before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
+    assert export / "held_out.parquet" in before
+    decide(config, {purpose: set(range(USERS))})
+    with pytest.raises(DataError, match=r"export\.held_out_queries: nobody .*'valid' allows both .*data\.consent.* 0 do"):
+        exporting.run(config)
+    assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
+    decide(config, {purpose: set(range(0, USERS, 2))})
+    exporting.run(config)
+    held = pq.read_table(export / "held_out.parquet", columns=["user_key"])["user_key"].to_pylist()
+    keys = UserKeys.open(config.identity.key_file)
+    assert set(held) == {keys.key(f"u{user:03d}") for user in range(1, USERS, 2)}
