@@ -1,4 +1,4 @@
-"""The service on Starlette and uvicorn: routes to endpoints, nothing else. The only file that knows the web framework.
+"""The service on Starlette and uvicorn: routes to endpoints, nothing else. The only file that knows Starlette.
 
 A request is answered inline on the event loop: the work is a fraction of a millisecond of NumPy and C++, less than a hand-over to a
 thread would cost.
@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.api_keys import ApiKeys
 from serving.calls import Endpoint, Front, problem, request_id_of
+from serving.connection import Connection
 from serving.engine import Engine
 from serving.handlers import Handlers
 from serving.metrics import Metrics
@@ -37,12 +37,14 @@ class AppOptions:
         keys: who may ask; None = everybody.
         access_log: a log line for every call.
         rights: what acts on people's rows; None = this service keeps none.
+        read_timeout_s: seconds in which a request's body must have come.
     """
 
     metrics: Metrics
     keys: ApiKeys | None = None
     access_log: bool = False
     rights: Rights | None = None
+    read_timeout_s: float = 10.0
 
 
 class Segment(StringConvertor):
@@ -86,7 +88,7 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
     metrics = options.metrics
     retriever = engine.retriever
     retriever.metrics = metrics
-    front = Front(metrics, options.keys, retriever.limits.max_body_bytes, options.access_log)
+    front = Front(metrics, options.keys, retriever.limits.max_body_bytes, options.access_log, options.read_timeout_s)
     handlers = Handlers(engine, metrics, options.rights).by_name()
     routes = [
         Route(
@@ -101,27 +103,16 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
     return Straight(others, routes)
 
 
-def serve(app: ASGIApp, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+def serve(app: ASGIApp, listener: socket.socket, on_ready: Callable[[], None], read_timeout_s: float = 10.0) -> None:
     """Answer on an already bound socket until SIGTERM or SIGINT; running requests are finished first.
 
     Args:
         on_ready: called once, when requests are answered.
+        read_timeout_s: seconds in which a request's head must have come.
     """
     # uvicorn stops in good order, then hands the signal on as KeyboardInterrupt; being told to stop is no failure
     with contextlib.suppress(KeyboardInterrupt):
-        Server(app, on_ready).run(sockets=[listener])
-
-
-class Connection(HttpToolsProtocol):
-    """uvicorn's, whose answer to what is no HTTP is a problem document like every other."""
-
-    def send_400_response(self, msg: str) -> None:
-        """See uvicorn; the connection ends with it."""
-        request_id = request_id_of([])
-        content = problem(400, "what was sent is not HTTP", request_id)
-        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-        self.transport.write(b"%bconnection: close\r\n\r\n%b" % (head % (len(content), request_id), content))
-        self.transport.close()
+        Server(app, on_ready, read_timeout_s).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
@@ -130,13 +121,14 @@ class Server(uvicorn.Server):
     Args:
         app: the service.
         on_ready: called once, when requests are answered.
+        read_timeout_s: seconds in which a request's head must have come; a connection without one is closed.
     """
 
-    def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None], read_timeout_s: float = 10.0) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=Connection.of(read_timeout_s),
                 ws="none",
                 log_config=None,  # of its own it would write plain text between our lines
                 log_level="warning",

@@ -30,12 +30,17 @@ Send = Callable[[Message], Awaitable[None]]
 
 REQUEST_ID, TIMEOUT = "x-request-id", "x-request-timeout-ms"
 LONGEST_TIMEOUT_MS = 600_000
+WHOLE = "towers.whole"
+"""Key of an ASGI scope; where it is there, so is the whole body, and no time is spent on timing how it is read."""
 
 log = logging.getLogger("towers.serving")
 
 _ENCODER = msgspec.json.Encoder(enc_hook=as_json)
 _SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON, _PROBLEM = b"application/json", b"application/problem+json"
+_CLOSE = ((b"connection", b"close"),)
+_WITH = {401: ((b"www-authenticate", b"Bearer"),), 415: ((b"accept-encoding", b"identity"),)}
+"""Headers that go with a status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +94,14 @@ class Front:
         keys: who may ask; None = everybody.
         max_body_bytes: largest body.
         access_log: a log line for every call, not only for those refused or failed.
+        read_timeout_s: seconds in which a body must have come.
     """
 
     metrics: Metrics
     keys: ApiKeys | None = None
     max_body_bytes: int = 1_048_576
     access_log: bool = False
+    read_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,19 @@ class Endpoint:
         started = time.perf_counter()
         headers = _Headers.of(scope["headers"])
         status, failed = 200, ""
+        body: bytes | None = None
         extra: tuple[tuple[bytes, bytes], ...] = ()
         try:
             if self.front.keys is not None and self.scope:
                 self.front.keys.check(headers.key, self.scope)
             deadline = Deadline(_deadline(headers.timeout, started))
-            body = await _body(receive, headers.length, self.front.max_body_bytes, deadline) if self.takes_body else b""
+            if not self.takes_body:
+                body = b""
+            elif headers.encoding:
+                raise RequestError("content-encoding", "the body is encoded; expected it as it is (identity)", 415)
+            else:
+                wait_s = None if WHOLE in scope else self.front.read_timeout_s
+                body = await _body(receive, headers.length, self.front.max_body_bytes, deadline, wait_s)
             deadline.check()
             ANSWERING.set(headers.request_id.decode())
             call = Call(_decoded(scope.get("path_params", {})), scope["query_string"].decode("latin-1"), body, deadline)
@@ -137,7 +151,7 @@ class Endpoint:
         except RequestError as error:
             status, media_type, failed = error.status, _PROBLEM, loggable(error.field)
             content = problem(status, str(error), headers.request_id, error.field)
-            extra = ((b"www-authenticate", b"Bearer"),) if status == 401 else ()
+            extra = _CLOSE if status == 408 and body is None else _WITH.get(status, ())
         except Exception as error:
             status, media_type, failed = 500, _PROBLEM, type(error).__name__
             content = problem(status, "an error of the service; it is in its log", headers.request_id)
@@ -184,6 +198,7 @@ class _Headers:
     key: bytes = b""
     timeout: bytes = b""
     length: bytes = field(default=b"")
+    encoding: bytes = b""
 
     @classmethod
     def of(cls, headers: list[tuple[bytes, bytes]]) -> "_Headers":
@@ -195,6 +210,8 @@ class _Headers:
                 found.request_id = value
             elif name == b"x-request-timeout-ms":
                 found.timeout = value
+            elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+                found.encoding = value
             elif name == b"x-api-key":
                 found.key = value
             elif name == b"authorization" and value[:7].lower() == b"bearer ":
@@ -223,17 +240,24 @@ def _deadline(given: bytes, started: float) -> float | None:
     return started + int(given) / 1000
 
 
-async def _body(receive: Receive, declared: bytes, largest: int, deadline: Deadline) -> bytes:
-    """The whole body, refused before it is read where its declared length is too large, and once the caller's time has passed."""
+async def _body(receive: Receive, declared: bytes, largest: int, deadline: Deadline, wait_s: float | None) -> bytes:
+    """The whole body, refused before it is read where its declared length is too large, and once the caller's time or ours has passed.
+
+    Args:
+        wait_s: seconds in which it must have come; None = it has.
+    """
     if declared.isdigit() and int(declared[:20]) > largest:
         raise _too_large(largest)
-    if deadline.at is None:
+    if wait_s is None:
         return await _read(receive, largest)
+    left_s = wait_s if deadline.at is None else deadline.at - time.perf_counter()
     try:
-        async with asyncio.timeout(deadline.at - time.perf_counter()):
+        async with asyncio.timeout(min(left_s, wait_s)):
             return await _read(receive, largest)
     except TimeoutError:
-        raise deadline.passed() from None
+        if left_s < wait_s:
+            raise deadline.passed() from None
+        raise RequestError("body", f"it has not come whole in {wait_s:g} s", 408) from None
 
 
 async def _read(receive: Receive, largest: int) -> bytes:

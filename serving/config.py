@@ -78,6 +78,7 @@ class ServeConfig:
         max_history: most history events accepted in a request.
         max_events: most events added at once.
         max_body_bytes: largest request body accepted.
+        read_timeout_s: seconds that the service waits for the head of a request, and as long again for its body.
         max_values: most entries of one value that is a list: preferences, categories, a list in a context. A vector is as long as its
             feature's width.
         max_text: most characters of one text: a title, a text feature, a value.
@@ -106,6 +107,7 @@ class ServeConfig:
     max_history: int = 10_000
     max_events: int = 1000
     max_body_bytes: int = 1_048_576
+    read_timeout_s: float = 10.0
     max_values: int = 1000
     max_text: int = 10_000
 
@@ -238,6 +240,8 @@ def validate(config: ServingConfig) -> None:
             raise ConfigError(f"{key}: got {value}, expected at least 1")
     if config.serving.max_k > LARGEST_K:
         raise ConfigError(f"serving.max_k: got {config.serving.max_k}, expected at most {LARGEST_K}")
+    if not 0 < config.serving.read_timeout_s <= 3600:
+        raise ConfigError(f"serving.read_timeout_s: got {config.serving.read_timeout_s}, expected seconds above 0, at most 3600")
     if not config.serving.retrain_days > 0:
         raise ConfigError(f"serving.retrain_days: got {config.serving.retrain_days}, expected a number above 0")
     if config.serving.impression_days is not None and not config.serving.impression_days >= 0:

@@ -82,10 +82,13 @@ class Handlers:
 
     def similar(self, call: Call) -> object:
         retriever = self._engine.retriever
-        parameters = dict(parse_qsl(call.query, keep_blank_values=True))
+        pairs = parse_qsl(call.query, keep_blank_values=True)
+        parameters = dict(pairs)
         unknown = next((name for name in parameters if name != "k"), None)
         if unknown is not None:
             raise RequestError(unknown[:60], "unknown query parameter; expected k")
+        if len(pairs) > 1:
+            raise RequestError("k", f"got it {len(pairs)} times, expected it once")
         given = parameters.get("k", "20")
         if not re.fullmatch(r"-?[0-9]{1,18}", given):
             raise RequestError("k", f"got {given[:60]!r}, expected a whole number from 1 to {retriever.limits.max_k}")

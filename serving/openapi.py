@@ -167,7 +167,9 @@ def _post(summary: str, request: str, reply: str) -> dict[str, Any]:
         "200": _json("best first", reply),
         "400": _problem("the body is not JSON"),
         **_REFUSED,
+        "408": _problem("the time that the caller gave has passed, or the body has not come in the time that the service gives"),
         "413": _problem("the body is too large"),
+        "415": _problem("the body is encoded"),
         "422": _problem("a field does not fit; `field` names it"),
     }
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{request}"}}}

@@ -72,7 +72,10 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         rights.subjects.replay()  # what a backup brought back of people who are forgotten
         rights.close()
         options = AppOptions(
-            Metrics(ROUTE_NAMES, settings.workers), ApiKeys.open(settings.api_keys) if settings.api_keys else None, settings.access_log
+            Metrics(ROUTE_NAMES, settings.workers),
+            ApiKeys.open(settings.api_keys) if settings.api_keys else None,
+            settings.access_log,
+            read_timeout_s=settings.read_timeout_s,
         )
         address = url(settings.host, listener)
         settle()
@@ -86,7 +89,7 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
             rights = Rights.open(config, keys, table)
             retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, rights.standing)
             with live(config, retriever) as engine:
-                serve(build_app(engine, replace(options, rights=rights)), listener, ready)
+                serve(build_app(engine, replace(options, rights=rights)), listener, ready, settings.read_timeout_s)
 
         if settings.workers == 1:
             work(0, announce)

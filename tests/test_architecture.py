@@ -37,7 +37,7 @@ DOORS = {
     "faiss": lambda m: m.startswith("serving.index."),
     "scann": lambda m: m == "serving.index.scann_index",
     "starlette": lambda m: m == "serving.app",
-    "uvicorn": lambda m: m == "serving.app",
+    "uvicorn": lambda m: m in ("serving.app", "serving.connection"),
     "tensorboard": lambda m: m == "training.tracking",
     "torch.utils.tensorboard": lambda m: m == "training.tracking",
     "onnxruntime": lambda m: m in ("serving.onnx_runtime", "training.onnx_export"),

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from serving.app import Server, build_app
+from serving.app import AppOptions, Server, build_app
 from serving.bounds import Limits
 from serving.engine import Engine
+from serving.metrics import Metrics
 from serving.retriever import Retriever
+from serving.routes import ROUTE_NAMES
 from serving.run import listen, url
 from towers.bundle import Bundle, publish, write_vectors
 from towers.columns import FIRST_ROW, NO_TIME
@@ -196,9 +199,17 @@ def bundle(world: World) -> Bundle:
 @pytest.fixture(scope="session")
 def client(retriever: Retriever) -> Iterator[httpx.Client]:
     """A client of a real server on loopback."""
+    with answering(retriever) as connection:
+        yield connection
+
+
+@contextmanager
+def answering(retriever: Retriever, head_s: float = 10.0, body_s: float = 10.0) -> Iterator[httpx.Client]:
+    """A client of a real server on loopback, which waits so long for a head, and for a body."""
     with listen("127.0.0.1", 0) as listener:
         ready = threading.Event()
-        server = Server(build_app(Engine(retriever)), ready.set)
+        app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), read_timeout_s=body_s))
+        server = Server(app, ready.set, head_s)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
