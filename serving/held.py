@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pyarrow.parquet as pq
 from serving.database import Database
 from serving.standing import Standing
 from serving.subjects import Places
-from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
+from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY, WEIGHT
 from towers.consent import purposes_of
+from towers.decoded import decoded
 from towers.errors import BundleError, DataError
 from towers.identity import UserKeys
-from towers.vocab import Vocabulary
+from towers.preprocess import Preprocessor
 
+CONTEXT = "context"
 _TIMES = (TIMESTAMP, "timestamps", "now")
 
 
@@ -45,12 +48,13 @@ def held(user_id: str, places: Places, keys: UserKeys, standing: Standing) -> di
     if prepared is not None:
         try:
             found[places.name(prepared)] = _in_prepared(prepared, key)
-        except (OSError, ValueError, IndexError, BundleError, pa.ArrowException) as error:
+        except (OSError, ValueError, IndexError, KeyError, BundleError, pa.ArrowException) as error:
             unread[places.name(prepared)] = str(error)
     return {
         "user_id": user_id,
         "user_key": key.hex(),
         "consent": purposes_of(standing.mask(key)),
+        "decisions": [{**asdict(decision), TIMESTAMP: _value(TIMESTAMP, decision.timestamp)} for decision in standing.decisions(key)],
         "held": {place: rows for place, rows in found.items() if rows},
         "unread": unread,
     }
@@ -83,14 +87,25 @@ def _in_prepared(folder: Path, key: bytes) -> list[dict[str, Any]]:
         return []
     start, stop = np.load(folder / "offsets.npy", mmap_mode="r")[user[0] : user[0] + 2].tolist()
     items = pq.read_table(folder / "catalog.parquet", columns=[ITEM_ID]).column(0)
-    columns = (np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop].tolist() for name in ("item", "timestamp", "event"))
-    kinds = dict(enumerate(Vocabulary.open(folder / "vocab", EVENT_TYPE).values().to_pylist(), FIRST_ROW))
+    columns = [np.load(folder / f"{name}.npy", mmap_mode="r")[start:stop].tolist() for name in ("item", "timestamp", "event", "weight")]
+    preprocessor = Preprocessor.open(folder)
+    kinds = dict(enumerate(preprocessor.vocabularies[EVENT_TYPE].values().to_pylist(), FIRST_ROW))
     rows = [
-        _readable({ITEM_ID: items[item].as_py(), TIMESTAMP: time, EVENT_TYPE: kinds.get(event)})
-        for item, time, event in zip(*columns, strict=True)
+        _readable({ITEM_ID: items[item].as_py(), TIMESTAMP: time, EVENT_TYPE: kinds.get(event), WEIGHT: weight, CONTEXT: context or None})
+        for item, time, event, weight, context in zip(*columns, _contexts(folder, preprocessor, start, stop), strict=True)
     ]
     known = folder / "users.parquet"
     return rows + ([_readable(pq.read_table(known).slice(user[0], 1).to_pylist()[0])] if known.is_file() else [])
+
+
+def _contexts(folder: Path, preprocessor: Preprocessor, start: int, stop: int) -> list[dict[str, Any]]:
+    """Of each row, what is known of its context by feature."""
+    found: list[dict[str, Any]] = [{} for _ in range(start, stop)]
+    for name, feature in preprocessor.declared[CONTEXT].items():
+        values_n = np.load(folder / CONTEXT / f"{name}.npy", mmap_mode="r")[start:stop]
+        for row, value in zip(found, decoded(preprocessor, feature, values_n), strict=True):
+            row |= {} if value is None else {name: value}
+    return found
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:

@@ -73,10 +73,26 @@ class Receipt(Struct, frozen=True):
     hash: str
 
 
+class Decision(Struct, frozen=True):
+    """Something that a person allowed or refused.
+
+    Attributes:
+        timestamp: RFC 3339.
+        source: `told` to the service, or in the `table` of serving.consent.
+    """
+
+    purpose: str
+    granted: bool
+    timestamp: str
+    source: str
+
+
 class Held(Struct, frozen=True):
     """All that is held of a person.
 
     Attributes:
+        consent: what is allowed now, by purpose.
+        decisions: the last ones that were made about each purpose, by source; of each purpose the latest counts.
         held: rows by place, each with what that place tells.
         unread: why not, by place: files that cannot be read, and may hold rows.
     """
@@ -86,3 +102,4 @@ class Held(Struct, frozen=True):
     consent: dict[str, bool]
     held: dict[str, list[dict[str, Any]]]
     unread: dict[str, str]
+    decisions: list[Decision] = []

@@ -4,16 +4,36 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bell import Bell
 from serving.consent_store import ConsentStore, Decisions
+from towers.columns import NO_TIME
 from towers.consent import BITS, EVERYTHING, PURPOSES, Consent
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys, mark
 from towers.receipts import Erasures
 
 log = logging.getLogger("towers.serving")
+
+
+TOLD, TABLE = "told", "table"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision of a user, whether it counts or a later one does.
+
+    Attributes:
+        timestamp: when it was made, microseconds UTC.
+        source: `told` to a service, or in the caller's `table`.
+    """
+
+    purpose: str
+    granted: bool
+    timestamp: int
+    source: str
 
 
 class ConsentTable:
@@ -97,6 +117,18 @@ class Standing:
             if consent is None or moment >= consent.times(user_key)[PURPOSES.index(purpose)]:
                 allowed = allowed | BITS[purpose] if granted else allowed & ~BITS[purpose]
         return allowed
+
+    def decisions(self, user_key: bytes) -> list[Decided]:
+        """What a user decided, by purpose and then by time: the last in the table and the last told here."""
+        mask, forgotten = 0, self.forgotten(user_key)
+        times = [NO_TIME] * len(PURPOSES)
+        if self._table is not None:
+            mask, times = self._table.consent.mask(user_key), self._table.consent.times(user_key)
+        found = [Decided(of, bool(mask & BITS[of]), time, TABLE) for of, time in zip(PURPOSES, times, strict=True) if time != NO_TIME]
+        for purpose, (granted, moment) in self._decided.get(mark(user_key), {}).items():
+            if not granted or forgotten is None or moment > forgotten:
+                found.append(Decided(purpose, granted, moment, TOLD))
+        return sorted(found, key=lambda one: (PURPOSES.index(one.purpose), one.timestamp))
 
     def forgotten(self, user_key: bytes) -> int | None:
         """What a user did up to this moment (microseconds UTC) is forgotten; None = nothing is."""

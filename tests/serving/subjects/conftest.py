@@ -24,6 +24,8 @@ from serving.sqlite_events import SqliteEvents
 from towers.bundle import Bundle
 from towers.columns import FIRST_ROW
 from towers.identity import UserKeys
+from towers.preprocess import Preprocessor
+from towers.schema import Feature, make_schema
 from towers.shards import embedding_column
 from towers.vocab import Vocabulary
 
@@ -103,7 +105,9 @@ def prepared(folder: Path, keys: UserKeys, users: list[str]) -> None:
     columns = {
         "offsets": np.arange(0, count + 1, 3), "user_keys": keys.keys(ordered), "item": np.arange(count, dtype=np.int32),
         "timestamp": np.arange(count) + 1_000_000, "event": np.full(count, FIRST_ROW + 1, np.int32), "weight": np.ones(count, np.float32),
-        "split": np.zeros(count, np.uint8), "context/hour": np.arange(count), "users/age": np.arange(len(users)),
+        "split": np.zeros(count, np.uint8), "context/hour": FIRST_ROW + np.arange(count) % 24,
+        "context/budget": np.stack([np.arange(count) % 3 - 1.0, np.arange(count) % 3 == 1], axis=1).astype(np.float32),
+        "users/age": np.arange(len(users)),
         "items/item_id": np.arange(9),
     }  # fmt: skip
     for name, values in columns.items():
@@ -113,7 +117,10 @@ def prepared(folder: Path, keys: UserKeys, users: list[str]) -> None:
     pq.write_table(pa.table({"user_id": ordered}), folder / "raw_user_ids.parquet")
     pq.write_table(pa.table({"user_id": [USER, "other"], "reason": ["bad", "bad"]}), folder / "rejected.parquet")
     pq.write_table(pa.table({"item_id": [f"i{i}" for i in range(count)]}), folder / "catalog.parquet")
-    Vocabulary.fit(["like", "play"]).save(folder / "vocab", "event_type")
+    hours = [str(hour) for hour in range(24)]
+    vocabularies = {"event_type": Vocabulary.fit(["like", "play"]), "hour": Vocabulary.numbered(hours)}
+    features = [Feature("hour", "categorical", "context"), Feature("budget", "numeric", "context")]
+    Preprocessor(make_schema(features, "time", {}), vocabularies, {"context.budget": (10.0, 5.0)}).save(folder)
     (folder / "prepare.json").write_text(json.dumps({"data": {"users": len(users), "digest": "before"}}))
 
 

@@ -30,7 +30,10 @@ async def test_seeing_and_forgetting(used: Any) -> None:
         app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), rights=rights))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             told = (await client.get(f"/v1/users/{USER}")).json()
-            assert told["user_id"] == USER and "export/histories.parquet" in told["held"]
+            assert told["user_id"] == USER and "export/histories.parquet" in told["held"] and told["decisions"] == []
+            await client.put(f"/v1/users/{USER}/consent", json={"marketing": False})
+            (decision,) = (await client.get(f"/v1/users/{USER}")).json()["decisions"]
+            assert (decision["purpose"], decision["granted"], decision["source"]) == ("marketing", False, "told")
             receipt = (await client.delete(f"/v1/users/{USER}")).json()
             assert receipt["found"] and receipt["hash"] == verify(used.receipts)["last_hash"]
             assert (await client.get(f"/v1/users/{USER}")).json()["held"] == {} and used.bytes_of(USER) == []

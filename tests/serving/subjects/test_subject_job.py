@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,33 @@ def test_what_is_held_of_a_person_can_be_read(used: Any) -> None:
         "reason"
     ] == "bad"
     assert nobody["held"] == {} and nobody["consent"]["train"] is True
+
+
+def test_context_and_weight_of_prepared_rows_are_told(used: Any) -> None:
+    place = [key.tobytes() for key in np.load(used.dir / "prepared" / "user_keys.npy")].index(used.keys.key(USER))
+    rows = [row for row in used.rows(USER)["prepared"] if "item_id" in row]
+    hours = [str((3 * place + number) % 24) for number in range(3)]
+    assert [row["weight"] for row in rows] == [1.0] * 3
+    assert [row["context"] for row in rows] == [{"hour": hours[0], "budget": 5.0}, {"hour": hours[1]}, {"hour": hours[2], "budget": 15.0}]
+
+
+def test_when_each_decision_was_made_is_told(used: Any, tmp_path: Path) -> None:
+    table = tmp_path / "consent.csv"
+    table.write_text(f"user_id,purpose,granted,timestamp\n{USER},train,true,86400\n{USER},measure,false,2\n{OTHER},train,true,3\n")
+    used.config.serving.consent = str(table)
+    before = time.time()
+    with used.served() as (_, rights):
+        assert rights.held("nobody")["decisions"] == []
+        rights.standing.decide(used.keys.key(USER), {"train": False, "personalize": True})
+        told = rights.held(USER)
+        personalize, of_table, of_service, measure = told["decisions"]
+        assert of_table == {"purpose": "train", "granted": True, "timestamp": "1970-01-02T00:00:00+00:00", "source": "table"}
+        assert measure == {"purpose": "measure", "granted": False, "timestamp": "1970-01-01T00:00:02+00:00", "source": "table"}
+        assert (of_service["purpose"], of_service["granted"], of_service["source"]) == ("train", False, "told")
+        assert before - 1 <= datetime.fromisoformat(of_service["timestamp"]).timestamp() <= time.time() + 1
+        assert told["consent"]["personalize"] and personalize["timestamp"] == of_service["timestamp"]
+        rights.subjects.forget([used.keys.key(USER)])
+        assert [one["purpose"] for one in rights.held(USER)["decisions"] if one["source"] == "told"] == ["train"], "grants are forgotten"
 
 
 def test_purge_removes_what_is_old_everybodys(used: Any) -> None:
