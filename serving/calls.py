@@ -261,16 +261,23 @@ async def _body(receive: Receive, declared: bytes, largest: int, deadline: Deadl
 
 
 async def _read(receive: Receive, largest: int) -> bytes:
-    message = await receive()
+    message = await _received(receive)
     body: bytes = message.get("body", b"")
     chunks, size = [body], len(body)
     while message.get("more_body", False) and size <= largest:
-        message = await receive()
+        message = await _received(receive)
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
     if size > largest:
         raise _too_large(largest)
     return body if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _received(receive: Receive) -> Message:
+    message = await receive()
+    if message["type"] == "http.disconnect":  # what came of the body may read like a whole one
+        raise RequestError("body", "the connection ended before it had come whole", 400)
+    return message
 
 
 def _too_large(largest: int) -> RequestError:

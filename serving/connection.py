@@ -1,5 +1,5 @@
 """A connection: uvicorn's, but a request's head is waited for only so long, may have only so many bytes and must name its host, and a
-refusal of what is no HTTP is a problem document like every other.
+refusal of what is no HTTP is a problem document like every other. Trailers, which follow a body in chunks, count as headers.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ from serving.calls import WHOLE, problem, request_id_of
 
 LONGEST_HEAD = 65_536
 """Bytes of a request's target and headers."""
+_FRAMING = 16
+"""Bytes that a chunk of a body may have around it."""
 
 
 class Connection(HttpToolsProtocol):
@@ -18,12 +20,12 @@ class Connection(HttpToolsProtocol):
 
     read_timeout_s = 10.0
     _timer: asyncio.TimerHandle | None = None
-    _in_head = False
+    _in_head = _in_message = False
     _refused = False
     _why = 400, "what was sent is not HTTP"
     _chunk = 0
     _since = 0
-    """Bytes that came after the chunk in which the head began: where in that it began is not known."""
+    """Bytes, without those of the body, that came after the data in which the head began: where in these it began is not known."""
 
     @classmethod
     def of(cls, read_timeout_s: float) -> type["Connection"]:
@@ -46,7 +48,7 @@ class Connection(HttpToolsProtocol):
             return
         self._chunk = len(data)
         super().data_received(data)
-        if self._in_head:
+        if self._in_message:
             self._since += len(data)
             if self._since > LONGEST_HEAD and not self._refused:
                 self._refuse(431, _TOO_LONG)
@@ -59,7 +61,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """See httptools."""
         super().on_message_begin()
-        self._in_head, self._since = True, -self._chunk
+        self._in_head, self._in_message, self._since = True, True, -self._chunk
 
     def on_headers_complete(self) -> None:
         """See httptools; what is raised here ends in `send_400_response`."""
@@ -74,9 +76,15 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self._in_head = False
 
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        super().on_body(body)
+        self._since -= len(body) + _FRAMING
+
     def on_message_complete(self) -> None:
         """See httptools."""
         super().on_message_complete()
+        self._in_message = False
         self.scope[WHOLE] = True  # type: ignore[literal-required]
 
     def send_400_response(self, msg: str) -> None:
@@ -91,11 +99,14 @@ class Connection(HttpToolsProtocol):
         self.transport.write(head + content)
         self._refused = True
         self._stop()
-        if self._answering():
+        if self.pipeline:
             self.transport.close()
-        else:
-            self.transport.write_eof()
-            self._wait()
+            return
+        if self._answering():  # its body is what is refused: it is told that nobody is there any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write_eof()
+        self._wait()
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)

@@ -1,15 +1,20 @@
 """What a service says to callers who hold a connection and do not keep to HTTP, or to their own word."""
 
+import asyncio
 import gzip
 import itertools
 import json
 import logging
 import socket
+from collections.abc import MutableMapping
+from typing import Any
 
 import httpx
 import pytest
 
+from serving.app import build_app
 from serving.connection import LONGEST_HEAD
+from serving.engine import Engine
 from serving.logs import JsonLines
 from serving.retriever import Retriever
 from tests.serving.conftest import answering
@@ -119,6 +124,30 @@ def test_a_head_may_have_so_many_bytes(client: httpx.Client) -> None:
         problem = json.loads(content)
         assert problem["status"] == 431 and problem["request_id"] == headers["x-request-id"]
     assert json.loads(said(client, get(LONGEST_HEAD))[2])["request_id"] == "mine"
+
+
+def test_trailers_count_as_headers_and_the_body_and_its_chunks_do_not(client: httpx.Client) -> None:
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = b'8\r\n{"k": 1}\r\n' + b"1\r\n \r\n" * 50_000
+    assert said(client, head + chunks + b"0\r\nx-sum: 1\r\n\r\n")[0] == 200
+    status, headers, content = said(client, head + b'8\r\n{"k": 1}\r\n0\r\nx-sum: ' + b"1" * 1_000_000)
+    assert (status, headers["connection"], json.loads(content)["status"]) == (431, "close", 431)
+
+
+def test_half_a_body_that_reads_like_a_whole_one_is_not_answered(retriever: Retriever) -> None:
+    """Its caller went: what it would have asked is not done."""
+
+    async def gone() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b'{"k": 1}', "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[MutableMapping[str, Any]] = []
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "raw_path": b"/v1/recommend", "query_string": b"", "headers": []}
+    asyncio.run(build_app(Engine(retriever))(scope, gone, send))
+    assert sent[0]["status"] == 400
 
 
 def test_a_request_names_its_host_once(client: httpx.Client) -> None:
