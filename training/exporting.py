@@ -30,7 +30,7 @@ from training.held_out import held_out_queries, write_queries
 from training.histories import write_histories
 from training.interactions import Interactions
 from training.onnx_export import export_towers
-from training.opening import digest_of, open_prepared
+from training.opening import check_trained_on, digest_of, open_prepared
 from training.people import check_secret
 from training.permission import Permission
 from training.queries import make_queries
@@ -55,6 +55,7 @@ def run(config: TrainingConfig) -> Path:
     check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
     if not (run_dir / "model" / "weights.safetensors").is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
+    check_trained_on(run_dir, data)
     permission = Permission.open(config)
     personal_U = permission.usable(data, PERSONALIZE)
     held_out = None

@@ -12,6 +12,7 @@ from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, TRAIN
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import save_model
+from training.alone import alone_in
 from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
 from training.choice import Sizes, choose, fitting_length
@@ -28,13 +29,13 @@ from training.interactions import Interactions
 from training.join import Weighed, choose_weight, join_spectral, learned_alone
 from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
-from training.negatives import more_than_items
+from training.negatives import doubts
 from training.new_items_fit import fit_new_items
 from training.objective import Objective, choose_objective
-from training.opening import digest_of, open_permitted
+from training.opening import digest_of, made_of, open_permitted
 from training.optim import Optimizer, choose_tables
 from training.refit import FOLDER, RESULT, refit_config, with_validation
-from training.room import alone_in, enough_memory, keep_memory
+from training.room import enough_memory, keep_memory
 from training.score_blocks import WIDEST_GUESSED
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
@@ -155,6 +156,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
         "valid": weighed.metrics if weighed else chosen.progress.best,
         "spectral": {"weight": weighed.weight, "fitted": weighed.fitted, "tried": weighed.tried} if weighed else None,
         "half_tables": half,
+        "prepared": made_of(data),
         "best_epoch": chosen.progress.best_epoch,
         "epochs": chosen.progress.epochs,
         "targets": chosen.targets,
@@ -197,7 +199,7 @@ def assemble(
         part=processes.rows,
         history_share=config.trainer.history_share,
     )
-    if processes.first and not last_epoch and (warning := more_than_items(config.negatives, choice.loss, len(items))):
+    if processes.first and not last_epoch and (warning := doubts(config.negatives, choice.loss, sampler.name, batch_size, len(items))):
         say(warning)  # once: a refit draws as the training before it
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
     if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from towers.columns import SPLIT_NAMES, TRAIN
+from towers.errors import DataError
 from towers.lookups import SPECTRAL_HISTORY, SPECTRAL_ITEM
 from towers.model import TwoTower
 from towers.runtime import TorchRuntime
@@ -30,8 +31,8 @@ from training.rank_queries import encode_items, encode_users
 
 MOST_USERS, BLOCK_USERS = 20_000, 2_000
 """Drawn for their second moment; encoded at a time."""
-LEAST_SHARE = 1e-6
-"""Of the mean variance, added to each number's: vectors may lie in fewer dimensions than they have numbers."""
+LEAST_SHARE, _RAISES = 1e-6, 6
+"""Of the mean variance, added to each number's: vectors may lie in fewer dimensions than they have numbers; times ten how often."""
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,9 @@ def _scale(learned: int, width: int, weight: float) -> NDArray[np.float32]:
 
 def _factor(moment_WW: Floats) -> Floats:
     least = LEAST_SHARE * np.trace(moment_WW) / len(moment_WW)
-    return np.linalg.cholesky(moment_WW + least * np.eye(len(moment_WW)))
+    for _ in range(_RAISES):  # of few or alike items hardly any direction is taken, and rounding may leave one below 0
+        try:
+            return np.linalg.cholesky(moment_WW + least * np.eye(len(moment_WW)))
+        except np.linalg.LinAlgError:
+            least *= 10
+    raise DataError("model.spectral.narrow_to: vectors of items or users are no numbers, or all alike. Leave it out (0)")

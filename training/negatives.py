@@ -72,16 +72,19 @@ PROPOSALS: Final[Mapping[str, Proposal]] = {
 }
 
 
-def more_than_items(config: NegativesConfig, loss: str, items: int) -> str:
-    """A warning where a step draws more negatives than there are items, else nothing.
+def doubts(config: NegativesConfig, loss: str, sampler: str, batch_size: int, items: int) -> str:
+    """A warning where a step draws more negatives than there are items, or has none at all; else nothing.
 
-    The draws are then neither refused nor clipped: repeats count as often as they are drawn, cost nothing, and bring the loss nearer to
-    the exact one, which is better still.
+    More draws than items are neither refused nor clipped: repeats count as often as they are drawn, cost nothing, and bring the loss nearer
+    to the exact one, which is better still.
 
     Args:
         loss: its name; full_softmax draws none.
+        sampler, batch_size: examples of a step.
         items: that may be drawn.
     """
+    if loss == "sampled_softmax" and config.name == "in_batch" and sampler == "event" and batch_size == 1:
+        return "warning: trainer.batch_size=1 with negatives=in_batch: no step has a negative, so NOTHING IS LEARNED. Change either"
     if loss != "sampled_softmax" or not PROPOSALS[config.name].drawn or config.count <= items:
         return ""
     return (

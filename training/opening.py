@@ -1,6 +1,7 @@
 """Opening a run's prepared data for the jobs after prepare: with the settings it was prepared with and of people who still allow it, or not
 at all."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,29 @@ def open_permitted(config: TrainingConfig) -> tuple[Interactions, Permission]:
                 " service) or are forgotten. Run `towers prepare` again with the same settings: it leaves their rows out. Then train"
             )
     return data, permission
+
+
+def check_trained_on(run_dir: Path, data: Interactions) -> None:
+    """The run's model and its prepared data belong together: rows taken out since (somebody was forgotten) part them no more than new user
+    keys do, another `towers prepare` does.
+
+    Raises:
+        DataError: data was prepared anew since the model was trained.
+    """
+    try:
+        trained_on = json.loads((run_dir / "train.json").read_text()).get("prepared", "")
+    except (OSError, ValueError, AttributeError):
+        return  # a model without its result, or of before the result told
+    if trained_on and made_of(data) and trained_on != made_of(data):
+        raise DataError(
+            f"{run_dir / 'model'} was trained on other data than {run_dir / PREPARED} holds now: ids have other rows, and the split may be"
+            " another. Run `towers train` again (trainer.resume=false), or `towers prepare` with the log and settings of then"
+        )
+
+
+def made_of(data: Interactions) -> str:
+    """What prepare wrote as the digest of its columns, whatever was taken out of them since; empty for data that it did not write."""
+    return str(data.facts.get("data", {}).get("made", ""))
 
 
 def digest_of(data: Interactions) -> str:

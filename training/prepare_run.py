@@ -18,6 +18,7 @@ from towers.job import write_json
 from towers.prepared import digest
 from towers.receipts import receipts_file
 from towers.schema import Schema
+from training.alone import alone_in
 from training.assemble import Assembler, Kept, sort_buckets
 from training.catalogue import Catalogue, build_catalogue
 from training.config import TrainingConfig
@@ -51,10 +52,11 @@ def run(config: TrainingConfig) -> str:
     keyed = (run_dir / PREPARED, run_dir / "state", receipts_file(config.identity.receipts, config.identity.key_file))
     keys = UserKeys.open(config.identity.key_file, create=not any(path.exists() for path in keyed))
     permission = Permission.open(config, keys)
-    with new_folder(run_dir / PREPARED) as folder:
+    with alone_in(run_dir), new_folder(run_dir / PREPARED) as folder:
         stages = prepare(with_live(open_source(config.data), config.data.live, keys), config, folder, keys, permission)
         facts = data_facts(stages)
-        facts["data"] |= {"digest": digest(folder), **permission.facts()}
+        written = digest(folder)
+        facts["data"] |= {"digest": written, "made": written, **permission.facts()}  # `digest` follows removals, `made` does not
         document = {"run": run_facts(config, watch), **facts}
         write_json(folder / "prepare.json", document)
         (folder / "data_card.md").write_text(data_card(stages, config))

@@ -22,7 +22,7 @@ from training.groups import make_groupings
 from training.interactions import Interactions
 from training.measure import compare
 from training.metrics_table import print_result
-from training.opening import open_permitted
+from training.opening import check_trained_on, open_permitted
 from training.people import AUDIT
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
@@ -44,6 +44,7 @@ def run(config: TrainingConfig) -> str:
     data, permission = open_permitted(config)
     if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
+    check_trained_on(run_dir, data)
     prepared, data = data, evaluated(data, settings, run_dir)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from training import sweep_report
 from training.config import TrainingConfig
 from training.report_page import as_html, as_markdown
@@ -18,10 +18,14 @@ def run(config: TrainingConfig) -> str:
 
     Raises:
         DataError: there is no such run, or it was not evaluated.
+        ConfigError: a metric is asked for that no run has.
     """
     if config.sweep:
         return sweep_report.run(config)
     results = [Result.read(path) for path in find(config.report.runs)]
+    measured = {name.rpartition("/")[2] for result in results for name in result.document["metrics"]}
+    if unknown := [name for name in config.report.metrics if name not in measured]:
+        raise ConfigError(f"report.metrics: {', '.join(unknown)} was measured in no run; there are {', '.join(sorted(measured))}")
     tables = [*make_tables(results, config.report.metrics), *shown_tables(results)]
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 
 from towers.columns import VALID
 from towers.errors import ConfigError, DataError
-from training import metrics, ranking, trainer
+from training import exporting, metrics, ranking, trainer
 from training.baselines import most_popular
 from training.checkpoint import STATE, TENSORS
 from training.config import EvaluateConfig, LossConfig, OptimConfig, TrainerConfig, TrainingConfig
 from training.fit import assemble, run
 from training.interactions import Interactions, write_prepared
+from training.opening import check_trained_on, open_prepared
 from training.queries import make_queries, recommendable
 from training.rank_queries import rank_queries
 from training.refit import with_validation
@@ -55,6 +56,21 @@ def test_a_finished_run_is_not_trained_twice(make_config, weights, tmp_path, cap
     assert f"continuing after step {result['run']['steps']}" in capsys.readouterr().out
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights().items())
     assert json.loads((tmp_path / "train.json").read_text())["valid"] == result["valid"]
+
+
+@pytest.mark.parametrize("job", [ranking.run, exporting.run])
+def test_a_model_of_other_prepared_data_is_neither_measured_nor_exported(make_config, tmp_path, job, monkeypatch):
+    """Columns of the same shape do not make the same data: ids have other rows there, and the split may be another."""
+    monkeypatch.setattr(exporting, "check_secret", lambda *_: None)
+    path = tmp_path / "prepared" / "prepare.json"
+    path.write_text(json.dumps({"data": {"digest": "one", "made": "one"}}))
+    run(make_config())
+    path.write_text(json.dumps({"data": {"digest": "less, somebody was forgotten", "made": "one"}}))
+    check_trained_on(tmp_path, open_prepared(make_config()))
+    path.write_text(json.dumps({"data": {"digest": "two", "made": "two"}}))
+    with pytest.raises(DataError, match="was trained on other data than .* holds now"):
+        job(make_config())
+    assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "bundles").exists()
 
 
 def test_other_settings_do_not_continue_a_run(make_config, tmp_path):

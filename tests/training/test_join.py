@@ -10,7 +10,7 @@ import torch
 from towers.batch import HISTORY_ITEM
 from towers.columns import FIRST_ROW, OOV_ROW, TRAIN
 from towers.encoder import Encoder, UserRow
-from towers.errors import ConfigError
+from towers.errors import ConfigError, DataError
 from towers.lookups import SPECTRAL_HISTORY, SPECTRAL_ITEM, gather
 from towers.model import ExportCore, TwoTower
 from towers.model_config import HistoryConfig, ModelConfig, SpectralConfig
@@ -18,7 +18,7 @@ from towers.runtime import TorchRuntime, load_model, to_tensors
 from training import fit, join
 from training.config import TrainerConfig, TrainingConfig, validate
 from training.interactions import Interactions, write_prepared
-from training.narrow import training_users
+from training.narrow import _factor, training_users
 from training.onnx_export import export_towers
 from training.rank_queries import encode_users
 from training.spectral import interaction_matrix, spectral_tables
@@ -251,3 +251,13 @@ def test_weights_are_compared_narrow(tmp_path, toy_set):
 def test_widths_that_cannot_be_are_refused(narrow_to):
     with pytest.raises(ConfigError, match=r"model\.spectral\.narrow_to"):
         ModelConfig(dim=DIM, spectral=SpectralConfig(SPECTRAL, WEIGHT, narrow_to)).validate()
+
+
+def test_moments_of_hardly_any_direction_are_factored_and_no_numbers_are_refused():
+    rng = np.random.default_rng(0)
+    alike_WW = np.outer(first_W := rng.normal(size=12), first_W)
+    alike_WW -= 1e-5 * np.trace(alike_WW) / 12 * np.eye(12)  # what rounding of single precision leaves
+    lower_WW = _factor(alike_WW)
+    np.testing.assert_allclose(lower_WW @ lower_WW.T, alike_WW, atol=1e-3 * np.trace(alike_WW))
+    with pytest.raises(DataError, match="narrow_to"):
+        _factor(-np.eye(3))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import save_model
@@ -153,6 +153,12 @@ def test_the_job_writes_both_forms(runs: Path, tmp_path: Path, capsys: pytest.Ca
     tags = Tags()
     tags.feed(page)
     assert tags.loads == [] and "url(" not in page and f"{value:.4f}" in page and "IS BELOW" in page
+
+
+def test_a_metric_that_no_run_has_is_named_with_those_that_there_are(runs: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(run_dir=str(tmp_path / "report"), report=ReportConfig(runs=[str(runs / "seed=*")], metrics=["ndgc@5"]))
+    with pytest.raises(ConfigError, match=r"report.metrics: ndgc@5 was measured in no run; there are .*ndcg@5"):
+        reporting.run(config)
 
 
 def test_names_are_escaped() -> None:

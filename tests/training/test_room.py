@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from towers.errors import ConfigError, TrainingError
-from training.room import alone_in, enough_memory
+from training.alone import alone_in
+from training.room import enough_memory
 
 HOLD = """
 import sys
 from pathlib import Path
-from training.room import alone_in
+from training.alone import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -18,6 +18,7 @@ from training.config import LossConfig, NegativesConfig, OptimConfig, TrainerCon
 from training.events import TrainingEvents
 from training.examples import EventSampler, SequenceSampler
 from training.loader import Loader
+from training.negatives import doubts
 from training.objective import CandidateItems, choose_objective
 from training.optim import Optimizer
 from training.tracking import Tracker
@@ -265,6 +266,10 @@ def test_a_run_survives_the_loss_of_its_best_and_measures_what_it_has(tmp_path, 
 def test_a_batch_of_one_trains(tmp_path, toy):
     trainer = make_trainer(tmp_path, toy, loss="sampled_softmax", negatives="in_batch", batch_size=1, max_steps=2)
     assert trainer.fit().step == 2
+    none = doubts(NegativesConfig(name="in_batch"), "sampled_softmax", "event", 1, 39)
+    assert "NOTHING IS LEARNED" in none and "trainer.batch_size=1" in none
+    for others in (("sampled_softmax", "event", 2), ("sampled_softmax", "sequence", 1), ("full_softmax", "event", 1)):
+        assert doubts(NegativesConfig(name="in_batch"), *others, 39) == ""
 
 
 def test_the_loss_is_said(toy):

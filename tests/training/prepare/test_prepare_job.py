@@ -12,6 +12,7 @@ import pytest
 
 from towers.errors import ConfigError, DataError
 from training import prepare_run
+from training.alone import LOCK, alone_in
 from training.config import TrainingConfig
 from training.interactions import Interactions
 
@@ -26,7 +27,7 @@ def test_a_failed_prepare_leaves_the_earlier_one(config: TrainingConfig, prepare
         prepare(events(100, 10, 10) | {"user_id": ["u"] * 100})
     after = Interactions.open(Path(config.run_dir) / "prepared")
     assert np.array_equal(before.item, after.item)
-    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == ["prepare.json", "prepared"]
+    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == [LOCK, "prepare.json", "prepared"]
 
 
 def test_a_lost_secret_is_not_replaced(config: TrainingConfig, prepare: Any, events: Any, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_prepare_killed_midway_leaves_the_earlier_one_and_the_next_succeeds(
     after = Interactions.open(Path(config.run_dir) / "prepared")
     assert np.array_equal(before.item, after.item)
     prepare(events(300, 20, 10))
-    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == ["prepare.json", "prepared"]
+    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == [LOCK, "prepare.json", "prepared"]
 
 
 @pytest.mark.realdata
@@ -120,3 +121,10 @@ def test_the_job_exits_3_on_bad_data_and_names_the_column(tmp_path: Path) -> Non
     done = subprocess.run(mended, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(Interactions.open(tmp_path / "run" / "prepared")) == 50
+
+
+def test_prepare_waits_for_no_training(config: TrainingConfig, prepare: Any, events: Any) -> None:
+    """Its model would not belong to what lies in prepared/ then."""
+    prepare(events(300, 20, 10))
+    with alone_in(Path(config.run_dir)), pytest.raises(ConfigError, match=r"another training or preparation \(pid \d+\) runs in"):
+        prepare(events(300, 20, 10))
