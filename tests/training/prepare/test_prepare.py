@@ -201,7 +201,7 @@ def test_prepare_again_gives_the_same_bytes_and_chunks_do_not_matter(config: Tra
     first = {path.name: path.read_bytes() for path in folder.rglob("*.npy")}
     prepare(log, chunk=9)
     assert first == {path.name: path.read_bytes() for path in folder.rglob("*.npy")}
-    assert sorted(p.name for p in folder.parent.iterdir()) == ["prepare.json", "prepared"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == [".training.lock", "prepare.json", "prepared"]
     assert not (folder / "work").exists()
 
 
