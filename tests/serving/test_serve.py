@@ -97,6 +97,21 @@ def test_a_run_is_served_without_torch_and_stops_in_good_order(world: Any, retri
     assert json.loads((run_dir / "serve.json").read_text())["state"] == "stopped"
 
 
+def test_how_long_it_waits_for_a_request_is_a_setting(world: Any) -> None:
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+    with served(world, world.bundle.parent.parent, "serving.read_timeout_s=0.05") as (_, announced):
+        address = httpx.URL(announced["url"])
+
+        def told(sent: bytes) -> bytes:
+            with socket.create_connection((address.host, address.port or 80), timeout=10) as slow:
+                slow.sendall(sent)
+                return slow.recv(12)
+
+        assert told(b"") == b""
+        # a machine that is busy may take too long for the head already
+        assert next(filter(None, (told(head) for _ in range(100)))) == b"HTTP/1.1 408"
+
+
 def test_vectors_without_torch_equal_torchs(world: Any, tmp_path: Path) -> None:
     """The same row through the torch-free install and through torch."""
     code = f"""{BLOCKED}
