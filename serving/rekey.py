@@ -22,6 +22,7 @@ from serving.rekey_map import KeyMap
 from serving.rekey_prepared import refuse_learned_keys, rekey_prepared, settle_facts
 from serving.sqlite_events import EVENTS_FILE
 from serving.subjects import Places, cut_everywhere, iso, now_us
+from towers.disk import sync
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.live_consent import LIVE_CONSENT
@@ -81,7 +82,7 @@ def _prepare(places: Places, to: KeyMap, delete_unnamed: bool, keep: Callable[[]
         if not delete_unnamed and (missing or len(carried) < len(forgotten)):
             raise DataError(_refusal(missing, len(forgotten) - len(carried)))
         for one in written:
-            _sync(beside(one.path))
+            sync(beside(one.path))
         receipt = {
             "what": REKEYED, "at": iso(now_us()), "run": places.run_dir.name, "exchange": secrets.token_hex(8),
             "from": to.old.fingerprint().decode(), "secret": to.new.fingerprint().decode(),
@@ -144,7 +145,7 @@ def _finish(places: Places, journal: Path, told: dict[str, Any]) -> dict[str, An
     for name in told["remove"]:
         (places.run_dir / name).unlink(missing_ok=True)
     for folder in {path.parent for path in replaced}:
-        _sync(folder)
+        sync(folder)
     if (folder_of := places.prepared()) is not None:
         settle_facts(folder_of)
     receipt = told["receipt"]
@@ -174,14 +175,6 @@ def _noted(path: Path, run_dir: Path) -> str:
 def _note(path: Path, document: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=2) + "\n")
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)

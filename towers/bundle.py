@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from towers.disk import sync
 from towers.errors import BundleError, DataError, TowersError
 from towers.model_config import ModelConfig, model_config_from_json
-from towers.pointers import MANIFEST, VERSION, point, sync_folder
+from towers.pointers import MANIFEST, VERSION, point
 from towers.pointers import current as current  # where readers of bundles look for it
 from towers.preprocess import Preprocessor
 
@@ -159,7 +160,7 @@ def publish(
             _write(temporary / name, content)
         _seal(temporary, version, facts, parent)
         temporary.rename(target)
-        sync_folder(bundles_dir)
+        sync(bundles_dir)
         if make_current:
             point(bundles_dir, version)
     except OSError as error:
@@ -251,7 +252,7 @@ def _seal(folder: Path, version: str, facts: Mapping[str, Any], parent: Bundle |
     }
     _write(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     for inner in {path.parent for path in members} | {folder}:
-        sync_folder(inner)
+        sync(inner)
 
 
 def _write(path: Path, content: Path | bytes) -> None:

@@ -1,7 +1,8 @@
-"""When the disk says no: what a job tells instead of a traceback."""
+"""The disk: having it keep what was written, and when it says no, what a job tells instead of a traceback."""
 
 import errno
 import os
+from pathlib import Path
 
 from towers.errors import DataError
 
@@ -23,3 +24,12 @@ def disk_error(error: OSError, run_dir: str) -> DataError | None:
         f"{error.filename or run_dir}: {os.strerror(error.errno)}. {advice}, then run the same command again; what was finished before"
         " is as it was"
     )
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file's content, or a folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

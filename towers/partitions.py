@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from towers.disk import sync
 from towers.errors import listed
 
 HOUR_US = 3_600_000_000
@@ -50,7 +51,7 @@ def write_part(folder: Path, writer: str, last: int, table: pa.Table) -> Path:
     finally:
         temporary.unlink(missing_ok=True)  # only there where the disk was full
     for entry in (folder, folder.parent, folder.parent.parent):  # new folders are entries of those above
-        _sync(entry)
+        sync(entry)
     return target
 
 
@@ -161,11 +162,3 @@ def _began(folder: Path) -> int | None:
     except ValueError:
         return None
     return (when - _EPOCH) // timedelta(microseconds=1)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from towers.disk import sync
 from towers.errors import BundleError
 
 MANIFEST = "manifest.json"
@@ -72,15 +73,6 @@ def waits_no_more(bundles_dir: Path, version: str) -> None:
         (bundles_dir / WAITING).unlink()
 
 
-def sync_folder(path: Path) -> None:
-    """Have the disk keep a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _read(path: Path) -> str | None:
     try:
         return path.read_bytes().strip().decode(errors="replace")
@@ -95,7 +87,7 @@ def _write(path: Path, version: str) -> None:
         sink.flush()
         os.fsync(sink.fileno())
     temporary.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _is_bundle(bundles_dir: Path, version: str) -> bool:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from towers.disk import sync
 from towers.errors import ConfigError, DataError
 from training.distributed import ALONE, Part, Processes
 
@@ -134,7 +135,7 @@ class Checkpointer:
             temporary.mkdir(parents=True, exist_ok=True)
             self._write(temporary, step)
             os.rename(temporary, self.folder / name)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             kept = f"{names[-1]} and older ones are kept" if names else "none was saved before"
@@ -206,7 +207,7 @@ class Checkpointer:
         document["sha256"] = _document_sha256(document)
         (folder / STATE).write_text(json.dumps(document, indent=1, allow_nan=False))
         for path in (folder / TENSORS, folder / STATE, folder):
-            _sync(path)
+            sync(path)
 
     def _read(self, name: str) -> dict[str, Any]:
         """state.json of a checkpoint whose two checksums hold."""
@@ -277,11 +278,3 @@ def _document_sha256(document: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

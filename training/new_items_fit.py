@@ -3,8 +3,8 @@
     W = argmin_W  sum_i w_i |x_i W - v_i|^2 + penalty |W|^2,   w_i ~ count_i^0.2, 1 on average
 
 solved by conjugate gradients (Hestenes and Stiefel, 1952), scaled by the diagonal, on all columns of W at once. The penalty is about how
-many items have to show a value until it is believed by half. Weights that grow with popularity make new items popular: on MovieLens they
-take 0.73 of the places that are theirs by number with equal weights, 0.90 with these.
+many items have to show a value until it is believed by half. Weights that grow with popularity make new items popular, and give them more
+places in lists: scripts/bench/results/LOG.md has what powers from 0 to 0.5 find, and what they cost the others.
 
 Legend: N trained items, F columns of x, D dim.
 """

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 
 from serving.app import AppOptions, Server, build_app
 from serving.bounds import Limits
+from serving.config import ServingConfig
 from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.retriever import Retriever
@@ -56,6 +58,14 @@ class World:
     preprocessor: Preprocessor
     catalog: pa.Table
     users: dict[str, list[str]]
+
+    def run(self, run_dir: Path) -> ServingConfig:
+        """A copy of its bundles and exports, for a test to change, and the settings of that run."""
+        shutil.copytree(self.bundle.parent, run_dir / "bundles")
+        shutil.copytree(self.histories.parent, run_dir / "export")
+        config = ServingConfig(run_dir=str(run_dir))
+        config.serving.key_file = str(self.key_file)
+        return config
 
 
 def schema() -> Schema:

@@ -1,7 +1,6 @@
 """`towers recommend`: the lists are those of single requests, shards are whole, an interrupted job goes on."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,7 @@ NOW = 1_728_000_000.0
 
 @pytest.fixture
 def config(world: Any, tmp_path: Path) -> ServingConfig:
-    shutil.copytree(world.bundle.parent, tmp_path / "bundles")
-    shutil.copytree(world.histories.parent, tmp_path / "export")
-    made = ServingConfig(run_dir=str(tmp_path))
-    made.serving.key_file = str(world.key_file)
+    made = world.run(tmp_path)
     made.recommend.k, made.recommend.now, made.recommend.users_per_shard, made.recommend.block_users = 6, NOW, 4, 3
     return made
 

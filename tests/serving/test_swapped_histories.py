@@ -1,6 +1,5 @@
 """What is stored of users is read anew with each bundle: it is of the log that the model was exported with."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +21,7 @@ from towers.identity import SECRET_FINGERPRINT, UserKeys
 @pytest.fixture
 def config(world: Any, tmp_path: Path) -> ServingConfig:
     """A run of its own, exported and indexed."""
-    shutil.copytree(world.bundle.parent, tmp_path / "bundles")
-    shutil.copytree(world.histories.parent, tmp_path / "export")
-    made = ServingConfig(run_dir=str(tmp_path))
-    made.serving.key_file = str(world.key_file)
-    return made
+    return world.run(tmp_path)
 
 
 @pytest.fixture

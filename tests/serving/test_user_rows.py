@@ -1,6 +1,5 @@
 """No row of a user crosses a purpose that the user denies: random states of everybody, on every path that reads or writes such rows."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving import feedback_job, recommend_job
-from serving.config import ServingConfig
 from serving.messages import RecommendRequest
 from serving.page_messages import BatchRequest, RerankRequest, Shelf
 from serving.profiles import Profiles, open_histories
@@ -114,10 +112,8 @@ def _decisions(of: list[bytes], masks: list[int]) -> dict[bytes, Any]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_jobs_list_and_join_what_is_allowed_and_nothing_else(world: Any, tmp_path: Path, seed: int) -> None:
-    shutil.copytree(world.bundle.parent, tmp_path / "bundles")
-    shutil.copytree(world.histories.parent, tmp_path / "export")
-    config = ServingConfig(run_dir=str(tmp_path))
-    config.serving.key_file, config.serving.receipts = str(world.key_file), str(tmp_path / "receipts")
+    config = world.run(tmp_path)
+    config.serving.receipts = str(tmp_path / "receipts")
     keys = UserKeys.open(str(world.key_file))
     users = sorted(world.users)
     masks = dict(zip(users, np.random.default_rng(seed).integers(0, EVERYTHING + 1, len(users)).tolist(), strict=True))

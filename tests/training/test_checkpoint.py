@@ -183,7 +183,7 @@ def test_a_damaged_best_gives_way_to_the_newest_whole_one(make, said, others):
     assert any("000001-step-10" in line and "was the best" in line for line in said)
 
 
-@pytest.mark.parametrize("function", ["save_file", "_sync"])
+@pytest.mark.parametrize("function", ["save_file", "sync"])
 def test_a_full_disk_loses_nothing_saved(make, monkeypatch, function):
     part, saver = make(keep=1)
     save_steps(part, saver, [10])

@@ -1,7 +1,6 @@
 """A run after some use, with rows of users in every file that can hold them."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,10 +127,8 @@ def prepared(folder: Path, keys: UserKeys, users: list[str]) -> None:
 def used(world: Any, tmp_path: Path) -> Run:
     """Exports, prepared data, lists, audit columns, events and impressions, in SQLite and as Parquet, of two users among others."""
     root = tmp_path / "run"
-    shutil.copytree(world.bundle.parent, root / "bundles")
-    shutil.copytree(world.histories.parent, root / "export")
-    config = ServingConfig(run_dir=str(root))
-    config.serving.key_file, config.serving.receipts = str(world.key_file), str(tmp_path / "receipts.jsonl")
+    config = world.run(root)
+    config.serving.receipts = str(tmp_path / "receipts.jsonl")
     made = Run(config, UserKeys.open(str(world.key_file)))
     users = sorted(world.users, key=made.keys.key)
     keyed = {"user_key": pa.array(list(map(made.keys.key, users)), pa.binary(16))}
