@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 import serving.subject_config
 import training.config
 from serving.messages import RecommendRequest
+from tests.announced import wait_for_announcement
 from towers.cli import usage
 from towers.schema import KINDS, OWNERS
 from towers.verbs import VERBS, conf_dir, config_groups
@@ -172,10 +173,7 @@ def test_the_own_data_block_runs_as_it_stands_through_to_http_200(tmp_path: Path
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     server = subprocess.Popen(["towers", "serve", "run_dir=runs/shop", "serving.port=0"], cwd=tmp_path, env=environment)
     try:
-        place = tmp_path / "runs" / "shop" / "serve.json"
-        while not (place.exists() and (told := json.loads(place.read_text()))["state"] == "listening"):
-            assert server.poll() is None and time.monotonic() - started < 120, "the server does not come up"
-            time.sleep(0.05)
+        told = wait_for_announcement(server, tmp_path / "runs" / "shop")
         reply = answer(told["url"], "/v1/recommend", json.loads(re.search(r"-d '(.*)'", block("Serving", "bash"))[1]))  # type: ignore[index]
         assert reply["mode"] == "personalized" and len(reply["items"]) == 5
         assert all("chair no." in item["title"] for item in reply["items"])

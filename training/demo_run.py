@@ -87,8 +87,11 @@ def _wait_until_ready(server: subprocess.Popen[bytes], ready: Path) -> str:
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise JobFailed("serve", server.returncode)
-        told = json.loads(ready.read_text()) if ready.exists() else {}
-        if told.get("pid") == server.pid and _get(f"{told['url']}/health/ready"):  # else a former server's
+        try:
+            told = json.loads(ready.read_text())
+        except FileNotFoundError:  # not asked first: this server takes a former one's away at any moment
+            told = {}
+        if told.get("pid") == server.pid and _get(f"{told['url']}/health/ready"):
             return str(told["url"])
         time.sleep(0.05)
     raise DataError(f"demo: the server was not ready within {SERVER_START_S:.0f} s")

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from serving.retriever import Retriever
+from tests.announced import wait_for_announcement
 from towers.bundle import current
 from training.config import TrainingConfig
 from training.interactions import Interactions
@@ -167,13 +167,7 @@ def _served(cwd: Path, key_file: Path) -> Iterator[tuple[str, Any]]:
         return subprocess.CompletedProcess(command, server.returncode, out, err)
 
     try:
-        deadline = time.monotonic() + 60
-        while not (cwd / "run" / "serve.json").exists():
-            if server.poll() is not None or time.monotonic() > deadline:
-                server.kill()
-                pytest.fail(f"the server did not start: {server.communicate()[1]}")
-            time.sleep(0.02)
-        yield json.loads((cwd / "run" / "serve.json").read_text())["url"], finish
+        yield wait_for_announcement(server, cwd / "run")["url"], finish
     finally:
         if server.poll() is None:
             server.kill()

@@ -22,6 +22,7 @@ from serving.config import ServeConfig
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.retriever import Retriever
 from serving.run import histories, listen, url
+from tests.announced import wait_for_announcement
 from towers.encoder import Encoder, UserRow
 from towers.errors import ConfigError
 from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
@@ -50,7 +51,6 @@ def environment(key_file: Path) -> dict[str, str]:
 @contextmanager
 def served(world: Any, run_dir: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A running server and its announcement."""
-    place = run_dir / "serve.json"
     server = subprocess.Popen(
         command(run_dir, "serving.port=0", *overrides),
         env=environment(world.key_file),
@@ -59,12 +59,7 @@ def served(world: Any, run_dir: Path, *overrides: str) -> Iterator[tuple[subproc
         text=True,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (place.exists() and (told := json.loads(place.read_text()))["pid"] == server.pid):
-            assert server.poll() is None, server.stderr and server.stderr.read()
-            assert time.monotonic() < deadline, "not ready within a minute"
-            time.sleep(0.02)
-        yield server, told
+        yield server, wait_for_announcement(server, run_dir)
     finally:
         if server.poll() is None:
             server.kill()

@@ -1,11 +1,9 @@
 """People's wishes over HTTP, before one process and before several."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from serving.engine import Engine
 from serving.metrics import Metrics
 from serving.routes import ROUTE_NAMES
 from serving.subjects import verify
+from tests.announced import wait_for_announcement
 from towers.live_consent import LiveConsent
 
 USER, OTHER = "user-4", "user-9"
@@ -92,11 +91,7 @@ def test_every_worker_knows_at_its_next_request(used: Any) -> None:
     environment = {**os.environ, "TOWERS_KEY_FILE": str(used.config.serving.key_file), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
-        place, started = used.dir / "serve.json", time.monotonic()
-        while not place.exists():
-            assert server.poll() is None and time.monotonic() - started < 60
-            time.sleep(0.05)
-        url = json.loads(place.read_text())["url"]
+        url = wait_for_announcement(server, used.dir)["url"]
 
         def profiles(user: str) -> set[str]:
             """What many requests get, each over a connection of its own, so that both workers are asked."""
