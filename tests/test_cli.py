@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,13 +139,10 @@ def test_a_wrong_setting_ends_with_2_and_its_name(tmp_path: Path, override: str,
 
 
 def test_a_wrong_setting_is_told_before_torch_is_imported(tmp_path: Path) -> None:
-    started = time.monotonic()
     done = run("-X", "importtime", "-m", "towers", "train", "optim.lrr=1", cwd=tmp_path)
-    took = time.monotonic() - started
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 2
     assert modules.isdisjoint({"torch", "pandas", "tensorboard", "faiss", "onnx"})
-    assert took < 5, "about half a second on a quiet machine"
 
 
 @pytest.mark.parametrize(("seed", "code"), [(0, 0), (3, 3), (4, 4), (5, 5), (70, 70)])
@@ -166,6 +162,10 @@ def test_a_job_leaves_its_settings_in_run_dir_and_nothing_elsewhere(fake: Path) 
     assert (fake / "here/config/train.yaml").read_text().startswith("# towers train run_dir=here model.dim=8\n"), "the command, too"
     kept = OmegaConf.load(fake / "here/config/train.yaml")
     assert (kept.model.dim, kept.run_dir) == (8, "here")
+    (fake / "my own").mkdir()
+    assert run("fake_job.py", "run_dir=here", "--config-dir", "my own", cwd=fake).returncode == 0
+    command = f"# towers train '--config-dir={fake}/my own' run_dir=here\n"
+    assert (fake / "here/config/train.yaml").read_text().startswith(command), "it can be given again as it stands"
 
 
 def test_a_multirun_gives_each_combination_its_folder(fake: Path) -> None:

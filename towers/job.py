@@ -83,7 +83,7 @@ def overrides() -> list[str]:
 
 
 def config_dirs() -> list[str]:
-    """The `--config-dir` of the running job, as typed, for a job that starts others."""
+    """The `--config-dir` of the running job, its path in full, for a job that starts others and for whoever repeats this one."""
     return [f"--config-dir={source.path}" for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
 
 
@@ -92,7 +92,9 @@ def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
     folder = run_dir / "config"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.yaml").write_text(f"# {shlex.join(['towers', name, *overrides()])}\n{OmegaConf.to_yaml(raw, resolve=True)}")
+        (folder / f"{name}.yaml").write_text(
+            f"# {shlex.join(['towers', name, *config_dirs(), *overrides()])}\n{OmegaConf.to_yaml(raw, resolve=True)}"
+        )
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from error
 

@@ -29,7 +29,7 @@ from training.queries import Queries, make_queries, recommendable
 from training.refit import evaluated, refit_said
 from training.rivals import rivals
 from training.showing import Showing
-from training.views import described, make_views
+from training.views import described, make_views, unanswered
 
 
 def run(config: TrainingConfig) -> str:
@@ -54,6 +54,7 @@ def run(config: TrainingConfig) -> str:
     asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed, settings.max_history)
     allowed_I, measurable_U = recommendable(data), permission.measurable(data.user_keys)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
+    warnings += unanswered(views, asked)
     forms = make_forms(asked, settings.seen)
     chosen = choose_settings(names, prepared, config, allowed_I, forms[0].masked)
     similar, said = fit_similarities(names, data, chosen), [chosen.said(name) for name in names]

@@ -216,9 +216,9 @@ class Trainer:
         inputs = self.processes.union(not_finite(batch.user), batch.user) + not_finite(_on_cpu(self.objective.items.inputs))
         if inputs:
             raise DataError(f"{what}. These inputs hold NaN or infinity: {', '.join(inputs)}. Repair the columns and prepare again")
+        exact = "" if self.config.precision == "fp32" else ", or use trainer.precision=fp32"
         raise TrainingError(
-            f"{what}. Lower optim.lr, set optim.clip_norm=1, raise model.temperature, or use trainer.precision=fp32; then start"
-            " anew with trainer.resume=false"
+            f"{what}. Lower optim.lr, set optim.clip_norm=1, or raise model.temperature{exact}; then start anew with trainer.resume=false"
         )
 
 

@@ -67,6 +67,17 @@ def make_views(settings: EvaluateConfig, schema: Schema) -> list[View]:
     return views + [View(f"shown={shown}", shown=shown, least=curve[-1]) for shown in curve]
 
 
+def unanswered(views: Sequence[View], queries: Queries) -> list[str]:
+    """A warning, where evaluate.history_curve asks for more events than any query has: none of its values can be told."""
+    least = max((view.least for view in views), default=0)
+    if least <= queries.history_Q.max(initial=0):
+        return []
+    return [
+        f"evaluate.history_curve: no query has {least} events, so there is no curve (it is of the queries that have as many as its largest"
+        f" value); the longest history has {queries.history_Q.max(initial=0)}"
+    ]
+
+
 def _without(asked: str, schema: Schema) -> View:
     names = [f.input_name for owner in _OWNERS for f in schema.owned_by(owner)]
     hidden: list[str] = []

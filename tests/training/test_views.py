@@ -85,6 +85,15 @@ def test_all_points_of_the_curve_answer_the_same_queries(make_toy, tmp_path: Pat
     assert any("newest n events" in line for line in document["protocol"])
 
 
+def test_a_curve_that_no_history_is_long_enough_for_is_told(make_toy, tmp_path: Path) -> None:
+    longest = int(make_queries(make_toy(), "test", "event", "leave_one_out").history_Q.max())
+    said = run(tmp_path, make_toy(), history_curve=[0, longest])["warnings"]
+    assert not any("history_curve" in line for line in said)
+    document = run(tmp_path, make_toy(), history_curve=[0, longest + 1])
+    assert any(f"no query has {longest + 1} events" in line and f"longest history has {longest}" in line for line in document["warnings"])
+    assert "test/shown=0/ndcg@5" not in document["metrics"]
+
+
 def test_another_run_beside_is_paired_by_query(make_toy, tmp_path: Path) -> None:
     data = make_toy()
     for name, seed in (("one", 0), ("two", 1)):

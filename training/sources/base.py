@@ -224,7 +224,9 @@ def find_folder(data: DataConfig, default: str) -> Path | None:
         if folder.is_dir():
             return folder
     if data.path:
-        raise DataError(f"data.path: no folder {data.path!r}; looked at {', '.join(map(str, tried))}. Give the folder of {data.name}")
+        raise DataError(
+            f"data.path: no folder {data.path!r}; looked at {', '.join(dict.fromkeys(map(str, tried)))}. Give the folder of {data.name}"
+        )
     return None
 
 

@@ -57,3 +57,6 @@ def test_folder_is_the_path_as_given_then_under_the_data_directory(tmp_path, mon
     assert find_folder(DataConfig(path="ml-1m"), "x") == tmp_path / "ml-1m"
     with pytest.raises(DataError, match=r"data\.path: no folder 'nowhere'"):
         find_folder(DataConfig(path="nowhere"), "ml-1m")
+    absent = str(tmp_path / "absent")
+    with pytest.raises(DataError, match=f"looked at {absent}. Give"):
+        find_folder(DataConfig(path=absent), "ml-1m")
