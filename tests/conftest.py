@@ -5,9 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch or faiss start their thread pools: tests run in several processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# In CI the same examples each time: what it says is of the change that it was asked about. A busy machine draws them slowly.
+settings.register_profile("towers", suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI")))
+settings.load_profile("towers")
 
 GOOD_REASONS = ("no GPU", "no dataset", "no right to mount")
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -5,11 +5,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from serving.config import ServeConfig
+from serving.impressions import OUTBOX_FILE
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.retriever import Retriever
 from serving.run import histories, listen, url
@@ -205,6 +207,15 @@ def test_histories_are_the_runs_unless_others_are_named(tmp_path: Path) -> None:
     assert histories(ServeConfig(history="elsewhere.parquet"), tmp_path) == Path("elsewhere.parquet")
 
 
+def wait_for_lists(outbox: Path, count: int) -> None:
+    """Until so many lists are on disk."""
+    deadline = time.monotonic() + 60
+    with closing(sqlite3.connect(f"file:{outbox}?mode=ro", uri=True, timeout=10)) as database:
+        while (found := database.execute("SELECT count(*) FROM waiting").fetchone()[0]) < count:
+            assert time.monotonic() < deadline, f"{found} of {count}"
+            time.sleep(0.02)
+
+
 def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any, tmp_path: Path) -> None:
     run_dir = world.bundle.parent.parent
     with served(world, run_dir, "serving.workers=2", f"serving.state_dir={tmp_path}") as (server, announced):
@@ -231,7 +242,7 @@ def test_workers_share_what_was_read_and_are_replaced_when_they_die(world: Any, 
             for _ in range(6)
         }
         assert counted == {str(total)}, "whichever worker is asked counts for all"
-        time.sleep(0.3)  # a killed process loses the lists of its last tenth of a second
+        wait_for_lists(tmp_path / OUTBOX_FILE, 40)  # a killed process loses those of its last moments
         victim = children.pop()
         os.kill(victim, signal.SIGKILL)
         deadline = time.monotonic() + 20

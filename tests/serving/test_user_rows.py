@@ -71,7 +71,7 @@ def watched(world: Any, tmp_path: Path) -> Iterator[Any]:
     store.close()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.integers(0, EVERYTHING), min_size=SOME, max_size=SOME), st.integers(0, SOME - 1), st.booleans())
 def test_requests_read_and_note_what_is_allowed_and_nothing_else(watched: Any, masks: list[int], page_of: int, personalize: bool) -> None:
     retriever, stores = watched
