@@ -28,6 +28,8 @@ from training.tracking import say
 EXTRA = 16
 """Vectors computed beyond those wanted: the last ones converge slowest."""
 ROUNDS = 4
+LEAST_SHARE = 1e-6
+"""Share of the greatest singular value from which a direction is one of the data's: rounding leaves some 1e-8 of those that are not."""
 SPREAD = 0.1
 """Root mean square of the products of vectors of what comes next."""
 
@@ -65,8 +67,7 @@ def transition_matrix(data: Interactions) -> sp.csr_array:
 
 def _next_vectors(matrix_II: sp.csr_array, dim: int, seed: int) -> dict[str, NDArray[np.float32]]:
     """Item and history rows of what follows what, float32 [I, D] each; zero for items that nothing follows, or that follow nothing."""
-    vectors_ID, value_D = spectral_vectors(matrix_II, min(dim, matrix_II.shape[0]), seed)
-    vectors_ID = vectors_ID * (value_D > 1e-6 * value_D.max(initial=0.0))
+    vectors_ID, _ = spectral_vectors(matrix_II, min(dim, matrix_II.shape[0]), seed)
     before_ID = normalised(matrix_II) @ vectors_ID  # U S
     length_I1 = np.linalg.norm(before_ID, axis=1, keepdims=True)
     before_ID = np.divide(before_ID, length_I1, out=np.zeros_like(before_ID), where=length_I1 > 1e-6)
@@ -91,7 +92,7 @@ def spectral_vectors(matrix_UI: sp.csr_array, dim: int, seed: int) -> tuple[NDAr
 
     Subspace iteration on A^T A from random vectors, and a Rayleigh-Ritz step at the end (Halko, Martinsson and Tropp 2011): a few
     products with a sparse matrix, where an exact method takes hours at this many vectors. Signs are such that each vector's sum is not
-    negative. Items that nobody has are zero.
+    negative. Items that nobody has are zero, and so are vectors beyond the matrix's rank, which could be any of the null space.
     """
     normal_UI = normalised(matrix_UI)
     normal_IU = normal_UI.T.tocsr()
@@ -105,7 +106,9 @@ def spectral_vectors(matrix_UI: sp.csr_array, dim: int, seed: int) -> tuple[NDAr
     first = np.argsort(-square_K)[:dim]
     vectors_ID = basis_IK @ turn_KK[:, first].astype(np.float32)
     vectors_ID *= np.where(vectors_ID.sum(0) < 0, -1, 1).astype(np.float32)
-    return vectors_ID, np.sqrt(np.maximum(square_K[first], 0)).astype(np.float32)
+    value_D = np.sqrt(np.maximum(square_K[first], 0)).astype(np.float32)
+    spanned_D = value_D > LEAST_SHARE * value_D.max(initial=0.0)
+    return vectors_ID * spanned_D, value_D * spanned_D
 
 
 def normalised(matrix_UI: sp.csr_array) -> sp.csr_array:

@@ -39,6 +39,17 @@ def test_as_many_vectors_as_there_are_users():
     np.testing.assert_allclose(sigma, dense_filter(matrix, 5)[1], atol=1e-3)
 
 
+def test_vectors_beyond_the_rank_are_zero():
+    """300 users of 6 patterns span 6 dimensions; a unit vector of the null space beside them would score what nobody chose."""
+    rng = np.random.default_rng(2)
+    matrix = (rng.random((6, 40)) < 0.3).astype(np.float32)[rng.permutation(np.arange(300) % 6)]
+    vectors, sigma = spectral_vectors(sp.csr_array(matrix), 20, seed=0)
+    wanted, wanted_sigma = dense_filter(matrix, 6)
+    assert not vectors[:, 6:].any() and not sigma[6:].any()
+    np.testing.assert_allclose(sigma[:6], wanted_sigma, atol=1e-4)
+    np.testing.assert_allclose(vectors @ vectors.T, wanted, atol=1e-4)
+
+
 def test_the_sum_of_a_history_scores_as_the_low_pass_filter(toy_set):
     """history rows d^-1/2 V, item rows d^1/2 V: x Di^-1/2 V V^T Di^1/2."""
     tables = spectral_tables(toy_set, 4, seed=0)
