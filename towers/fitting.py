@@ -76,7 +76,9 @@ def _counted(name: str, values: Column) -> Counter[str]:
 class Moments:
     """Mean and standard deviation of a stream, which one absurd value (3e38 among prices) does not move.
 
-    Sums are kept by power of 2 of the magnitude, so that what is absurd can be told, and left out, when all has been seen.
+    Moments are kept by power of 2 of the magnitude, so that what is absurd can be told, and left out, when all has been seen. They are
+    counts, means and sums of squared distances to those means, merged pairwise (Chan, Golub and LeVeque 1983, "Algorithms for computing
+    the sample variance"): sums of plain squares would lose a deviation of seconds in the squares of Unix times.
 
     >>> moments = Moments()
     >>> moments.see(np.array([2.0, 4.0, np.nan]))
@@ -86,24 +88,42 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        self._sums_3P = np.zeros((3, LARGEST_POWER - SMALLEST_POWER + 1))
+        self._count_P, self._mean_P, self._square_P = np.zeros((3, LARGEST_POWER - SMALLEST_POWER + 1))
 
     def see(self, numbers: NDArray[np.float64]) -> None:
         """Take in numbers; those that are not finite are missing."""
         numbers = numbers[np.isfinite(numbers)]
         powers = np.frexp(numbers)[1].clip(SMALLEST_POWER, LARGEST_POWER) - SMALLEST_POWER
         powers[numbers == 0] = 0
-        for sums_P, terms in zip(self._sums_3P, (None, numbers, np.square(numbers)), strict=True):
-            sums_P += np.bincount(powers, terms, minlength=len(sums_P))
+
+        def summed(terms: NDArray[np.float64] | None) -> NDArray[np.float64]:
+            return np.bincount(powers, terms, minlength=len(self._count_P)).astype(np.float64)
+
+        count_P = summed(None)
+        share_P = 1 / np.maximum(count_P, 1)
+        mean_P = summed(numbers) * share_P
+        apart = numbers - mean_P[powers]
+        # what the rounded means are off by, which a second pass sees
+        off_P = summed(apart)
+        square_P = summed(np.square(apart)) - np.square(off_P) * share_P
+        mean_P += off_P * share_P
+
+        total_P = self._count_P + count_P
+        step_P = (mean_P - self._mean_P) * count_P / np.maximum(total_P, 1)
+        self._square_P += square_P + step_P * (mean_P - self._mean_P) * self._count_P
+        self._mean_P += step_P
+        self._count_P = total_P
 
     def fit(self) -> tuple[float, float]:
         """Mean and standard deviation; a constant (or absent) feature gets deviation 1, so that it stays finite."""
         # zeros lie in front and do not count: a feature that is 0 for most has its scale from the others
-        seen_P = np.cumsum(self._sums_3P[0, 1:])
+        seen_P = np.cumsum(self._count_P[1:])
         common = int(np.searchsorted(seen_P, (seen_P[-1] - 1) * 99 // 100 + 1))
-        count, total, squares = self._sums_3P[:, : common + 2 + FAR_POWERS].sum(1).tolist()
+        kept = slice(common + 2 + FAR_POWERS)
+        count_P, mean_P = self._count_P[kept], self._mean_P[kept]
+        count = float(count_P.sum())
         if count == 0:
             return 0.0, 1.0
-        mean = total / count
-        deviation = max(squares / count - mean * mean, 0.0) ** 0.5
+        mean = float(count_P @ mean_P) / count
+        deviation = max(float(self._square_P[kept].sum() + count_P @ np.square(mean_P - mean)) / count, 0.0) ** 0.5
         return mean, deviation if deviation > 1e-12 * max(1.0, abs(mean)) else 1.0

@@ -145,7 +145,25 @@ def test_one_absurd_number_does_not_own_the_scale() -> None:
         assert fit.finish().numbers["item.price"] == pytest.approx((spread.mean(), spread.std()), rel=1e-9)
 
 
-@pytest.mark.parametrize(("prices", "fitted"), [([], (0, 1)), ([0.0, 0.0], (0, 1)), ([7.0], (7, 1)), ([0.25, -3e38], (0.25, 1))])
+@pytest.mark.parametrize(("mean", "deviation"), [(1.7e9, 10.0), (-1e10, 1.0), (3.0, 1e-6), (2.0**31, 300.0), (0.0, 5.0)])
+def test_a_small_spread_around_a_large_mean_keeps_its_scale(mean: float, deviation: float) -> None:
+    """Unix times of a few seconds apart, in rows that come in chunks of any size and order; 2^31 lies between two powers of 2."""
+    rng = np.random.default_rng(1)
+    values = mean + deviation * rng.standard_normal(20_000)
+    about = values - values[0]  # exact, or nearly: what is left of the mean is small
+    wanted = values[0] + about.mean(), about.std()
+    for cuts in ([], [1, 2, 10_000], np.sort(rng.integers(0, 20_000, 300))):
+        fit = PreprocessorFit(SCHEMA)
+        chunks = np.split(values, cuts)
+        for chunk in rng.permutation(len(chunks)):
+            fit.see("item", {"price": chunks[chunk]})
+        assert fit.finish().numbers["item.price"] == pytest.approx(wanted, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prices", "fitted"),
+    [([], (0, 1)), ([0.0, 0.0], (0, 1)), ([7.0], (7, 1)), ([1.7e9 + 0.1] * 999, (1.7e9 + 0.1, 1)), ([0.25, -3e38], (0.25, 1))],
+)
 def test_numbers_without_spread_stay_finite(prices: list[float], fitted: tuple[float, float]) -> None:
     fit = PreprocessorFit(SCHEMA)
     fit.see("item", {"price": np.array(prices)})
