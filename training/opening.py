@@ -3,11 +3,13 @@ at all."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from towers.consent import TRAIN
 from towers.errors import ConfigError, DataError
+from towers.prepared import FACTS
 from towers.rekeying import refuse_unfinished
 from training.config import TrainingConfig
 from training.data_config import schema_of
@@ -73,22 +75,46 @@ def open_permitted(config: TrainingConfig) -> tuple[Interactions, Permission]:
     return data, permission
 
 
-def check_trained_on(run_dir: Path, data: Interactions) -> None:
+def check_trained_on(run_dir: Path, data: Interactions, key: str = "") -> None:
     """The run's model and its prepared data belong together: rows taken out since (somebody was forgotten) part them no more than new user
     keys do, another `towers prepare` does.
+
+    Args:
+        key: what the message starts with.
 
     Raises:
         DataError: data was prepared anew since the model was trained.
     """
-    try:
-        trained_on = json.loads((run_dir / "train.json").read_text()).get("prepared", "")
-    except (OSError, ValueError, AttributeError):
-        return  # a model without its result, or of before the result told
-    if trained_on and made_of(data) and trained_on != made_of(data):
+    if fault := parted(run_dir, made_of(data)):
         raise DataError(
-            f"{run_dir / 'model'} was trained on other data than {run_dir / PREPARED} holds now: ids have other rows, and the split may be"
-            " another. Run `towers train` again (trainer.resume=false), or `towers prepare` with the log and settings of then"
+            f"{key}{fault}. Run `towers train` again (trainer.resume=false), or `towers prepare` with the log and settings of then"
         )
+
+
+def parted(run_dir: Path, made: str | None = None) -> str:
+    """What parts a run's model from its prepared data; empty where nothing does, or it cannot be known.
+
+    Args:
+        made: see `made_of`; None = as it stands in run_dir's prepared data.
+    """
+    if made is None:
+        made = str(_read(run_dir / PREPARED / FACTS).get("data", {}).get("made", ""))
+    trained_on = _read(run_dir / "train.json").get("prepared", "")
+    if not (trained_on and made) or trained_on == made:
+        return ""
+    return (
+        f"{run_dir / 'model'} was trained on other data than {run_dir / PREPARED} holds now: ids have other rows, and the split may be"
+        " another"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none: a model without its result, or data that prepare did not write."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def made_of(data: Interactions) -> str:

@@ -27,7 +27,7 @@ from training.people import AUDIT
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
 from training.refit import evaluated, refit_said
-from training.rivals import rivals
+from training.rivals import refits_said, rivals
 from training.showing import Showing
 from training.views import described, make_views, unanswered
 
@@ -37,7 +37,7 @@ def run(config: TrainingConfig) -> str:
 
     Raises:
         DataError: no prepared data, people in it who withdrew, no model, or nothing held out.
-        ConfigError: a baseline is asked for that the data cannot have.
+        ConfigError: a baseline is asked for that the data cannot have, or a model was trained on the rows that are to be ranked.
     """
     watch = Stopwatch()
     settings, run_dir = config.evaluate, Path(config.run_dir)
@@ -50,7 +50,7 @@ def run(config: TrainingConfig) -> str:
         torch.set_num_threads(config.trainer.threads)
     names = choose_baselines(settings.baselines, data.schema.order, config.data.name, settings.seen, most_pairs(data), data.n_items)
     views = make_views(settings, data.schema)
-    others = rivals(settings.against, prepared)
+    others = rivals(settings.against, prepared, settings.split)
     asked = make_queries(data, settings.split, settings.unit, config.split.name, settings.max_queries, config.seed, settings.max_history)
     allowed_I, measurable_U = recommendable(data), permission.measurable(data.user_keys)
     ks, warnings = cut_ks(settings.ks, int(allowed_I.sum()))
@@ -67,7 +67,12 @@ def run(config: TrainingConfig) -> str:
         "metrics": {},
         "baselines": {name: {} for name in (*names, *runs)},
         "paired": {name: {} for name in (*names, *runs)},
-        "protocol": protocol(asked, config, ks, int(allowed_I.sum()), said, model.length) + described(views) + refit_said(run_dir),
+        "protocol": [
+            *protocol(asked, config, ks, int(allowed_I.sum()), said, model.length),
+            *described(views),
+            *refit_said(run_dir),
+            *refits_said(others),
+        ],
         "warnings": warnings,
     }
     for form in forms:

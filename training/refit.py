@@ -40,17 +40,27 @@ def refit_said(run_dir: Path) -> list[str]:
     return ["refit: validation chose the epochs, then the model was trained anew on train and valid; training rows are both of them here"]
 
 
+def check_unseen(run_dir: Path, split: str, key: str = "evaluate.split") -> None:
+    """That the run's model was not trained on the rows of `split`, which are to be ranked.
+
+    Args:
+        key: the setting that the message starts with.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if split == "valid" and was_refit(run_dir):
+        raise ConfigError(
+            f"{key}: the model in {run_dir} was refitted on the validation rows, so they cannot judge it. Use evaluate.split=test;"
+            f" what chose it stands in {run_dir / RESULT}"
+        )
+
+
 def evaluated(data: Interactions, settings: EvaluateConfig, run_dir: Path) -> Interactions:
     """The data as an evaluation of the run's model reads it: a refitted model's baselines and counts are of the rows that it had, too.
 
     Raises:
         ConfigError: the model was trained on the rows that are to be ranked.
     """
-    if not was_refit(run_dir):
-        return data
-    if settings.split == "valid":
-        raise ConfigError(
-            f"evaluate.split: the model in {run_dir} was refitted on the validation rows, so they cannot judge it. Use evaluate.split=test;"
-            f" what chose it stands in {run_dir / RESULT}"
-        )
-    return with_validation(data)
+    check_unseen(run_dir, settings.split)
+    return with_validation(data) if was_refit(run_dir) else data

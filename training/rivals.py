@@ -1,6 +1,6 @@
 """Other trained runs as baselines: their models rank the same queries, so that differences are paired by query."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +10,22 @@ from towers.columns import ITEM_ID
 from towers.errors import DataError
 from towers.runtime import WEIGHTS_FILE
 from training.interactions import Interactions
-from training.opening import PREPARED
+from training.opening import PREPARED, check_trained_on
 from training.queries import Queries
+from training.refit import check_unseen, was_refit
 
 
-def rivals(folders: Sequence[str], data: Interactions) -> dict[str, tuple[Path, Interactions]]:
+def rivals(folders: Sequence[str], data: Interactions, split: str) -> dict[str, tuple[Path, Interactions]]:
     """The runs of evaluate.against: `run:<name of the folder>` -> its folder and prepared data.
 
     Another run may have other features or another tower; it must have the same users, events, items and split.
 
+    Args:
+        split: the one whose queries are ranked.
+
     Raises:
-        DataError: a folder holds no trained run, it was prepared from other events, or two have one name.
+        DataError: a folder holds no trained run, it was prepared from other events or anew since, or two have one name.
+        ConfigError: one was trained on the rows that are to be ranked.
     """
     found: dict[str, tuple[Path, Interactions]] = {}
     for folder in map(Path, folders):
@@ -38,8 +43,16 @@ def rivals(folders: Sequence[str], data: Interactions) -> dict[str, tuple[Path, 
                 )
         if not theirs.catalog.column(ITEM_ID).equals(data.catalog.column(ITEM_ID)):
             raise DataError(f"evaluate.against: {folder} has another catalogue. Prepare both runs with the same items")
+        check_trained_on(folder, theirs, "evaluate.against: ")
+        check_unseen(folder, split, "evaluate.against")
         found[name] = (folder, theirs)
     return found
+
+
+def refits_said(found: Mapping[str, tuple[Path, Interactions]]) -> list[str]:
+    """What a protocol has to say of refitted rivals."""
+    refitted = [name for name, (folder, _) in found.items() if was_refit(folder)]
+    return [f"refit: {', '.join(refitted)} trained anew on train and valid once validation had chosen the epochs"] if refitted else []
 
 
 def as_asked_of(queries: Queries, theirs: Interactions) -> Queries:

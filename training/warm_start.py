@@ -26,6 +26,7 @@ from towers.pointers import CURRENT, MANIFEST
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model, load_weights
 from towers.schema import Schema
+from training.opening import PREPARED, parted
 
 EVENT_WEIGHTS = ("history.event_log_weight", "history.event_push", "history.event.weight")
 """Weights indexed by event type. They exist only where there are several types, so an older model may have none."""
@@ -73,7 +74,8 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
         path: a bundle, a folder of bundles (its current one is taken), a run_dir, or a run_dir's `model`.
 
     Raises:
-        ConfigError: nothing trained lies there, or its schema or shape is another one; names what differs.
+        ConfigError: nothing trained lies there, its data was prepared anew since, or its schema or shape is another one; names what
+            differs.
     """
     start = open_start(Path(path))
     _check_schema(path, start.preprocessor.schema, preprocessor.schema)
@@ -110,7 +112,12 @@ def open_start(path: Path) -> Start:
             folder = run_dir / "model"
             if not (folder / CONFIG_FILE).is_file():
                 raise ConfigError(f"trainer.init_from: {path} holds no trained model. {advice}")
-            preprocessor = Preprocessor.open(run_dir / "prepared")
+            if fault := parted(run_dir):  # a bundle is sealed with the vocabularies that its weights are of
+                raise ConfigError(
+                    f"trainer.init_from: {fault}. Start from a bundle that was exported before, or run `towers train`"
+                    " (trainer.resume=false) there again, or `towers prepare` there with the log and settings of then"
+                )
+            preprocessor = Preprocessor.open(run_dir / PREPARED)
         # load_model is strict: weights, shape and preprocessing belong together
         return Start(path, preprocessor, load_model(folder, preprocessor).config, load_weights(folder))
     except ConfigError:

@@ -194,6 +194,23 @@ def test_nothing_to_start_from_is_said(tmp_path, make):
         warm_start(build(NEW, POOLED), NEW, str(tmp_path))
 
 
+def test_a_run_whose_data_was_prepared_anew_is_refused(tmp_path, make_toy):
+    """Its vocabularies number other ids: every row would go to another item."""
+    day = {name: replace(make_toy(), facts={"data": {"made": name}}) for name in ("one", "two")}
+    config = TrainingConfig(run_dir=str(tmp_path / "old"), model=POOLED, trainer=TrainerConfig(epochs=1, threads=1, device="cpu"))
+    write_prepared(tmp_path / "old" / "prepared", day["one"])
+    run(config)
+    write_prepared(tmp_path / "new" / "prepared", day["two"])
+    refreshed = replace(config, run_dir=str(tmp_path / "new"), trainer=replace(config.trainer, init_from=str(tmp_path / "old")))
+    run(refreshed)
+    write_prepared(tmp_path / "old" / "prepared", day["two"])
+    for run_dir in (tmp_path / "new", tmp_path / "old"):
+        for start in (tmp_path / "old", tmp_path / "old" / "model"):
+            again = replace(config, run_dir=str(run_dir), trainer=replace(config.trainer, init_from=str(start), resume=False))
+            with pytest.raises(ConfigError, match=r"trainer\.init_from: .*old/model was trained on other data than .*old/prep"):
+                run(again)
+
+
 def test_the_job_starts_from_a_run_and_says_so(tmp_path, make_toy, capsys):
     config = TrainingConfig(run_dir=str(tmp_path / "old"), model=POOLED, trainer=TrainerConfig(epochs=2, threads=1, device="cpu"))
     write_prepared(tmp_path / "old" / "prepared", make_toy(items=37))
