@@ -97,7 +97,7 @@ class TrainerConfig:
             (grouped by user it costs least); else event.
         history_share: with the user sampler and data without order, the share of a user's events that is the history; the others are
             predicted from it.
-        batch_size: examples a step. 0 = 1024 events, windows of at most 3000 targets together (240 steps an epoch or more), or 64 to 512
+        batch_size: examples a step. 0 = 1024 events, windows of at most 5000 targets together (200 steps an epoch or more), or 64 to 512
             users (58 steps an epoch).
         device: auto | cpu | cuda. A run may be resumed on another one, or with other threads or processes; sums then round otherwise, so
             the result equals that of an uninterrupted run to rounding, not bit for bit.

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from training import choice
 from training.choice import Sizes, choose, fitting_length
-from training.config import TrainingConfig
+from training.config import TrainerConfig, TrainingConfig
 
 
 def chosen(sizes, history="mean", **changes):
@@ -57,6 +58,16 @@ def test_the_estimate_counts_a_users_scores_once():
 @pytest.mark.parametrize("users,expected", [(10, 64), (6_040, 104), (29_858, 512), (1_000_000, 512)])
 def test_few_users_make_small_batches_not_short_epochs(users, expected):
     assert chosen(Sizes(20 * users, users, 3_000, True), trainer__sampler="user").batch_size == expected
+
+
+def test_the_help_tells_the_sizes_that_are_taken():
+    help_text = " ".join((TrainerConfig.__doc__ or "").split())
+    for numbers in (
+        f"{choice.BATCH_SIZES['event']} events",
+        f"windows of at most {choice.WINDOW_TARGETS} targets together ({choice.WINDOW_STEPS} steps an epoch or more)",
+        f"{choice.FEWEST_USERS} to {choice.BATCH_SIZES['user']} users ({choice.STEPS_A_PASS} steps an epoch)",
+    ):
+        assert numbers in help_text
 
 
 @pytest.mark.parametrize("sizes", [Sizes(1, 1, 1, True), Sizes(2, 2, 1, False), Sizes(3, 1, 50, True)])
