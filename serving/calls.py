@@ -22,7 +22,7 @@ from serving.logs import REQUEST_ID as ANSWERING
 from serving.logs import loggable, steps
 from serving.messages import Problem
 from serving.metrics import Metrics
-from towers.errors import RequestError
+from towers.errors import RequestError, StorageError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -39,6 +39,7 @@ _ENCODER = msgspec.json.Encoder(enc_hook=as_json)
 _SAFE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON, _PROBLEM = b"application/json", b"application/problem+json"
 _CLOSE = ((b"connection", b"close"),)
+_LATER = ((b"retry-after", b"1"),)
 _WITH = {401: ((b"www-authenticate", b"Bearer"),), 415: ((b"accept-encoding", b"identity"),)}
 """Headers that go with a status."""
 
@@ -152,6 +153,10 @@ class Endpoint:
             status, media_type, failed = error.status, _PROBLEM, loggable(error.field)
             content = problem(status, str(error), headers.request_id, error.field)
             extra = _CLOSE if status == 408 and body is None else _WITH.get(status, ())
+        except StorageError as error:
+            status, media_type, failed, extra = 503, _PROBLEM, "storage", _LATER
+            content = problem(status, str(error), headers.request_id)
+            log.error("cannot be stored", extra={"reason": str(error)})
         except Exception as error:
             status, media_type, failed = 500, _PROBLEM, type(error).__name__
             content = problem(status, "an error of the service; it is in its log", headers.request_id)

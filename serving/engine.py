@@ -114,13 +114,15 @@ class Engine:
         self._refuse(folder.name, self._verdict)
 
     def health(self) -> dict[str, Any]:
-        """Which versions answer, which was refused and why, which waits for its index, and why consent is stale where it is."""
+        """Which versions answer, which was refused and why, which waits for its index, and why consent or the receipts are stale."""
         now = self.retriever
         told: dict[str, Any] = {"model_version": now.model_version, "index_version": now.bundle.version, "items": len(now.catalog)}
         if self.waiting:
             told["waiting"] = {"bundle": self.waiting, "reason": "it has no index yet: run `towers index`"}
         if refused := now.profiles.standing.refused:
             told["consent"] = {"refused": refused}
+        if refused := now.profiles.standing.receipts_refused:
+            told["receipts"] = {"refused": refused}
         return told | ({"refused": self.refused} if self.refused else {})
 
     def start(self) -> "Engine":

@@ -1,5 +1,7 @@
 """Calls about a person's own rows: what they allow, what is held, and that it be forgotten."""
 
+import logging
+
 from serving.calls import Call
 from serving.decoding import check_id, decode
 from serving.engine import Engine
@@ -8,7 +10,9 @@ from serving.profiles import Profiles
 from serving.rights import Rights
 from serving.subjects import log_failures
 from towers.consent import purposes_of
-from towers.errors import RequestError
+from towers.errors import ConfigError, DataError, RequestError, StorageError
+
+log = logging.getLogger("towers.serving")
 
 
 class PeopleCalls:
@@ -35,7 +39,14 @@ class PeopleCalls:
 
     def delete_user(self, call: Call) -> object:
         _, key = self._who(call)
-        receipt = self._kept().subjects.forget([key])
+        subjects = self._kept().subjects
+        try:
+            receipt = subjects.forget([key])
+        except StorageError:
+            raise
+        except (ConfigError, DataError) as error:
+            log.error("nobody can be forgotten", extra={"reason": str(error)})
+            raise RequestError("receipts", str(error), 500) from error
         log_failures(receipt["not_removed_from"])
         return Receipt(**receipt)
 

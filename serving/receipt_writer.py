@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from towers.errors import ConfigError
+from towers.disk import append_whole
+from towers.errors import ConfigError, StorageError
 from towers.receipts import Receipts, sealed
 
 
@@ -18,11 +19,12 @@ class Written(NamedTuple):
 
 
 def write_receipt(path: Path, document: Mapping[str, Any]) -> Written:
-    """Append a receipt to a chain that is sound.
+    """Append a receipt to a chain that is sound; the beginning of one that was never written whole makes room for it.
 
     Raises:
         DataError: the chain was changed.
-        ConfigError: the file cannot be written.
+        StorageError: the disk does not take the receipt; none of it was written.
+        ConfigError: the file cannot be opened.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +39,11 @@ def write_receipt(path: Path, document: Mapping[str, Any]) -> Written:
         receipts = Receipts(path)
         receipts.fresh()
         line, found = sealed(document, receipts.last)
-        os.write(handle, line)
-        os.fsync(handle)
+        if receipts.torn:
+            os.ftruncate(handle, os.fstat(handle).st_size - receipts.torn)
+        append_whole(handle, line)
         return Written(receipts.count + 1, found)
+    except OSError as error:
+        raise StorageError(f"receipts {path}: {error.strerror}, so no receipt can be written; free some space, then ask again") from error
     finally:
         os.close(handle)

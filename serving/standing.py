@@ -84,6 +84,9 @@ class Standing:
         store: decisions told to this service; None = they end with the process.
         erasures: people who are forgotten; None = nobody.
         bell: tells processes of each other's changes; None = this process is the only one, or `refresh` is called often enough.
+
+    Attributes:
+        receipts_refused: why the receipts as they are now cannot be read, so that nobody forgotten since is known; "" = they can.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Standing:
         self._table, self._store, self._erasures, self._bell = table, store, erasures, bell
         self._decided: dict[bytes, Decisions] = {}
         self._generation = 0
+        self.receipts_refused = ""
         self._lock = threading.Lock()
         if erasures is not None:
             erasures.refresh()
@@ -166,11 +170,18 @@ class Standing:
                 changed, self._generation = self._store.since(self._generation)
                 for of, decisions in changed.items():
                     self._decided[of] = {**self._decided.get(of, {}), **decisions}
-            try:
-                if self._erasures is not None:
-                    self._erasures.refresh()
-            except (DataError, ConfigError) as error:  # who was forgotten before stays forgotten
-                log.error("receipts refused", extra={"reason": str(error)})
+            self._follow_receipts()
+
+    def _follow_receipts(self) -> None:
+        refused = ""
+        try:
+            if self._erasures is not None:
+                self._erasures.refresh()
+        except (DataError, ConfigError) as error:  # who was forgotten before stays forgotten
+            refused = str(error)
+        if refused and refused != self.receipts_refused:
+            log.error("receipts refused", extra={"reason": refused})
+        self.receipts_refused = refused
 
     def close(self) -> None:
         """Release the files."""

@@ -38,6 +38,8 @@ def run(config: SubjectJobConfig) -> str:
     if config.action == "verify":
         done |= verify(receipts_file(config.serving.receipts, config.serving.key_file))
         print(f"   {done['receipts']} receipts are as they were written; last hash {done['last_hash']}", flush=True)
+        if torn := done.get("torn_bytes"):
+            print(f"   after them stand {torn} bytes of one that was not written whole, of which nobody was told; the next replaces them")
     elif config.action == "scan":
         return str(_scan(config, run_dir))
     elif not run_dir.is_dir():

@@ -234,10 +234,12 @@ def log_failures(failed: Mapping[str, str]) -> None:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Read a whole chain: how many receipts it has, and the last hash. Raises DataError naming the line that was changed."""
+    """Read a whole chain: how many receipts it has, the last hash, and where there is one the length of a torn receipt at its end. Raises
+    DataError naming the line that was changed."""
     receipts = Receipts(path)
-    found = receipts.fresh()
-    return {"receipts": receipts.count, "last_hash": receipts.last, "forgotten": sum(len(line.get("marks", ())) for line in found)}
+    forgotten = sum(len(line.get("marks", ())) for line in receipts.fresh())
+    told = {"receipts": receipts.count, "last_hash": receipts.last, "forgotten": forgotten}
+    return told | ({"torn_bytes": receipts.torn} if receipts.torn else {})
 
 
 def now_us() -> int:

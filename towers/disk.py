@@ -26,6 +26,22 @@ def disk_error(error: OSError, run_dir: str) -> DataError | None:
     )
 
 
+def append_whole(handle: int, content: bytes) -> None:
+    """Have the disk keep bytes at the end of an open file, all of them or none: a full disk takes a part of what it is given.
+
+    Raises:
+        OSError: nothing was appended.
+    """
+    size, left = os.fstat(handle).st_size, memoryview(content)
+    try:
+        while left:
+            left = left[os.write(handle, left) :]
+        os.fsync(handle)
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
+
+
 def sync(path: Path) -> None:
     """Have the disk keep a file's content, or a folder's entries."""
     handle = os.open(path, os.O_RDONLY)

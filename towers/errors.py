@@ -3,7 +3,8 @@
 TowersError
 |-- ConfigError   2   a setting is wrong: names the key, the value got, the value expected
 |-- DataError     3   a file or table is wrong: names the column or file, and what to do
-|   `-- BundleError   a bundle is damaged, foreign or of another format
+|   |-- BundleError   a bundle is damaged, foreign or of another format
+|   `-- StorageError  something could not be written just now: a full disk, a file that others lock (HTTP 503)
 |-- TrainingError 2   training left the finite numbers: names the step and the knobs to turn
 |-- GateError     4   a result is below its bound and is not published
 `-- RequestError      a caller's request is wrong: names the field (HTTP 4xx)
@@ -34,6 +35,10 @@ class DataError(TowersError):
 
 class BundleError(DataError):
     """A bundle is damaged, incomplete, foreign, or of another format version."""
+
+
+class StorageError(DataError):
+    """Something could not be written, and nothing of it was: the disk is full or closed, or a file is locked. It may be tried again."""
 
 
 class TrainingError(TowersError):

@@ -2,7 +2,8 @@
 
 One JSON object a line. Each begins with the SHA-256 of the hash before it and of its own remaining bytes, so that any byte that is changed
 is found. Not found, from the file alone, is a chain that somebody made anew from a line on, or cut off at its end: keep the last hash
-elsewhere (every receipt is answered with it).
+elsewhere (every receipt is answered with it). The beginning of a line after the last whole one is no change: it is what a death or a full
+disk left of a receipt that nobody was given.
 
 A receipt knows a person by a mark of the user key (`towers.identity.mark`), and what happened up to its moment is forgotten: it is dropped
 wherever it turns up again, from a backup or in the log of the next `towers prepare`. What happens later counts anew.
@@ -56,12 +57,13 @@ class Receipts:
 
     Attributes:
         count, last: lines read, and the hash of the last one.
+        torn: bytes after it that are the beginning of a receipt, which was not written whole or is being written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count, self.last = 0, BEGINNING
-        self._offset = 0
+        self.torn, self._offset = 0, 0
 
     def fresh(self) -> list[dict[str, Any]]:
         """What was added since the last call.
@@ -82,17 +84,40 @@ class Receipts:
             return []
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
-        return [self._read(line) for line in content.splitlines(keepends=True)]
+        before = self.count, self.last, self._offset
+        try:
+            *lines, tail = content.split(b"\n")
+            found = [self._read(line) for line in lines]
+            self._check_torn(tail)
+        except DataError:
+            self.count, self.last, self._offset = before  # what was not returned is read again
+            raise
+        self.torn = len(tail)
+        return found
 
     def _read(self, line: bytes) -> dict[str, Any]:
-        start = len(_FIRST) + len(BEGINNING)
-        told, rest = line[len(_FIRST) : start], line[start + len(_THEN) : -1]
-        whole = line.endswith(b"\n") and line.startswith(_FIRST) and line[start : start + len(_THEN)] == _THEN
-        if not whole or told != _hash(self.last, rest).encode():
-            raise DataError(f"{self.path}: line {self.count + 1} is not what was written; every receipt before it is sound")
+        told, then, rest = _parts(line)
+        if not line.startswith(_FIRST) or then != _THEN or told != _hash(self.last, rest).encode():
+            raise self._changed()
         document: dict[str, Any] = json.loads(b"{" + rest)
-        self.count, self.last, self._offset = self.count + 1, told.decode(), self._offset + len(line)
+        self.count, self.last, self._offset = self.count + 1, told.decode(), self._offset + len(line) + 1
         return document
+
+    def _check_torn(self, tail: bytes) -> None:
+        """Whether what follows the last line is the beginning of one: a whole one with another byte after it was changed."""
+        told, then, rest = _parts(tail)
+        begins = (_FIRST.startswith(tail) or tail.startswith(_FIRST)) and not told.strip(b"0123456789abcdef") and _THEN.startswith(then)
+        if not begins or (rest and told == _hash(self.last, rest[:-1]).encode()):
+            raise self._changed()
+
+    def _changed(self) -> DataError:
+        return DataError(f"{self.path}: line {self.count + 1} is not what was written; every receipt before it is sound")
+
+
+def _parts(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Of a line without its end: the hash told, what stands behind it, and the rest."""
+    start = len(_FIRST) + len(BEGINNING)
+    return line[len(_FIRST) : start], line[start : start + len(_THEN)], line[start + len(_THEN) :]
 
 
 class Erasures:

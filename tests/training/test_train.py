@@ -170,23 +170,6 @@ def test_a_full_disk_loses_nothing_saved_and_the_run_goes_on(make_run, small_dis
     assert_same_run(cut, whole)
 
 
-@pytest.fixture
-def small_disk():
-    """Mounts a file system of 2 MB at a folder."""
-    mounted = []
-
-    def mount(folder):
-        folder.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no right to mount a file system: {done.stderr.strip()}")
-        mounted.append(folder)
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_without_prepared_data_it_says_what_to_run(tmp_path):
     done = train(tmp_path, expect=3)
     assert "towers prepare" in done.stderr

@@ -1,5 +1,6 @@
 """People's wishes over HTTP, before one process and before several."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -23,8 +24,12 @@ USER, OTHER = "user-4", "user-9"
 ROOT = Path(__file__).parents[3]
 
 
+def full_disk(handle: int, content: bytes) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.anyio
-async def test_seeing_and_forgetting(used: Any) -> None:
+async def test_seeing_and_forgetting(used: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with used.served() as (retriever, rights):
         app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), rights=rights))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -41,9 +46,16 @@ async def test_seeing_and_forgetting(used: Any) -> None:
             for method in ("GET", "DELETE"):
                 refused = await client.request(method, f"/v1/users/{'x' * 300}")
                 assert (refused.status_code, refused.json()["field"]) == (422, "id")
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "write", full_disk)
+                later = await client.delete(f"/v1/users/{OTHER}")
+            assert later.status_code == 503 and "No space left" in later.json()["detail"] and later.headers["retry-after"] == "1"
+            assert (await client.get(f"/v1/users/{OTHER}")).json()["held"] and verify(used.receipts)["receipts"] == 2
             used.receipts.write_bytes(b"not a chain\n")
             failed = await client.delete(f"/v1/users/{OTHER}")
-            assert failed.status_code == 500 and OTHER not in failed.text
+            assert failed.status_code == 500 and OTHER not in failed.text and "line 1 is not what was written" in failed.text
+            rights.standing.refresh()
+            assert "shorter than it was" in (await client.get("/health/ready")).json()["receipts"]["refused"]
 
 
 @pytest.mark.anyio

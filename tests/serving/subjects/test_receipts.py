@@ -1,6 +1,7 @@
 """The chain of receipts: every changed byte is found, and who is forgotten is known by a mark alone."""
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from serving.receipt_writer import write_receipt
+from serving.standing import Standing
+from serving.subjects import verify
+from tests.conftest import full
 from towers.columns import NO_TIME
-from towers.errors import ConfigError, DataError
+from towers.errors import ConfigError, DataError, StorageError
 from towers.identity import UserKeys, mark
 from towers.receipts import FORGET, REMOVED, Erasures, Receipts, receipts_file
 
@@ -114,3 +118,55 @@ def test_a_chain_of_another_secret_is_refused(tmp_path: Path) -> None:
 def test_the_chain_lies_beside_the_secret(tmp_path: Path) -> None:
     assert receipts_file(None, str(tmp_path / "user_key")) == tmp_path / "user_key.receipts.jsonl"
     assert receipts_file(str(tmp_path / "r"), None) == tmp_path / "r"
+
+
+def test_a_receipt_that_a_full_disk_takes_in_part_leaves_nothing(tmp_path: Path, small_disk: Callable[[Path], None]) -> None:
+    small_disk(tmp_path / "small")
+    path = tmp_path / "small" / "r.jsonl"
+    written(path)
+    before = path.read_bytes()
+    with full(tmp_path / "small"):
+        for _ in range(2):
+            with pytest.raises(StorageError, match="No space left"):
+                write_receipt(path, {"what": FORGET, "moment": 1, "marks": ["ab" * 8] * 1000})
+    assert path.read_bytes() == before
+    assert write_receipt(path, {"what": REMOVED}).number == 7 and len(Receipts(path).fresh()) == 7
+
+
+@pytest.mark.parametrize("left", [1, 8, 20, 74, 75, 76, 120])
+def test_the_beginning_of_a_receipt_is_not_a_change(tmp_path: Path, left: int) -> None:
+    """A death, or a disk that took a part of it, leaves one at the end: it is told of, and makes room for the next."""
+    path = tmp_path / "r.jsonl"
+    lines = written(path).splitlines(keepends=True)
+    torn = lines[-2][:left]
+    path.write_bytes(b"".join(lines[:-2]) + torn)
+    receipts, erasures = Receipts(path), Erasures(Receipts(path))
+    assert len(receipts.fresh()) == 4 and receipts.torn == len(torn) and erasures.refresh() and len(erasures) == 2
+    assert verify(path) == {"receipts": 4, "last_hash": receipts.last, "forgotten": 2, "torn_bytes": len(torn)}
+    assert write_receipt(path, {"what": FORGET, "moment": 9, "marks": ["ab" * 8]}).number == 5
+    assert len(receipts.fresh()) == 1 and receipts.torn == 0 and erasures.refresh() and len(erasures) == 3
+    assert "torn_bytes" not in verify(path)
+
+
+def test_what_begins_otherwise_is_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    content = written(path)
+    for tail in (b"x", b'{"hash":"XY', b'{"hash":"' + b"0" * 64 + b'"}', b'{"cash":"' + b"0" * 80, b"\x00" * 40):
+        path.write_bytes(content + tail)
+        with pytest.raises(DataError, match="line 7 is not what was written"):
+            Receipts(path).fresh()
+
+
+def test_receipts_that_cannot_be_followed_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "r.jsonl"
+    content = written(path)
+    standing = Standing(erasures=Erasures(Receipts(path)))
+    added = write_receipt(path, {"what": FORGET, "moment": 9, "marks": [mark(KEYS.key("u9")).hex()]})
+    whole = path.read_bytes()
+    path.write_bytes(content + b"no receipt\n" + whole[len(content) :])
+    for _ in range(5):
+        standing.refresh()
+    assert [record.message for record in caplog.records] == ["receipts refused"] and "line 7" in standing.receipts_refused
+    path.write_bytes(whole)
+    standing.refresh()
+    assert standing.receipts_refused == "" and standing.forgotten(KEYS.key("u9")) == 9 and added.number == 7
