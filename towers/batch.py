@@ -77,7 +77,7 @@ class UserEncoding:
         vectors_BHD: float32; H = 1 for one interest. Ready for a dot product with item vectors (already normalised under
             cosine similarity, a spectral part aside).
         history_weights_BL: float32 or None: the share of each history position in the vector, for exact attribution. In a spectral part
-            all events count alike.
+            all events count alike, and second rows (`model.history.associations`) have shares of their own, which `parts` counts in.
         parts: where they were asked for and the tower is a weighted sum; else None.
     """
 

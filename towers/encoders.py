@@ -19,7 +19,7 @@ from towers.columns import FIRST_ROW
 from towers.errors import ConfigError
 from towers.features import FEATURE_SCALE, embedding
 from towers.history import AGE_ROWS, REPEAT_ROWS
-from towers.lookups import HISTORY_MASK, HISTORY_REPEAT, HISTORY_ROWS
+from towers.lookups import ASSOCIATION_ROWS, HISTORY_MASK, HISTORY_REPEAT, HISTORY_ROWS
 from towers.model_config import ModelConfig
 
 PUSH_PACE = 10.0
@@ -28,12 +28,14 @@ would a weight of ten."""
 
 
 class History(NamedTuple):
-    """A history as a vector, each position's share of it (all zeros where the encoder is no weighted sum), and what of it is no position's:
-    the vector that stands for an empty history, and zeros elsewhere (None where the encoder is no weighted sum)."""
+    """A history as a vector, each position's share of it (all zeros where the encoder is no weighted sum), what of it is no position's:
+    the vector that stands for an empty history, and zeros elsewhere (None where the encoder is no weighted sum), and the share of each
+    position's second row (None without `associations`)."""
 
     vector_BD: Tensor
     weights_BL: Tensor
     absent_BD: Tensor | None = None
+    association_BL: Tensor | None = None
 
 
 Pool = Callable[[Tensor], Tensor]
@@ -56,8 +58,8 @@ class HistoryEncoder(nn.Module):
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
         raise NotImplementedError
 
-    def pooled(self, gathered: Mapping[str, Tensor], pool: Pool) -> History:
-        """What `forward` gives, with the rows summed by `pool`; only where `pools`."""
+    def pooled(self, gathered: Mapping[str, Tensor], pool: Pool, associate: Pool | None = None) -> History:
+        """What `forward` gives, with the rows summed by `pool`, and second rows by `associate`; only where `pools`."""
         raise NotImplementedError
 
     def mark_negative(self, rows: NDArray[np.integer]) -> None:
@@ -84,6 +86,9 @@ class MeanEncoder(HistoryEncoder):
 
     With `use_repeats` log w_j gets + PUSH_PACE r[how many events have the item of j], and for each context feature f that events keep
     + PUSH_PACE s[f, 1] where j agrees with the request, + PUSH_PACE s[f, 0] where it differs, nothing where either is unknown.
+
+    With `associations` a weighted mean of second rows is added, with the same weights but for an r of its own and no s: of what goes with
+    an item much is told by having it at all, whenever that was.
     """
 
     pools = True
@@ -94,6 +99,9 @@ class MeanEncoder(HistoryEncoder):
         self.age_log_weight = nn.Parameter(torch.zeros(AGE_ROWS)) if reads_time else None
         self.event_push = nn.Parameter(torch.zeros(event_rows)) if reads_event and config.history.signed_events else None
         self.repeat_log_weight = nn.Parameter(torch.zeros(REPEAT_ROWS)) if config.history.use_repeats else None
+        self.associates = config.history.associations
+        own = self.associates and config.history.use_repeats
+        self.association_log_weight = nn.Parameter(torch.zeros(REPEAT_ROWS)) if own else None
         self._matched = [(event_context(name.partition(".")[2]), name) for name in matched]
         self.match_log_weight = nn.Parameter(torch.zeros(len(matched), 2)) if matched else None
         self.negative_push = config.history.negative_push
@@ -106,29 +114,30 @@ class MeanEncoder(HistoryEncoder):
             self.negative_events[torch.from_numpy(np.asarray(rows, np.int64)[rows >= FIRST_ROW])] = 1.0
 
     def forward(self, gathered: Mapping[str, Tensor]) -> History:
-        rows_BLD = gathered[HISTORY_ROWS]
-        return self.pooled(gathered, lambda weights_BL: torch.matmul(weights_BL.unsqueeze(1), rows_BLD).squeeze(1))
+        return self.pooled(gathered, _sum_of(gathered[HISTORY_ROWS]), _sum_of(gathered[ASSOCIATION_ROWS]) if self.associates else None)
 
-    def pooled(self, gathered: Mapping[str, Tensor], pool: Pool) -> History:
+    def pooled(self, gathered: Mapping[str, Tensor], pool: Pool, associate: Pool | None = None) -> History:
         mask_BL = gathered[HISTORY_MASK]
         logits_BL = (1.0 - mask_BL) * MASKED
         if self.event_log_weight is not None:
             logits_BL = logits_BL + _of_events(self._log_weights(self.event_log_weight), gathered)
         if self.age_log_weight is not None:
             logits_BL = logits_BL + F.embedding(gathered[HISTORY_AGE], self.age_log_weight.unsqueeze(1)).squeeze(-1)
+        second_BL = logits_BL if self.association_log_weight is None else logits_BL + _of_repeats(self.association_log_weight, gathered)
         if self.repeat_log_weight is not None:
-            # a table a row: backward, so many places of one small table wait for each other
-            repeat_BL = gathered[HISTORY_REPEAT].long()
-            logits_BL = logits_BL + (PUSH_PACE * self.repeat_log_weight).expand(repeat_BL.shape[0], -1).gather(1, repeat_BL)
+            logits_BL = logits_BL + _of_repeats(self.repeat_log_weight, gathered)
         if self.match_log_weight is not None:
             logits_BL = logits_BL + self._matches(PUSH_PACE * self.match_log_weight, gathered)
-        weights_BL = torch.softmax(logits_BL, dim=-1) * mask_BL
         factors = self._factors()
-        if factors is not None:
-            weights_BL = weights_BL * _of_events(factors, gathered)
+        factor_BL = mask_BL if factors is None else mask_BL * _of_events(factors, gathered)
+        weights_BL = torch.softmax(logits_BL, dim=-1) * factor_BL
         has_history_B1 = mask_BL.amax(-1, keepdim=True)
         absent_BD = (1.0 - has_history_B1) * self.no_history_D
-        return History(pool(weights_BL) + absent_BD, weights_BL, absent_BD)
+        vector_BD = pool(weights_BL) + absent_BD
+        if associate is None:
+            return History(vector_BD, weights_BL, absent_BD)
+        association_BL = torch.softmax(second_BL, dim=-1) * factor_BL
+        return History(vector_BD + associate(association_BL), weights_BL, absent_BD, association_BL)
 
     def _matches(self, weight_F2: Tensor, gathered: Mapping[str, Tensor]) -> Tensor:
         """What agreeing with the request's context adds to each event's log weight: [B, L]."""
@@ -150,6 +159,17 @@ class MeanEncoder(HistoryEncoder):
             return learned_E
         positive_E = 1.0 - self.negative_events
         return (positive_E if learned_E is None else learned_E * positive_E) - self.negative_push * self.negative_events
+
+
+def _sum_of(rows_BLD: Tensor) -> Pool:
+    return lambda weights_BL: torch.matmul(weights_BL.unsqueeze(1), rows_BLD).squeeze(1)
+
+
+def _of_repeats(learned_R: Tensor, gathered: Mapping[str, Tensor]) -> Tensor:
+    """What its repeats add to each event's log weight: [B, L]."""
+    repeat_BL = gathered[HISTORY_REPEAT].long()
+    # a table a row: backward, so many places of one small table wait for each other
+    return (PUSH_PACE * learned_R).expand(repeat_BL.shape[0], -1).gather(1, repeat_BL)
 
 
 def _of_events(values_E: Tensor, gathered: Mapping[str, Tensor]) -> Tensor:

@@ -21,9 +21,11 @@ from towers.model_config import InputSpec, ModelConfig
 
 ITEM_TABLE = ITEM_ID
 HISTORY_TABLE = "history_item"
+ASSOCIATION_TABLE = "association_item"
 SPECTRAL_ITEM, SPECTRAL_HISTORY = "spectral_item", "spectral_history"
 HISTORY_MASK, HISTORY_REPEAT = "history.mask", "history.repeat"
 HISTORY_ROWS = f"{HISTORY_ITEM}.rows"
+ASSOCIATION_ROWS = "history.association.rows"
 SPECTRAL_HISTORY_ROWS, SPECTRAL_ITEM_ROWS = "history.spectral.rows", "item.spectral.rows"
 
 
@@ -110,6 +112,8 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     tables |= {s.table: s.rows for s in user_specs if s.newcomer and by_name[s.name].table in tables}
     history_table = ITEM_TABLE if config.history.share_item_table else HISTORY_TABLE
     tables[history_table] = tables[ITEM_TABLE]
+    if config.history.associations:
+        tables[ASSOCIATION_TABLE] = tables[ITEM_TABLE]
     width = config.spectral_width
     spectral = (SPECTRAL_ITEM, SPECTRAL_HISTORY) if width else ()
     tables |= dict.fromkeys(spectral, tables[ITEM_TABLE])
@@ -128,6 +132,8 @@ def plan_towers(config: ModelConfig, inputs: Sequence[InputSpec], event_rows: in
     history += [CoreInput(name, name, "int32", (length,)) for name in (*time_inputs(config), *kept)]
     if config.history.use_repeats:
         history.append(CoreInput(HISTORY_REPEAT, HISTORY_ITEM, "int32", (length,), counts=True))
+    if config.history.associations:
+        history.append(CoreInput(ASSOCIATION_ROWS, HISTORY_ITEM, "float32", (length, dim), table=ASSOCIATION_TABLE))
     item = _feature_inputs(item_specs, tables, dim)
     if spectral:
         history.append(CoreInput(SPECTRAL_HISTORY_ROWS, HISTORY_ITEM, "float32", (length, width), table=SPECTRAL_HISTORY))

@@ -8,7 +8,7 @@ M values of a multi-valued input, V table rows.
 """
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Literal, NamedTuple
 
@@ -28,6 +28,8 @@ from towers.heads import make_head
 from towers.hiding import chance, shortened
 from towers.history import repeats
 from towers.lookups import (
+    ASSOCIATION_ROWS,
+    ASSOCIATION_TABLE,
     HISTORY_MASK,
     HISTORY_ROWS,
     HISTORY_TABLE,
@@ -41,6 +43,7 @@ from towers.lookups import (
 from towers.model_config import InputSpec, ModelConfig
 from towers.unit import normalise
 
+_POOLED = (HISTORY_ROWS, ASSOCIATION_ROWS, SPECTRAL_HISTORY_ROWS)
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
 """Bounds of a learned temperature."""
 
@@ -48,7 +51,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 1.0
 class UserOutput(NamedTuple):
     """User vectors, each history position's share (all zeros where the history encoder is no weighted sum), and where they are asked for
     the other parts of the sum that a vector is before it is divided by its length, [B, D] each: of an empty history, then of each of
-    `plan.user_specs`."""
+    `plan.user_specs`; before them the shares of the positions' second rows, [B, L], where there are such (`model.history.associations`)."""
 
     vectors_BHD: Tensor
     history_weights_BL: Tensor
@@ -84,9 +87,9 @@ class TwoTower(nn.Module):
         self.tables = nn.ModuleDict({name: embedding(rows, self.plan.widths[name]) for name, rows in self.plan.tables.items()})
         for name in self.spectral_tables:  # items without a row of their own are silent
             _table(self.tables, name).weight.requires_grad_(False).zero_()
-        if HISTORY_TABLE in self.tables:
+        for name in {HISTORY_TABLE, ASSOCIATION_TABLE}.intersection(self.tables):
             # Rows that training never reaches stay silent instead of adding noise: unknown items of a live history.
-            _table(self.tables, HISTORY_TABLE).weight.data[: MISSING_ROW + 1] = 0.0
+            _table(self.tables, name).weight.data[: MISSING_ROW + 1] = 0.0
         specs = (*self.plan.user_specs, *self.plan.item_specs)
         self.small_tables = small_tables(specs, self.plan.tables, config.dim)
         self.history: HistoryEncoder = make_encoder(config, event_rows, self.plan.reads_event, self.plan.reads_time, self.plan.matched)
@@ -110,9 +113,13 @@ class TwoTower(nn.Module):
             return self.user_core(self.gather(batch, self.plan.user))
         # No row of a long history has to lie in memory: 500 users of up to 800 events in 640 dimensions would be a gigabyte.
         item_BL = batch[HISTORY_ITEM]
-        gathered = self.gather(batch, (entry for entry in self.plan.user if entry.name not in (HISTORY_ROWS, SPECTRAL_HISTORY_ROWS)))
-        table = _table(self.tables, self.plan.history_table)
-        history = self.history.pooled(gathered, lambda weights_BL: pool_rows(table, item_BL, weights_BL))
+        gathered = self.gather(batch, (entry for entry in self.plan.user if entry.name not in _POOLED))
+
+        def summed(name: str) -> Callable[[Tensor], Tensor]:
+            return lambda weights_BL: pool_rows(_table(self.tables, name), item_BL, weights_BL)
+
+        associate = summed(ASSOCIATION_TABLE) if self.config.history.associations else None
+        history = self.history.pooled(gathered, summed(self.plan.history_table), associate)
         if not self.spectral_tables:
             return self._join(history, gathered, None)
         newest = -self.config.spectral.newest  # -0: all
@@ -158,6 +165,8 @@ class TwoTower(nn.Module):
             else:
                 vector_BD = F.pad(vector_BD, (0, self.config.width - self.config.dim)) + weighted_BK
         others = (history.absent_BD, *each) if parts and history.absent_BD is not None else ()
+        if others and history.association_BL is not None:
+            others = (history.association_BL, *others)
         return UserOutput(vector_BD.unsqueeze(1), history.weights_BL, others)
 
     def item_core(self, gathered: Mapping[str, Tensor], known: tuple[FixedSum, Tensor] | None = None) -> Tensor:

@@ -29,6 +29,9 @@ class HistoryConfig:
         use_age: newer events weigh differently (mean), pauses between events tell (transformer); needs timestamps.
         use_repeats: of the mean: events weigh differently by how many of the history are of the same item, so that what was chosen a
             hundred times need not drown all else.
+        associations: of the mean: events have a second row each, in a table of their own, that is added to the first. Where the first
+            is shared with the items (share_item_table) it says that an item is liked again; the second says what goes with it. Second
+            rows weigh by repeats apart (use_repeats), and not by what events share with the request.
         layers, heads, dropout: of the transformer.
         token_dropout: share of history events hidden in training.
         shorten: share of training rows whose history is cut to a number of newest events drawn from 0 up, so that users with few events
@@ -44,6 +47,7 @@ class HistoryConfig:
     negative_push: float = 0.0
     use_age: bool = True
     use_repeats: bool = False
+    associations: bool = False
     layers: int = 2
     heads: int = 2
     dropout: float = 0.2
@@ -179,7 +183,7 @@ class ModelConfig:
             raise ConfigError(
                 f"model.history.negative_push: got {self.history.negative_push}, expected a number of at least 0 (0 = learned)"
             )
-        for key in ("signed_events", "negative_push", "use_repeats"):
+        for key in ("signed_events", "negative_push", "use_repeats", "associations"):
             if getattr(self.history, key) and self.history.name != "mean":
                 raise ConfigError(f"model.history.{key}: only the mean is a weighted sum of events. Use model.history.name=mean")
         if self.history.name == "transformer" and self.dim % self.history.heads:

@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from towers.batch import NO_HISTORY, UserParts
-from towers.lookups import HISTORY_MASK, HISTORY_ROWS, SPECTRAL_HISTORY_ROWS, TowerPlan
+from towers.lookups import ASSOCIATION_ROWS, HISTORY_MASK, HISTORY_ROWS, SPECTRAL_HISTORY_ROWS, TowerPlan
 from towers.model_config import ModelConfig
 
 Floats = NDArray[np.float32]
+
+PART_ROWS = (HISTORY_ROWS, ASSOCIATION_ROWS, HISTORY_MASK, SPECTRAL_HISTORY_ROWS)
+"""What of a core's arrays the history's parts are made of, as far as a tower reads them."""
 
 
 def other_parts(plan: TowerPlan) -> tuple[str, ...]:
@@ -26,7 +29,10 @@ def other_parts(plan: TowerPlan) -> tuple[str, ...]:
 
 def user_outputs(config: ModelConfig, plan: TowerPlan) -> list[str]:
     """Names of the user graph's outputs. Whoever wants vectors alone asks for the first two; the others are computed anyway."""
-    return ["vectors", "weights", *(f"part.{name}" for name in other_parts(plan) if config.sums_user)]
+    if not config.sums_user:
+        return ["vectors", "weights"]
+    associations = ["association_weights"] if config.history.associations else []
+    return ["vectors", "weights", *associations, *(f"part.{name}" for name in other_parts(plan))]
 
 
 def user_parts(
@@ -37,10 +43,13 @@ def user_parts(
     Args:
         names: of `other_parts`.
         weights_BL: of the history's rows.
-        gathered: what the core read: history rows and their mask, and spectral rows.
-        others: float32 [B, D] each, in the order of the names.
+        gathered: what the core read, of it `PART_ROWS`.
+        others: float32 [B, D] each, in the order of the names; before them the weights [B, L] of second rows, where there are such.
     """
     history_BLD = np.asarray(gathered[HISTORY_ROWS], np.float32) * weights_BL[:, :, None]
+    if config.history.associations:
+        history_BLD += np.asarray(gathered[ASSOCIATION_ROWS], np.float32) * others[0][:, :, None]
+        others = others[1:]
     parts_BSD = np.concatenate([history_BLD, *(other_BD[:, None] for other_BD in others)], axis=1)
     if config.similarity == "cosine":
         whole_BD = parts_BSD.sum(1)

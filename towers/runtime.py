@@ -18,11 +18,10 @@ from torch import Tensor
 
 from towers.batch import FeatureBatch, UserEncoding
 from towers.errors import BundleError, ConfigError, DataError
-from towers.lookups import HISTORY_MASK, HISTORY_ROWS, SPECTRAL_HISTORY_ROWS
 from towers.model import TwoTower
 from towers.model_config import InputSpec, model_config_from_json, model_config_to_json
 from towers.new_items import PREFIX, NewItems, open_new_items
-from towers.parts import other_parts, user_parts
+from towers.parts import PART_ROWS, other_parts, user_parts
 
 CONFIG_FILE = "model_config.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -65,7 +64,7 @@ class TorchRuntime:
                 return UserEncoding(_numpy(vectors_BHD), _numpy(weights_BL) if self._sums else None)
             gathered = self.model.lookup_user(tensors)
             vectors_BHD, weights_BL, others = self.model.user_core(gathered, parts=True)
-        rows = {name: _numpy(gathered[name]) for name in (HISTORY_ROWS, HISTORY_MASK, SPECTRAL_HISTORY_ROWS) if name in gathered}
+        rows = {name: _numpy(gathered[name]) for name in PART_ROWS if name in gathered}
         each = [_numpy(other) for other in others]
         found = user_parts(self.model.config, other_parts(self.model.plan), _numpy(weights_BL), rows, each)
         return UserEncoding(_numpy(vectors_BHD), _numpy(weights_BL), found)

@@ -19,7 +19,7 @@ from torch import Tensor
 from towers.bundle import Bundle, current
 from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, OOV_ROW
 from towers.errors import ConfigError, TowersError
-from towers.lookups import HISTORY_TABLE, ITEM_TABLE
+from towers.lookups import ASSOCIATION_TABLE, HISTORY_TABLE, ITEM_TABLE
 from towers.model import TwoTower
 from towers.model_config import ModelConfig, model_config_to_json
 from towers.pointers import CURRENT, MANIFEST
@@ -133,7 +133,7 @@ def _vocabularies(model: TwoTower, schema: Schema) -> Iterator[tuple[str, str]]:
     numbered = {spec.table: vocabulary[spec.name] for spec in specs if spec.kind in VOCABULARY_KINDS}
     for name in model.state_dict():
         table = name.split(".")[1] if name.startswith(("tables.", "small_tables.")) else ""
-        if table in (ITEM_TABLE, HISTORY_TABLE):
+        if table in (ITEM_TABLE, HISTORY_TABLE, ASSOCIATION_TABLE):
             yield name, ITEM_ID
         elif table in numbered:
             yield name, numbered[table]
@@ -161,7 +161,7 @@ def _trained_oov(name: str, config: ModelConfig) -> bool:
     table = name.split(".")[1]
     items = table == ITEM_TABLE and config.id_dropout > 0
     shared = config.history.share_item_table or config.history.content
-    histories = table == (ITEM_TABLE if shared else HISTORY_TABLE) and config.history.token_dropout > 0
+    histories = table in (ITEM_TABLE if shared else HISTORY_TABLE, ASSOCIATION_TABLE) and config.history.token_dropout > 0
     return items or histories
 
 

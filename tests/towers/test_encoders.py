@@ -60,9 +60,9 @@ def test_rows_pooled_in_their_table_equal_gathered_rows(sparse):
         encoder.zero_grad()
         table.zero_grad()
         if pools:
-            vector, weights, _ = encoder.pooled(gathered, lambda weights_BL: pool_rows(table, ids, weights_BL))
+            vector, weights = encoder.pooled(gathered, lambda weights_BL: pool_rows(table, ids, weights_BL))[:2]
         else:
-            vector, weights, _ = encoder({**gathered, "history.item.rows": table(ids)})
+            vector, weights = encoder({**gathered, "history.item.rows": table(ids)})[:2]
         (vector * into).sum().backward()
         gradients = [parameter.grad for parameter in (table.weight, *encoder.parameters())]
         found.append([vector, weights, *(g.to_dense() if g.is_sparse else g for g in gradients)])

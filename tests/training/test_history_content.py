@@ -55,10 +55,12 @@ def test_a_row_is_what_the_item_tower_sums(toy):
     assert not torch.equal(model.history_rows(id_I[known_I]), model.tables[ITEM_TABLE](id_I[known_I]))
 
 
-@pytest.mark.parametrize("name", ["mean", "transformer"])
-def test_folded_towers_give_equal_vectors_without_reading_content(toy, inputs, name, tmp_path):
+@pytest.mark.parametrize(
+    "settings", [{}, {"associations": True}, {"name": "transformer"}], ids=["mean", "mean with second rows", "transformer"]
+)
+def test_folded_towers_give_equal_vectors_without_reading_content(toy, inputs, settings, tmp_path):
     torch.manual_seed(1)
-    model = build(config_of(name), toy, CPU).eval()
+    model = build(config_of(**settings), toy, CPU).eval()
     save_model(folded(model, toy), tmp_path)
     plain = load_model(tmp_path, toy.preprocessor)
     assert type(plain) is TwoTower

@@ -56,11 +56,12 @@ def stored(data, tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def towers(data, tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["rows", "second rows"])
+def towers(request, data, tmp_path_factory):
     """Towers whose weights say something of repeats and hours, by torch and by ONNX."""
     torch.manual_seed(0)
-    config = ModelConfig(dim=8, history=HistoryConfig(length=LENGTH, share_item_table=True, use_repeats=True))
+    history = HistoryConfig(length=LENGTH, share_item_table=True, use_repeats=True, associations=request.param)
+    config = ModelConfig(dim=8, history=history)
     model = TwoTower(config, data.preprocessor.inputs, data.preprocessor.event_rows).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("log_weight"):

@@ -20,6 +20,7 @@ from training.interactions import write_prepared
 from training.warm_start import warm_start
 
 POOLED = ModelConfig(dim=8, history=HistoryConfig(length=6))
+SECOND_ROWS = replace(POOLED, history=HistoryConfig(length=6, share_item_table=True, use_repeats=True, associations=True))
 SEQUENCE = ModelConfig(dim=8, id_dropout=0.0, history=HistoryConfig("transformer", length=6, share_item_table=True, layers=1))
 FEATURES = (Feature("brand", "categorical", "item"), Feature("words", "text", "item", buckets=16), Feature("price", "numeric", "item"))
 
@@ -50,7 +51,7 @@ OLD = fitted(["a", "b", "c", "e"], ["x", "z"], ("click", "view"))
 NEW = fitted(["a", "aa", "c", "d", "e"], ["w", "x", "z"], ("click", "finish", "view"))
 
 
-@pytest.mark.parametrize("config", [POOLED, SEQUENCE], ids=["pooled", "transformer"])
+@pytest.mark.parametrize("config", [POOLED, SECOND_ROWS, SEQUENCE], ids=["pooled", "second rows", "transformer"])
 def test_rows_follow_their_ids(tmp_path, config):
     old = trained(tmp_path, OLD, config)
     new = build(NEW, config, seed=1)
@@ -58,7 +59,7 @@ def test_rows_follow_their_ids(tmp_path, config):
     assert carried.rows[ITEM_ID] == (3, 2, 1) and carried.rows["brand"] == (2, 1, 0) and carried.rows["event_type"] == (2, 1, 0)
     assert "item_id 3 rows carried over, 2 new, 1 left behind" in str(carried)
     mine, theirs = new.state_dict(), old.state_dict()
-    tables = {ITEM_ID: ITEM_ID, "history_item": ITEM_ID, "brand": "brand"}
+    tables = {ITEM_ID: ITEM_ID, "history_item": ITEM_ID, "association_item": ITEM_ID, "brand": "brand"}
     for name, tensor in mine.items():
         table = name.split(".")[1] if "tables." in name else ""
         if table not in tables:
@@ -130,6 +131,7 @@ def test_a_bundle_and_its_folder_will_do(tmp_path):
         ({"dim": 16}, "model.dim is 8 there, 16 here"),
         ({"similarity": "dot"}, "model.similarity is 'cosine' there, 'dot' here"),
         ({"history": HistoryConfig(length=6, share_item_table=True)}, "model.history.share_item_table is False there, True here"),
+        ({"history": replace(POOLED.history, associations=True)}, "model.history.associations is False there, True here"),
         ({"history": SEQUENCE.history}, "model.history.name is 'mean' there, 'transformer' here"),
     ],
 )
