@@ -56,7 +56,7 @@ def test_a_row_is_what_the_item_tower_sums(toy):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"associations": True}, {"name": "transformer"}], ids=["mean", "mean with second rows", "transformer"]
+    "settings", [{"name": "mean"}, {"name": "mean", "associations": True}, {}], ids=["mean", "mean with second rows", "transformer"]
 )
 def test_folded_towers_give_equal_vectors_without_reading_content(toy, inputs, settings, tmp_path):
     torch.manual_seed(1)
