@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serving.bell import Bell
 from serving.consent_store import ConsentStore, Decisions
+from serving.handed_on import HandedOn
 from towers.columns import NO_TIME
 from towers.consent import BITS, EVERYTHING, PURPOSES, Consent
 from towers.errors import ConfigError, DataError
@@ -52,21 +53,35 @@ class ConsentTable:
 
     def __init__(self, path: Path, keys: UserKeys) -> None:
         self._path, self._keys, self.refused = path, keys, ""
+        self._handed_on = HandedOn()
         self._read = self._seal()
         self.consent = Consent.open(path, keys, time.time_ns() // 1000)
 
     def refresh(self) -> None:
-        """Follow the file; one that cannot be used is told of in the log, and what was read before counts on."""
-        now, seal = time.time_ns() // 1000, self._seal()
-        if seal == self._read and (self.consent.due is None or now < self.consent.due):
+        """Follow the file; one that cannot be used is told of in the log, and what was read before counts on, in whichever process."""
+        if self._is_read(time.time_ns() // 1000, self._seal()):
             return
-        self._read = seal
+        with self._handed_on.alone():  # from the look at the file on: what is handed on is what was read last
+            now, self._read = time.time_ns() // 1000, self._seal()
+            try:
+                self.consent = Consent.open(self._path, self._keys, now)
+                self.refused = ""
+                self._hand_on(self.consent)
+            except DataError as error:
+                self.refused = str(error)
+                log.error("consent table refused", extra={"reason": str(error)})
+                # this process may be forked from one that read the table long before others did
+                last = self._handed_on.get()
+                self.consent = self.consent if last is None else Consent.from_bytes(last)
+
+    def _is_read(self, now: int, seal: tuple[int, int]) -> bool:
+        return seal == self._read and (self.consent.due is None or now < self.consent.due)
+
+    def _hand_on(self, consent: Consent) -> None:
         try:
-            self.consent = Consent.open(self._path, self._keys, now)
-            self.refused = ""
-        except DataError as error:
-            self.refused = str(error)
-            log.error("consent table refused", extra={"reason": str(error)})
+            self._handed_on.put(consent.to_bytes())
+        except OSError as error:
+            log.error("consent table cannot be handed on to workers to come", extra={"reason": str(error)})
 
     def _seal(self) -> tuple[int, int]:
         try:

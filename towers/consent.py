@@ -115,6 +115,25 @@ class Consent:
         masks_U = (granted_UP @ np.array(list(BITS.values()))).astype(np.uint8)
         return cls(unique_U.view(np.uint8).reshape(-1, KEY_BYTES), masks_U, times_UP, future, due)
 
+    def to_bytes(self) -> bytes:
+        """As `from_bytes` reads it in another process of this machine."""
+        facts = np.array([len(self), self.future, NO_TIME if self.due is None else self.due], np.int64)
+        return b"".join(array.tobytes() for array in (facts, self._keys_U, self._masks_U, self._times_UP))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Consent":
+        """What `to_bytes` wrote."""
+        count, future, due = np.frombuffer(content, np.int64, 3).tolist()
+        sizes = np.cumsum([24, count * KEY_BYTES, count]).tolist()
+        keys, masks, times = (content[start:stop] for start, stop in zip(sizes, [*sizes[1:], None], strict=True))
+        return cls(
+            np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES),
+            np.frombuffer(masks, np.uint8),
+            np.frombuffer(times, np.int64).reshape(-1, len(PURPOSES)),
+            future,
+            None if due == NO_TIME else due,
+        )
+
     def __len__(self) -> int:
         return len(self._masks_U)
 
