@@ -5,7 +5,7 @@ log, so a user's history is one whether its events came in a file or one by one.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,15 +76,25 @@ class Retention:
         return -(2**63) if self.ttl_days is None else now - round(self.ttl_days * DAY_US)
 
 
+Settle = Callable[[StoredEvent], StoredEvent | None]
+
+
+def as_it_is(event: StoredEvent) -> StoredEvent:
+    """The same."""
+    return event
+
+
 class EventStore(Protocol):
     """Keeps users' newest events. Safe to call from several threads; those on disk also from several processes."""
 
-    def append(self, events: Sequence[StoredEvent], now: int) -> int:
+    def append(self, events: Sequence[StoredEvent], now: int, settle: Settle = as_it_is) -> int:
         """Take a batch: all of it or, where this raises, nothing. Kept when this returns.
 
         Args:
             events: in the order of their arrival; their times may go back and forth. Repeated ones are ignored.
             now: microseconds UTC.
+            settle: what is stored of each event, None = nothing; asked when the store can be written to and nobody else writes, which
+                may be long after the call.
 
         Returns:
             how many of them were new and are now kept.
@@ -117,10 +127,11 @@ class MemoryEvents:
         self._arrivals = 0
         self._lock = threading.Lock()
 
-    def append(self, events: Sequence[StoredEvent], now: int) -> int:
+    def append(self, events: Sequence[StoredEvent], now: int, settle: Settle = as_it_is) -> int:
         since = self._retention.since(now)
         with self._lock:
             before = self._arrivals
+            events = [settled for event in events if (settled := settle(event)) is not None]
             for event in events:
                 known = self._users.setdefault(event.user_key, {})
                 if event.timestamp >= since and event.event_id not in known and _content(event) not in map(_content, _of(known)):

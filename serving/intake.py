@@ -38,10 +38,14 @@ def add_events(request: EventsRequest, profiles: Profiles, preprocessor: Preproc
         raise RequestError("events", f"got {len(request.events)}, expected at most {limits.max_events} at once")
     now = time.time_ns() // 1000
     events = stored_events(request.events, profiles.keys.key, preprocessor, now, limits)
-    kept = [event for event in events if _may_be_kept(event, profiles.standing)]
+
+    def settled(event: StoredEvent) -> StoredEvent | None:
+        return _tied_to_no_list(event, profiles.standing) if _may_be_kept(event, profiles.standing, now) else None
+
+    kept = [event for event in events if _may_be_kept(event, profiles.standing, now)]
     kept = [_after_all(event, kept[:at], profiles, now) if event.event_type == REMOVAL else event for at, event in enumerate(kept)]
-    kept = [_tied_to_no_list(event, profiles.standing) for event in kept]
-    added = profiles.events.append(kept, now) if kept else 0
+    # asked again where it is written: a store that was busy until now may have been so for longer than a removal waits for requests
+    added = profiles.events.append(kept, now, settled) if kept else 0
     unknown = np.count_nonzero(preprocessor.vocabularies[ITEM_ID].rows([event.item_id for event in events]) < FIRST_ROW)
     return EventsAdded(added, len(events) - added, int(unknown))
 
@@ -89,12 +93,12 @@ def _after_all(removal: StoredEvent, before: Sequence[StoredEvent], profiles: Pr
     return replace(removal, timestamp=max([removal.timestamp, *known, *profiles.events.history(removal.user_key, now).timestamps]))
 
 
-def _may_be_kept(event: StoredEvent, standing: Standing) -> bool:
-    """Its user allows some use of it, and has not asked to forget the time it is of."""
+def _may_be_kept(event: StoredEvent, standing: Standing, arrived: int) -> bool:
+    """Its user allows some use of it, and has not asked to forget the time it is of; nothing was done later than it arrived."""
     forgotten = standing.forgotten(event.user_key)
     # a removal is of use even to somebody who allows nothing now: what he removed stays out should he allow it again
     of_use = event.event_type == REMOVAL or standing.mask(event.user_key) & _USES
-    return bool(of_use) and (forgotten is None or event.timestamp > forgotten)
+    return bool(of_use) and (forgotten is None or min(event.timestamp, arrived) > forgotten)
 
 
 def _tied_to_no_list(event: StoredEvent, standing: Standing) -> StoredEvent:

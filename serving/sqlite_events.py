@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.database import Database
-from serving.events import NOTHING, LiveHistory, Retention, StoredEvent
+from serving.events import NOTHING, LiveHistory, Retention, Settle, StoredEvent, as_it_is
 from serving.live_users import LiveUsers
 
 _SCHEMA = (
@@ -91,13 +91,14 @@ class SqliteEvents:
             users = connection.execute("SELECT DISTINCT user_key FROM events")
             self._users.fill((user for (user,) in users), self.name, taken)
 
-    def append(self, events: Sequence[StoredEvent], now: int) -> int:
+    def append(self, events: Sequence[StoredEvent], now: int, settle: Settle = as_it_is) -> int:
         since = self._retention.since(now)
-        rows = [e for e in events if e.timestamp >= since]
-        if not rows:
+        fresh = [e for e in events if e.timestamp >= since]
+        if not fresh:
             return 0
-        users = {e.user_key for e in rows}
         with self._database.transaction() as connection:
+            rows = [settled for e in fresh if (settled := settle(e)) is not None]
+            users = {e.user_key for e in rows}
             (first,) = connection.execute(_TAKEN).fetchone()
             self._users.note(users, first + len(rows))  # before the commit: what is acknowledged is looked for in every process
             connection.execute("UPDATE facts SET value = value + ? WHERE name = 'arrivals'", (len(rows),))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from serving import feedback_job, recommend_job
 from serving.subjects import verify
@@ -89,6 +90,24 @@ def test_what_other_processes_were_about_to_write_is_not_written(used: Any) -> N
         waiting = one.outbox
         waiting.flush()
         assert [json.loads(row)["k"] for row in waiting.waiting(100, 1 << 20).rows][-2:] == [3, 4], "the other's list, and a later one"
+
+
+def test_an_event_that_waited_for_a_busy_store_is_not_stored_after_the_removal(used: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is busy from when the event was looked at until its user's rows are removed, by another process."""
+    ahead = {"user_id": USER, "item_id": "item-03", "timestamp": time.time() + 100}
+    with used.served() as (one, _), used.served() as (_, rights):
+        store = one.profiles.events
+        append = store.append
+
+        def late(*told: Any) -> int:
+            assert rights.subjects.forget([used.keys.key(USER)])["found"]
+            added: int = append(*told)
+            return added
+
+        monkeypatch.setattr(store, "append", late)
+        told = one.add_events([ahead, {**ahead, "user_id": OTHER}, {"user_id": USER, "item_id": "item-02", "event_id": "e"}])
+        assert (told.added, told.ignored) == (1, 2)
+    assert "state/events.db: events" not in used.rows(USER) and used.holders(USER) == []
 
 
 def test_what_a_backup_brings_back_goes_at_the_next_start(used: Any, tmp_path: Path) -> None:
