@@ -5,19 +5,32 @@ import mmap
 import os
 from pathlib import Path
 
+from towers.disk import allocate
+from towers.errors import DataError
+
 BELL_FILE = "bell"
 """Its name in the service's state_dir."""
 
 
 class Bell:
-    """Rung by one process, heard by all: looking costs less than a microsecond, so every request does."""
+    """Rung by one process, heard by all: looking costs less than a microsecond, so every request does.
+
+    Raises:
+        DataError: the file cannot be opened, or the disk has no room for it.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        if os.fstat(self._handle).st_size < mmap.PAGESIZE:
-            os.truncate(self._handle, mmap.PAGESIZE)
-        self._map = mmap.mmap(self._handle, mmap.PAGESIZE)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                allocate(self._handle, mmap.PAGESIZE)
+                self._map = mmap.mmap(self._handle, mmap.PAGESIZE)
+            except OSError:
+                os.close(self._handle)
+                raise
+        except OSError as error:
+            raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
         self._rung = memoryview(self._map).cast("Q")
         self._heard = -1
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from towers.disk import allocate
 from towers.errors import DataError
 
 _BITS = 23
@@ -34,8 +35,7 @@ class LiveUsers:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 found = os.fstat(handle).st_size
-                if found != size:
-                    os.truncate(handle, size)
+                allocate(handle, size)
                 self._map = mmap.mmap(handle, size)
                 if found not in (0, size):
                     self._map[:_HEADER] = bytes(_HEADER)  # part of it is lost

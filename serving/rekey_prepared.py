@@ -4,6 +4,7 @@ Legend: U users, N rows; rows offsets[u] .. offsets[u+1] are those of user u.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from towers.columns import USER_ID, USER_KEY
 from towers.errors import ConfigError, DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 from towers.job import write_json
-from towers.prepared import FACTS, ROW_COLUMNS, USER_TABLES, digest
+from towers.prepared import FACTS, ROW_COLUMNS, USER_TABLES, digest, write_array
 
 _BLOCK_ROWS = 1 << 20
 
@@ -85,21 +86,19 @@ def _written(folder: Path, to: KeyMap) -> list[Rewritten]:
 
 
 def _move_rows(path: Path, starts_V: NDArray[np.int64], ends_V: NDArray[np.int64]) -> None:
-    """A column with each user's rows in their new place, block by block: a log may be larger than memory."""
+    """A column with each user's rows in their new place, block by block."""
     old = np.load(path, mmap_mode="r")
-    if not ends_V[-1]:  # nothing can be mapped
-        with beside(path).open("wb") as sink:
-            np.save(sink, old[:0])
-        return
-    new = np.lib.format.open_memmap(beside(path), "w+", old.dtype, (int(ends_V[-1]), *old.shape[1:]))
+    write_array(beside(path), old.dtype, (int(ends_V[-1]), *old.shape[1:]), _moved(old, starts_V, ends_V))
+
+
+def _moved(old: NDArray[Any], starts_V: NDArray[np.int64], ends_V: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
     shift_V = starts_V - ends_V[:-1]
     at = 0
     while at < len(shift_V):
         stop = max(at + 1, int(np.searchsorted(ends_V, ends_V[at] + _BLOCK_ROWS, side="right")) - 1)
         rows = np.arange(ends_V[at], ends_V[stop]) + np.repeat(shift_V[at:stop], np.diff(ends_V[at : stop + 1]))
-        new[ends_V[at] : ends_V[stop]] = old[rows]
+        yield old[rows]
         at = stop
-    new.flush()
 
 
 def _move_users(path: Path, users_V: NDArray[np.int64], keys_U: NDArray[np.uint8], to: KeyMap) -> None:

@@ -18,7 +18,7 @@ from serving.receipt_writer import write_receipt
 from serving.rekey_files import sweep
 from serving.standing import Standing
 from towers.columns import NO_TIME
-from towers.errors import DataError
+from towers.errors import DataError, StorageError
 from towers.identity import UserKeys, mark
 from towers.live_consent import LIVE_CONSENT
 from towers.partitions import only_one
@@ -122,13 +122,18 @@ class Subjects:
         return self._told(rows, failed, {"forget": first.number})
 
     def replay(self) -> dict[str, Any] | None:
-        """Forget again what a backup brought back; the receipt, or None where nothing was found. Raises DataError."""
+        """Forget again what a backup brought back; the receipt, or None where nothing was found, or where the disk takes none: that keeps
+        no service from starting, and the log tells. Raises DataError."""
         erasures = Erasures(Receipts(self._places.receipts), self._keys.fingerprint())
         erasures.refresh()
         rows, failed = cut_everywhere(self._places, Cut(erasures.moments), self._keys) if len(erasures) else Removed({}, {})
         log_failures(failed)
         rows |= self._grants(erasures.marks())
-        return self._told(rows, failed, {"forget": None}) if rows else None
+        try:
+            return self._told(rows, failed, {"forget": None}) if rows else None
+        except StorageError as error:
+            log.error("rows of forgotten people were removed without a receipt", extra={"rows": rows, "reason": str(error)})
+            return None
 
     def purge(self, days: float) -> "Purged":
         """Delete everybody's rows older than so many days, and vectors of people of whom no history is left."""

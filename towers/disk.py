@@ -42,6 +42,17 @@ def append_whole(handle: int, content: bytes) -> None:
         raise
 
 
+def allocate(handle: int, size: int) -> None:
+    """Have an open file of a size, all of it on the disk: in a file with holes, a write to mapped memory that finds the disk full ends the
+    process (SIGBUS).
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    os.ftruncate(handle, size)
+    os.posix_fallocate(handle, 0, size)
+
+
 def sync(path: Path) -> None:
     """Have the disk keep a file's content, or a folder's entries."""
     handle = os.open(path, os.O_RDONLY)

@@ -6,7 +6,7 @@ Legend: U users, N rows, both in the order of user keys; rows offsets[u] .. offs
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,16 +93,27 @@ def _remove(folder: Path, forgotten: Callable[[NDArray[np.uint8]], NDArray[np.in
 
 
 def _filter(path: Path, stays: NDArray[np.bool_]) -> None:
-    """The rows that stay, block by block: a log may be larger than memory."""
+    """The rows that stay, block by block."""
     old = np.load(path, mmap_mode="r")
-    shape = (int(stays.sum()), *old.shape[1:])
-    new = np.lib.format.open_memmap(f"{path}{_LEAVING}", "w+", old.dtype, shape)
-    done = 0
-    for start in range(0, len(old), _BLOCK_ROWS):
-        block = old[start : start + _BLOCK_ROWS][stays[start : start + _BLOCK_ROWS]]
-        new[done : done + len(block)] = block
-        done += len(block)
-    new.flush()
+    ends = range(_BLOCK_ROWS, len(old) + _BLOCK_ROWS, _BLOCK_ROWS)
+    blocks = (old[end - _BLOCK_ROWS : end][stays[end - _BLOCK_ROWS : end]] for end in ends)
+    write_array(Path(f"{path}{_LEAVING}"), old.dtype, (int(stays.sum()), *old.shape[1:]), blocks)
+
+
+def write_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]) -> None:
+    """Write a NumPy file of an array that comes in blocks of rows, as it may be larger than memory.
+
+    Raises:
+        OSError: the disk does not take it; names the file.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    try:
+        with path.open("wb") as sink:
+            np.lib.format.write_array_header_1_0(sink, header)
+            for block in blocks:
+                sink.write(np.ascontiguousarray(block, dtype).tobytes())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, content: Array) -> None:
