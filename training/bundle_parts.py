@@ -16,6 +16,7 @@ from towers.columns import ITEM_ID
 from towers.model import TwoTower
 from towers.phrases import PHRASES
 from towers.runtime import WEIGHTS_FILE
+from training.ancestry import LEARNED, Learned
 from training.config import TrainingConfig
 from training.facts import git_commit
 from training.interactions import Interactions
@@ -60,6 +61,7 @@ def bundle_facts(run_dir: Path, config: TrainingConfig, data: Interactions) -> d
         "schema_hash": data.schema.hash(),
         PHRASES: dict(config.data.phrases),
         "metrics": headline(run_dir),
+        LEARNED: Learned.of_run(run_dir).as_json(),  # for a training that starts from the bundle
     }
 
 

@@ -109,6 +109,13 @@ class UserSampler:
         return np.flatnonzero(np.diff(before_E1[bounds - bounds[0]])) + block * USERS_A_BLOCK
 
 
+def make_sampler(name: str, events: TrainingEvents, length: int) -> Sampler:
+    """The sampler of that name; windows are of `length` events."""
+    if name == "sequence":
+        return SequenceSampler(events, length)
+    return UserSampler(events) if name == "user" else EventSampler(events)
+
+
 class UserParts(NamedTuple):
     """What the `user` sampler makes of B users: places among the E events, -1 = none.
 

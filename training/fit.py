@@ -13,6 +13,7 @@ from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import save_model
 from training.alone import alone_in
+from training.ancestry import LEARNED, inherited, learned_by, warn_of_validation
 from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer
 from training.choice import Sizes, choose, fitting_length
@@ -20,7 +21,7 @@ from training.config import TrainingConfig
 from training.device import choose_autocast, choose_device, place_of
 from training.distributed import ALONE, Processes, join
 from training.events import TrainingEvents
-from training.examples import EventSampler, Sampler, SequenceSampler, UserSampler
+from training.examples import Sampler, make_sampler
 from training.facts import Stopwatch, config_hash, deciding_settings, run_facts
 from training.half_tables import round_tables
 from training.history_content import build, folded
@@ -110,9 +111,12 @@ def train(config: TrainingConfig, data: Interactions, parts: Parts, resume: bool
     """Restore or start, say what is about to happen, and fit."""
     restored, processes = restore(parts, resume), parts.processes
     if not parts.progress.step and config.trainer.init_from:
-        started = str(warm_start(parts.model, data.preprocessor, config.trainer.init_from))
+        carried = warm_start(parts.model, data.preprocessor, config.trainer.init_from)
+        parts.progress.started = inherited(carried.learned, data).as_json()
         if processes.first:
-            print(f"train: {started}", flush=True)
+            print(f"train: {carried}", flush=True)
+            if parts.progress.started["validation"] and not parts.last_epoch:
+                warn_of_validation(config.trainer.init_from)
     several = f" on {processes.size} processes" if processes.size > 1 else ""
     epochs = f", {parts.last_epoch} epochs on training and validation rows" if parts.last_epoch else ""
     device = parts.objective.items.device
@@ -160,6 +164,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
         "best_epoch": chosen.progress.best_epoch,
         "epochs": chosen.progress.epochs,
         "targets": chosen.targets,
+        LEARNED: learned_by(data, bool(parts.last_epoch), chosen.progress.started, config.trainer.init_from or "").as_json(),
         "refit": {"epochs": progress.epochs, "targets": parts.targets} if parts.last_epoch else None,
     }
     return str(write_json(run_dir / RESULT, document))
@@ -188,7 +193,7 @@ def assemble(
     events = TrainingEvents.select(data, (TRAIN,))
     items = CandidateItems(data, events, device)
     choice = choose(config, Sizes(int(items.counts_K.sum()), events.users_with_targets(), len(items), data.schema.order == "set"))
-    sampler, batch_size = make_sampler(choice.sampler, config, events), choice.batch_size
+    sampler, batch_size = make_sampler(choice.sampler, events, config.model.history.length), choice.batch_size
     loader = Loader(
         data,
         events,
@@ -269,13 +274,6 @@ def restore(parts: Parts, resume: bool) -> str:
     before, parts.progress.place = parts.progress.place, here
     moved = f", then on {before} and now on {here}, so to rounding what it would have become there" if before != here else ""
     return f"; continuing after step {step}{moved}"
-
-
-def make_sampler(name: str, config: TrainingConfig, events: TrainingEvents) -> Sampler:
-    """The sampler of that name."""
-    if name == "sequence":
-        return SequenceSampler(events, config.model.history.length)
-    return UserSampler(events) if name == "user" else EventSampler(events)
 
 
 def candidates_a_step(config: TrainingConfig, objective: Objective, sampler: Sampler, batch_size: int) -> int:

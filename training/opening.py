@@ -99,13 +99,18 @@ def parted(run_dir: Path, made: str | None = None) -> str:
     """
     if made is None:
         made = str(_read(run_dir / PREPARED / FACTS).get("data", {}).get("made", ""))
-    trained_on = _read(run_dir / "train.json").get("prepared", "")
+    trained_on = result_of(run_dir).get("prepared", "")
     if not (trained_on and made) or trained_on == made:
         return ""
     return (
         f"{run_dir / 'model'} was trained on other data than {run_dir / PREPARED} holds now: ids have other rows, and the split may be"
         " another"
     )
+
+
+def result_of(run_dir: Path) -> dict[str, Any]:
+    """The run's train.json; empty where there is none."""
+    return _read(run_dir / "train.json")
 
 
 def _read(path: Path) -> dict[str, Any]:

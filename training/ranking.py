@@ -27,7 +27,7 @@ from training.people import AUDIT
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
 from training.refit import evaluated, refit_said
-from training.rivals import refits_said, rivals
+from training.rivals import rivals
 from training.showing import Showing
 from training.views import described, make_views, unanswered
 
@@ -71,7 +71,7 @@ def run(config: TrainingConfig) -> str:
             *protocol(asked, config, ks, int(allowed_I.sum()), said, model.length),
             *described(views),
             *refit_said(run_dir),
-            *refits_said(others),
+            *(line for name, (folder, _) in others.items() for line in refit_said(folder, name)),
         ],
         "warnings": warnings,
     }

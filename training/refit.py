@@ -1,7 +1,6 @@
 """Refit: what validation has chosen is trained anew on training and validation rows together, so that no row known before the test is
 wasted. Vocabularies stay those of the training rows: ids first met in validation rows share the OOV row."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,10 @@ import numpy as np
 
 from towers.columns import TRAIN, VALID
 from towers.errors import ConfigError
+from training.ancestry import Learned
 from training.config import EvaluateConfig, TrainingConfig
 from training.interactions import Interactions
+from training.opening import result_of
 
 RESULT = "train.json"
 FOLDER = "refit"
@@ -28,16 +29,26 @@ def refit_config(config: TrainingConfig) -> TrainingConfig:
 
 
 def was_refit(run_dir: Path) -> bool:
-    """Whether the run's model has been trained on validation rows."""
-    path = run_dir / RESULT
-    return path.is_file() and bool(json.loads(path.read_text()).get("refit"))
+    """Whether the run's model has been trained anew on training and validation rows."""
+    return bool(result_of(run_dir).get("refit"))
 
 
-def refit_said(run_dir: Path) -> list[str]:
-    """What a protocol has to say of a refitted model; nothing of another one."""
-    if not was_refit(run_dir):
-        return []
-    return ["refit: validation chose the epochs, then the model was trained anew on train and valid; training rows are both of them here"]
+def refit_said(run_dir: Path, name: str = "") -> list[str]:
+    """What a protocol has to say of a model that has learned from validation rows; nothing of another one.
+
+    Args:
+        name: of a rival; empty = the run's own model.
+    """
+    learned, of = Learned.of_run(run_dir), f" of {name}" * bool(name)
+    said = []
+    if was_refit(run_dir):
+        rows = "" if name else "; training rows are both of them here"
+        said.append(f"refit{of}: validation chose the epochs, then the model was trained anew on train and valid{rows}")
+    if learned.through:
+        said.append(
+            f"start{of}: {learned.through}, which had learned from rows that validate here, so validation could not judge what was chosen"
+        )
+    return said
 
 
 def check_unseen(run_dir: Path, split: str, key: str = "evaluate.split") -> None:
@@ -49,11 +60,13 @@ def check_unseen(run_dir: Path, split: str, key: str = "evaluate.split") -> None
     Raises:
         ConfigError: it was.
     """
-    if split == "valid" and was_refit(run_dir):
-        raise ConfigError(
-            f"{key}: the model in {run_dir} was refitted on the validation rows, so they cannot judge it. Use evaluate.split=test;"
-            f" what chose it stands in {run_dir / RESULT}"
-        )
+    learned = Learned.of_run(run_dir)
+    if split != "valid" or not learned.validation:
+        return
+    by, chose = "was refitted on the validation rows", f"; what chose it stands in {run_dir / RESULT}"
+    if learned.through:
+        by, chose = f"started from {learned.through} (trainer.init_from), which had learned from the validation rows", ""
+    raise ConfigError(f"{key}: the model in {run_dir} {by}, so they cannot judge it. Use evaluate.split=test{chose}")
 
 
 def evaluated(data: Interactions, settings: EvaluateConfig, run_dir: Path) -> Interactions:

@@ -1,6 +1,6 @@
 """Other trained runs as baselines: their models rank the same queries, so that differences are paired by query."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from towers.runtime import WEIGHTS_FILE
 from training.interactions import Interactions
 from training.opening import PREPARED, check_trained_on
 from training.queries import Queries
-from training.refit import check_unseen, was_refit
+from training.refit import check_unseen
 
 
 def rivals(folders: Sequence[str], data: Interactions, split: str) -> dict[str, tuple[Path, Interactions]]:
@@ -47,12 +47,6 @@ def rivals(folders: Sequence[str], data: Interactions, split: str) -> dict[str, 
         check_unseen(folder, split, "evaluate.against")
         found[name] = (folder, theirs)
     return found
-
-
-def refits_said(found: Mapping[str, tuple[Path, Interactions]]) -> list[str]:
-    """What a protocol has to say of refitted rivals."""
-    refitted = [name for name, (folder, _) in found.items() if was_refit(folder)]
-    return [f"refit: {', '.join(refitted)} trained anew on train and valid once validation had chosen the epochs"] if refitted else []
 
 
 def as_asked_of(queries: Queries, theirs: Interactions) -> Queries:

@@ -43,6 +43,7 @@ class Progress:
         waited: validations since.
         earlier_cpu_s, earlier_wall_s: seconds of the processes that came this far before this one took over.
         place: what computes: a device and its threads.
+        started: what the model that this one started from had learned (`ancestry.Learned`); empty where there was none.
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class Progress:
     earlier_cpu_s: float = 0.0
     earlier_wall_s: float = 0.0
     place: str = ""
+    started: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._since = Stopwatch()
@@ -65,6 +67,7 @@ class Progress:
         return asdict(self) | earlier
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = {"started": {}, **state}  # checkpoints of before have none
         for name in asdict(self):
             setattr(self, name, state[name])
 

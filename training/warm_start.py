@@ -26,6 +26,7 @@ from towers.pointers import CURRENT, MANIFEST
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model, load_weights
 from towers.schema import Schema
+from training.ancestry import LEARNED, Learned
 from training.opening import PREPARED, parted
 
 EVENT_WEIGHTS = ("history.event_log_weight", "history.event_push", "history.event.weight")
@@ -40,12 +41,13 @@ _SHOWN = 4
 
 @dataclass(frozen=True)
 class Start:
-    """A trained model to start from."""
+    """A trained model to start from, and what it has learned from."""
 
     path: Path
     preprocessor: Preprocessor
     config: ModelConfig
     weights: Mapping[str, Tensor]
+    learned: Learned
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ class Carried:
     Attributes:
         path: of the old model.
         rows: by vocabulary: (ids carried over, ids that are new, ids left behind).
+        learned: what the old model has learned from.
     """
 
     path: str
     rows: Mapping[str, tuple[int, int, int]]
+    learned: Learned
 
     def __str__(self) -> str:
         told = [f"{name} {kept} rows carried over, {new} new, {left} left behind" for name, (kept, new, left) in self.rows.items()]
@@ -95,7 +99,7 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
         with torch.no_grad():
             tensor.copy_(_aligned(old, places[vocabulary_of[name]], _trained_oov(name, start.config)) if name in vocabulary_of else old)
     counts = {name: _count(start.preprocessor, rows, name) for name, rows in places.items()}
-    return Carried(path, counts)
+    return Carried(path, counts, start.learned)
 
 
 def open_start(path: Path) -> Start:
@@ -106,7 +110,7 @@ def open_start(path: Path) -> Start:
             path = current(path)
         if (path / MANIFEST).is_file():
             bundle = Bundle.open(path)
-            preprocessor, folder = bundle.preprocessor(), path
+            preprocessor, folder, learned = bundle.preprocessor(), path, Learned.read(bundle.manifest.get(LEARNED, {}))
         else:
             run_dir = path.parent if (path / WEIGHTS_FILE).is_file() else path
             folder = run_dir / "model"
@@ -117,9 +121,9 @@ def open_start(path: Path) -> Start:
                     f"trainer.init_from: {fault}. Start from a bundle that was exported before, or run `towers train`"
                     " (trainer.resume=false) there again, or `towers prepare` there with the log and settings of then"
                 )
-            preprocessor = Preprocessor.open(run_dir / PREPARED)
+            preprocessor, learned = Preprocessor.open(run_dir / PREPARED), Learned.of_run(run_dir)
         # load_model is strict: weights, shape and preprocessing belong together
-        return Start(path, preprocessor, load_model(folder, preprocessor).config, load_weights(folder))
+        return Start(path, preprocessor, load_model(folder, preprocessor).config, load_weights(folder), learned)
     except ConfigError:
         raise
     except (TowersError, OSError, SafetensorError) as error:

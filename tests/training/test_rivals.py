@@ -52,5 +52,5 @@ def test_a_refitted_rival_is_refused_on_validation_and_said_on_test(trained, tmp
     ranking.run(config)
     protocol = json.loads((tmp_path / "own" / "metrics.json").read_text())["protocol"]
     assert [line for line in protocol if "refit" in line] == [
-        "refit: run:refitted trained anew on train and valid once validation had chosen the epochs"
+        "refit of run:refitted: validation chose the epochs, then the model was trained anew on train and valid"
     ]
