@@ -45,7 +45,8 @@ BOUNDS: Final = {
     "optim.weight_decay": _ANY,
     "optim.warmup_share": _SHARE,
     "optim.clip_norm": _OFF._replace(words="a number above 0, or 0 to switch it off"),
-    "trainer.history_share": _SHARE,
+    # all events would leave none to predict
+    "trainer.history_share": Bound(0, math.nextafter(1, 0), "a share of at least 0 and below 1"),
     "trainer.batch_size": _OFF._replace(words="at least 1, or 0 for the sampler's own"),
     "trainer.epochs": _SOME,
     "trainer.max_steps": _OFF,

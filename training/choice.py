@@ -53,7 +53,7 @@ class Sizes:
     shuffled: bool
 
 
-def fitting_length(config: TrainingConfig, events_U: NDArray[np.integer]) -> TrainingConfig:
+def fitting_length(config: TrainingConfig, events_U: NDArray[np.integer], started: int = 0) -> TrainingConfig:
     """The settings with model.history.length filled in where it is left to the data.
 
     A weighted mean costs what there is to read: as many events as any user has. A transformer's columns are for all: enough for
@@ -61,13 +61,14 @@ def fitting_length(config: TrainingConfig, events_U: NDArray[np.integer]) -> Tra
 
     Args:
         events_U: events of each user.
+        started: length of the transformer whose weights are taken over, which has no others; 0 = of none.
     """
     history = config.model.history
     if history.length:
         return config
     if history.name == "transformer":
         wanted = -(-int(np.quantile(events_U, LENGTH_SHARE)) // 10) * 10
-        length = min(max(wanted, SHORTEST_WINDOW), LONGEST_WINDOW)
+        length = started or min(max(wanted, SHORTEST_WINDOW), LONGEST_WINDOW)
     else:
         length = min(int(events_U.max(initial=1)), LONGEST_HISTORY)
     return replace(config, model=replace(config.model, history=replace(history, length=length)))

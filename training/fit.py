@@ -41,7 +41,7 @@ from training.score_blocks import WIDEST_GUESSED
 from training.tracking import Silence, Tracker, say
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
-from training.warm_start import warm_start
+from training.warm_start import kept_length, warm_start
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def assemble(
     """
     keep_memory()
     digest = data_and_config_hash(config, data)
-    config = fitting_length(config, np.diff(data.offsets))
+    kept = kept_length(config)
+    config = fitting_length(config, np.diff(data.offsets), kept)
     torch.manual_seed(config.seed)
     model = build(config.model, data, device)
     model.history.mark_negative(data.preprocessor.vocabularies[EVENT_TYPE].rows(NEGATIVE_EVENT_TYPES))
@@ -207,6 +208,7 @@ def assemble(
     if processes.first and not last_epoch and (warning := doubts(config.negatives, choice.loss, sampler.name, batch_size, len(items))):
         say(warning)  # once: a refit draws as the training before it
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
+    why += f"; histories of {kept} events, as in {config.trainer.init_from}" if kept else ""
     if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:
         why += f"; all in fp32, as scores reach 1/{config.model.temperature:g} (model.temperature), past {WIDEST_GUESSED:g}"
     steps = total_steps(config.trainer, loader)  # of the schedule

@@ -64,16 +64,18 @@ class Shortfall(NamedTuple):
 
     Attributes:
         metrics: in which, the greatest difference first.
-        clear: the interval of one of the differences lies below zero.
+        clear: the interval of one of the differences lies below zero; None = none of them has one (too few draws for so few users).
     """
 
     baseline: str
     metrics: list[str]
-    clear: bool
+    clear: bool | None
 
     @property
     def verdict(self) -> str:
         """What it means."""
+        if self.clear is None:
+            return "The differences have no intervals: raise evaluate.draws."
         return "Serving the baseline would be better." if self.clear else "The intervals of the differences include zero."
 
 
@@ -84,7 +86,8 @@ def shortfalls(document: dict[str, Any]) -> list[Shortfall]:
         worse = [m for m, d in differences.items() if name != ORACLE and "=" not in m and d["difference"] < 0 and _compared(m)]
         if worse:
             worse.sort(key=lambda m: differences[m]["difference"])
-            found.append(Shortfall(name, worse, any(differences[m]["ci95"][1] < 0 for m in worse)))
+            intervals = [differences[m]["ci95"] for m in worse if differences[m]["ci95"] is not None]
+            found.append(Shortfall(name, worse, any(high < 0 for _, high in intervals) if intervals else None))
     return found
 
 

@@ -5,7 +5,9 @@ where training has taught that row to stand for unknown ids (`model.id_dropout`,
 the old rows; a new item's content speaks through its features, whose weights are carried over.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, OOV_ROW
 from towers.errors import ConfigError, TowersError
 from towers.lookups import ASSOCIATION_TABLE, HISTORY_TABLE, ITEM_TABLE
 from towers.model import TwoTower
-from towers.model_config import ModelConfig, model_config_to_json
+from towers.model_config import ModelConfig, model_config_from_json, model_config_to_json
 from towers.pointers import CURRENT, MANIFEST
 from towers.preprocess import VOCABULARY_KINDS, Preprocessor
 from towers.runtime import CONFIG_FILE, WEIGHTS_FILE, load_model, load_weights
 from towers.schema import Schema
 from training.ancestry import LEARNED, Learned
+from training.config import TrainingConfig
 from training.opening import PREPARED, parted
 
 EVENT_WEIGHTS = ("history.event_log_weight", "history.event_push", "history.event.weight")
@@ -37,6 +40,7 @@ FREE_OF_HISTORY = ("dropout", "token_dropout", "shorten")
 DECLARED = ("history.negative_events",)
 """Known from the new data's own event types."""
 _SHOWN = 4
+_ADVICE = "Give a bundle, a folder of bundles, a run_dir with model/ and prepared/, or that run's model/"
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,13 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
 
 def open_start(path: Path) -> Start:
     """Read a trained model; see `warm_start`."""
-    advice = "Give a bundle, a folder of bundles, a run_dir with model/ and prepared/, or that run's model/"
-    try:
-        if (path / CURRENT).is_file():
-            path = current(path)
-        if (path / MANIFEST).is_file():
-            bundle = Bundle.open(path)
-            preprocessor, folder, learned = bundle.preprocessor(), path, Learned.read(bundle.manifest.get(LEARNED, {}))
+    with _readable(path):
+        folder = _folder(path)
+        if (folder / MANIFEST).is_file():
+            bundle = Bundle.open(folder)
+            preprocessor, learned = bundle.preprocessor(), Learned.read(bundle.manifest.get(LEARNED, {}))
         else:
-            run_dir = path.parent if (path / WEIGHTS_FILE).is_file() else path
-            folder = run_dir / "model"
-            if not (folder / CONFIG_FILE).is_file():
-                raise ConfigError(f"trainer.init_from: {path} holds no trained model. {advice}")
+            run_dir = folder.parent
             if fault := parted(run_dir):  # a bundle is sealed with the vocabularies that its weights are of
                 raise ConfigError(
                     f"trainer.init_from: {fault}. Start from a bundle that was exported before, or run `towers train`"
@@ -124,10 +123,44 @@ def open_start(path: Path) -> Start:
             preprocessor, learned = Preprocessor.open(run_dir / PREPARED), Learned.of_run(run_dir)
         # load_model is strict: weights, shape and preprocessing belong together
         return Start(path, preprocessor, load_model(folder, preprocessor).config, load_weights(folder), learned)
+
+
+def kept_length(config: TrainingConfig) -> int:
+    """Length of the histories that the transformer of trainer.init_from reads, where model.history.length is left open; else 0.
+
+    Its weights are of so many places and no others, however much longer histories have become since.
+
+    Raises:
+        ConfigError: nothing trained lies there.
+    """
+    history, path = config.model.history, config.trainer.init_from
+    if not path or history.length or history.name != "transformer":
+        return 0
+    with _readable(Path(path)):
+        old = model_config_from_json(json.loads((_folder(Path(path)) / CONFIG_FILE).read_text())).history
+    return old.length if old.name == history.name else 0
+
+
+def _folder(path: Path) -> Path:
+    """The bundle, or the `model` of a run."""
+    if (path / CURRENT).is_file():
+        path = current(path)
+    if (path / MANIFEST).is_file():
+        return path
+    folder = path if (path / WEIGHTS_FILE).is_file() else path / "model"
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"trainer.init_from: {path} holds no trained model. {_ADVICE}")
+    return folder
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except ConfigError:
         raise
-    except (TowersError, OSError, SafetensorError) as error:
-        raise ConfigError(f"trainer.init_from: {path} cannot be read: {error}. {advice}") from error
+    except (TowersError, OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"trainer.init_from: {path} cannot be read: {error}. {_ADVICE}") from error
 
 
 def _vocabularies(model: TwoTower, schema: Schema) -> Iterator[tuple[str, str]]:

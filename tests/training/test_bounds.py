@@ -41,6 +41,13 @@ def test_what_lies_outside_is_refused_by_name(key: str, value: float) -> None:
         validate(config)
 
 
+def test_a_history_of_everything_leaves_nothing_to_predict_and_is_refused() -> None:
+    config = TrainingConfig(run_dir="here")
+    config.trainer.history_share = 1.0
+    with pytest.raises(ConfigError, match=r"trainer\.history_share: got 1\.0, expected a share of at least 0 and below 1"):
+        validate(config)
+
+
 @pytest.mark.parametrize(
     ("part", "setting", "value"),
     [

@@ -120,6 +120,19 @@ def test_below_tells_certain_from_uncertain() -> None:
     assert "include zero" in below(document(-0.1, 0.05))[0]
 
 
+def test_a_slice_without_an_interval_is_below_all_the_same() -> None:
+    """One draw may hold nobody of a slice."""
+    names = {"test/ndcg@5": [-1, 0.05], "test/cold/ndcg@5": None}
+    document = {
+        "metrics": {name: {"value": 0.2} for name in names},
+        "baselines": {"markov": {name: {"value": 0.3} for name in names}},
+        "paired": {"markov": {name: {"difference": -0.1, "ci95": ci95} for name, ci95 in names.items()}},
+    }
+    assert "include zero" in below(document)[0] and "test/cold/ndcg@5 0.2000 < 0.3000" in below(document)[0]
+    document["paired"]["markov"].pop("test/ndcg@5")
+    assert "have no intervals" in below(document)[0] and "raise evaluate.draws" in loud_block(document)[2]
+
+
 def test_masked_and_unmasked_side_by_side(make_toy, evaluated: Evaluated) -> None:
     data = make_toy(events=(12, 30))  # longer than a group of items: people come back to them
     document = evaluated(data, seen="both", slices=False)

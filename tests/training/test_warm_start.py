@@ -1,5 +1,6 @@
 """A model that starts from another: rows follow their ids, everything else as it was, and what does not fit is refused by name."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +212,23 @@ def test_a_run_whose_data_was_prepared_anew_is_refused(tmp_path, make_toy):
             again = replace(config, run_dir=str(run_dir), trainer=replace(config.trainer, init_from=str(start), resume=False))
             with pytest.raises(ConfigError, match=r"trainer\.init_from: .*old/model was trained on other data than .*old/prep"):
                 run(again)
+
+
+def test_a_length_left_open_is_the_old_one_though_histories_have_grown(tmp_path, make_toy, capsys):
+    model = replace(SEQUENCE, history=replace(SEQUENCE.history, length=0))
+    config = TrainingConfig(run_dir=str(tmp_path / "old"), model=model, trainer=TrainerConfig(epochs=1, threads=1, device="cpu"))
+    write_prepared(tmp_path / "old" / "prepared", make_toy(events=(6, 20)))
+    run(config)
+    assert "as in" not in capsys.readouterr().out
+    write_prepared(tmp_path / "new" / "prepared", make_toy(events=(6, 40)))
+    new = replace(config, run_dir=str(tmp_path / "new"), trainer=replace(config.trainer, init_from=str(tmp_path / "old")))
+    run(new)
+    out = capsys.readouterr().out
+    assert f"histories of 20 events, as in {tmp_path / 'old'}" in out and "rows carried over" in out
+    assert json.loads((tmp_path / "new" / "model" / "model_config.json").read_text())["history"]["length"] == 20
+    told = replace(new, model=replace(model, history=replace(model.history, length=30)), trainer=replace(new.trainer, resume=False))
+    with pytest.raises(ConfigError, match=r"model\.history\.length is 20 there, 30 here"):
+        run(told)
 
 
 def test_the_job_starts_from_a_run_and_says_so(tmp_path, make_toy, capsys):
