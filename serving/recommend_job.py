@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from serving import sweep_job
@@ -43,6 +44,7 @@ from towers.columns import USER_KEY
 from towers.consent import BITS, PERSONALIZE
 from towers.errors import DataError
 from towers.job import write_json
+from towers.last_look import LastLook
 from towers.shards import write_shards
 
 STARTED = "_started.json"
@@ -60,7 +62,7 @@ def run(config: ServingConfig) -> str:
     """
     if config.sweep:
         return sweep_job.run(config)
-    began = time.perf_counter()
+    began, began_us = time.perf_counter(), time.time_ns() // 1000
     settings, run_dir, folder = config.serving, Path(config.run_dir), Path(config.run_dir) / "recommendations"
     keys, known = users(settings, run_dir)
     stored = histories(settings, run_dir)
@@ -91,19 +93,26 @@ def run(config: ServingConfig) -> str:
             bar.update(len(block))
         return pa.concat_tables(tables)
 
+    def may_stand(keys_n: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        standing.refresh()
+        keys_of = (key.tobytes() for key in keys_n)
+        return np.array([standing.mask(key) & needed == needed and (standing.forgotten(key) or 0) < began_us for key in keys_of], bool)
+
+    place = LastLook(state, may_stand).place
     fingerprint = hashlib.sha256(json.dumps({**content, "now": now}, sort_keys=True).encode()).hexdigest()
     with tqdm(total=len(wanted), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
-        for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make):
+        for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make, place):
             pass
     live.close()
     rights.close()
     start.write(folder / STARTED, finished=True)
+    modes = _modes(folder)
     document = {
         **content,
         "now": now / 1e6,
-        "users": len(wanted),
+        "users": modes.total(),
         "users_not_allowed": start.people.not_allowed,
-        "modes": dict(sorted(_modes(folder).items())),
+        "modes": dict(sorted(modes.items())),
         "wall_s": round(time.perf_counter() - began, 2),
     }
     return str(write_json(run_dir / "recommend.json", document))

@@ -46,6 +46,7 @@ DOORS = {
     "serving/held.py": "the person's own wish, whatever else is allowed",
     "serving/subjects.py": "the person's own wish, whatever else is allowed",
     "serving/cutting.py": "removes rows",
+    "towers/last_look.py": "takes out whom the job that writes a file may not keep any more",
     "towers/prepared.py": "removes rows",
     "serving/rekey_files.py": "gives rows other keys",
     "serving/rekey_map.py": "gives rows other keys",

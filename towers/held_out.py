@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from towers.columns import USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES
-from towers.shards import embedding_column
+from towers.shards import Place, embedding_column, rename
 
 HELD_OUT = "held_out.parquet"
 COLUMNS = (USER_KEY, "vector", "now", "liked", "seen", "relevant")
@@ -85,14 +85,14 @@ class HeldOut:
         return cls(key, vector.flatten().to_numpy().reshape(len(table), heads, -1), now.to_numpy(), liked, seen, relevant)
 
 
-def write_held_out(path: Path, splits: dict[str, HeldOut], weights_sha256: str) -> None:
-    """Write the queries of some splits, atomically."""
+def write_held_out(path: Path, splits: dict[str, HeldOut], weights_sha256: str, place: Place = rename) -> None:
+    """Write the queries of some splits, atomically; `place` as in `towers.shards`."""
     tables = [held.table(split) for split, held in splits.items()]
     heads = next(iter(splits.values())).vectors_QHD.shape[1]
     table = pa.concat_tables(tables).replace_schema_metadata({_WEIGHTS: weights_sha256.encode(), _HEADS: str(heads).encode()})
     temporary = path.with_suffix(".tmp")
     pq.write_table(table, temporary, compression="zstd")
-    temporary.rename(path)
+    place(temporary, path)
 
 
 def key_column(keys_U16: NDArray[np.uint8]) -> pa.Array:

@@ -14,6 +14,7 @@ from towers.job import write_json
 
 _DICTIONARY_BYTES = 1 << 28
 """Of a row group's distinct ids. Past Parquet's usual megabyte each event holds its id in full, and a server starts four times slower."""
+Place = Callable[[Path, Path], None]
 FINGERPRINT = "_shards.json"  # readers of a folder of Parquet pass over names that start with _
 
 
@@ -23,7 +24,14 @@ def embedding_column(vectors_BD: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, vectors_BD.shape[1])
 
 
-def write_shards(folder: Path, rows: int, rows_per_shard: int, fingerprint: str, make: Callable[[int, int], pa.Table]) -> Iterator[int]:
+def rename(temporary: Path, target: Path) -> None:
+    """Put a file that is written in its place."""
+    temporary.rename(target)
+
+
+def write_shards(
+    folder: Path, rows: int, rows_per_shard: int, fingerprint: str, make: Callable[[int, int], pa.Table], place: Place = rename
+) -> Iterator[int]:
     """Write `part-00000.parquet`, ... under a folder; yields the rows of each shard as it is done or found done.
 
     A shard is written beside its place and renamed, so one that exists is whole. Shards of another fingerprint (another model,
@@ -35,6 +43,7 @@ def write_shards(folder: Path, rows: int, rows_per_shard: int, fingerprint: str,
         rows_per_shard: rows of each shard but the last.
         fingerprint: says what the content depends on.
         make: gives the table of rows [start, stop).
+        place: puts each shard in its place, as `towers.last_look` does with those of users; rows may leave it before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / FINGERPRINT
@@ -47,14 +56,14 @@ def write_shards(folder: Path, rows: int, rows_per_shard: int, fingerprint: str,
         stop = min(start + rows_per_shard, rows)
         target = folder / f"part-{number:05d}.parquet"
         if not target.exists():
-            _write(target, make(start, stop))
+            _write(target, make(start, stop), place)
         yield stop - start
 
 
-def _write(target: Path, table: pa.Table) -> None:
+def _write(target: Path, table: pa.Table, place: Place) -> None:
     temporary = target.with_suffix(".parquet.tmp")
     pq.write_table(table, temporary, row_group_size=len(table), **writing(table.schema))
-    temporary.rename(target)
+    place(temporary, target)
 
 
 def writing(schema: pa.Schema) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One training or preparation at a time in a run's folder."""
+"""One training, preparation or export at a time in a run's folder."""
 
 import fcntl
 import os
@@ -14,14 +14,14 @@ LOCK = ".training.lock"
 @contextmanager
 def alone_in(run_dir: Path, wanted: bool = True) -> Iterator[None]:
     """Hold a run's folder: two trainings would prune each other's checkpoints, and new prepared data would not be those of the model that
-    a training leaves. The lock goes with the process, however it ends.
+    a training leaves or an export reads. The lock goes with the process, however it ends.
 
     Args:
         run_dir: the run.
         wanted: False does nothing: of several processes of one training the first holds the folder for all.
 
     Raises:
-        ConfigError: another process trains or prepares there; names it.
+        ConfigError: another process trains, prepares or exports there; names it.
     """
     if not wanted:
         yield
@@ -34,7 +34,7 @@ def alone_in(run_dir: Path, wanted: bool = True) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
-                f"run_dir: another training or preparation (pid {holder}) runs in {run_dir}. Wait for it, end it, or use another one"
+                f"run_dir: another training, preparation or export (pid {holder}) runs in {run_dir}. Wait for it, end it, or use another"
             ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)

@@ -2,7 +2,9 @@
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from towers.job import write_json
 from towers.model import TwoTower
 from towers.pointers import current, waiting
 from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_runtime
-from towers.shards import embedding_column, write_shards
+from towers.shards import Place, embedding_column, rename, write_shards
+from training.alone import alone_in
 from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name
 from training.config import TrainingConfig
@@ -32,7 +35,7 @@ from training.interactions import Interactions
 from training.onnx_export import export_towers
 from training.opening import check_trained_on, digest_of, open_prepared
 from training.people import check_secret
-from training.permission import Permission
+from training.permission import Permission, last_look
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
 
@@ -45,11 +48,36 @@ def run(config: TrainingConfig) -> Path:
     """Export the run's model; returns the path of export.json.
 
     Raises:
-        DataError: there is no trained model or prepared data in run_dir, or nobody allows what export.held_out_queries asks for.
-        ConfigError: the users were keyed with another secret.
+        DataError: there is no trained model or prepared data in run_dir, or nobody allows what export.held_out_queries asks for; or
+            somebody was forgotten, and left the prepared data, while they were read.
+        ConfigError: the users were keyed with another secret, or another process trains or prepares in run_dir.
         GateError: the ONNX towers differ from torch.
     """
-    watch = Stopwatch()
+    run_dir = Path(config.run_dir)
+    prepared = run_dir / "prepared"
+    before = _as_it_lies(prepared)
+    try:
+        with alone_in(run_dir, prepared.is_dir()):
+            return _export(config)
+    except Exception as error:
+        if not before or before == _as_it_lies(prepared):
+            raise
+        raise DataError(
+            f"{prepared}: somebody was forgotten, and left these data, while they were read ({error}). Run `towers export` again"
+        ) from error
+
+
+def _as_it_lies(prepared: Path) -> dict[Path, tuple[int, int]]:
+    """Another one after each change of a file that rows of people are taken out of."""
+    found = {}
+    for path in (path for kind in ("*.npy", "*.parquet") for path in prepared.rglob(kind)):
+        with suppress(FileNotFoundError):
+            found[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
+
+
+def _export(config: TrainingConfig) -> Path:
+    watch, began = Stopwatch(), time.time_ns() // 1000
     run_dir = Path(config.run_dir)
     data = open_prepared(config)
     check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
@@ -69,13 +97,16 @@ def run(config: TrainingConfig) -> Path:
     vectors_for = np.flatnonzero(personal_U & permission.allows(data.user_keys, config.export.users_for))
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
     if config.export.users:
-        _export_users(run_dir, data, runtime, vectors_for, f"{fingerprint}-{permission.digest}-{config.export.users_for}", config)
+        content = f"{fingerprint}-{permission.digest}-{config.export.users_for}"
+        place = last_look(config, began, PERSONALIZE, config.export.users_for).place
+        _export_users(run_dir, data, runtime, vectors_for, content, config, place)
     histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
-    write_histories(histories, data, users, config.export.history_events, personal_U)
+    write_histories(histories, data, users, config.export.history_events, personal_U, last_look(config, began, PERSONALIZE).place)
     _write_queries(run_dir / "export" / "queries.npy", data, runtime, personal_U, config)
     (run_dir / "export" / HELD_OUT).unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
     if held_out is not None:
-        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, bundle.sha256(run_dir / "model" / WEIGHTS_FILE))
+        place, sha256 = last_look(config, began, PERSONALIZE, MEASURE).place, bundle.sha256(run_dir / "model" / WEIGHTS_FILE)
+        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, sha256, place)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))
@@ -107,7 +138,13 @@ def _export_items(run_dir: Path, data: Interactions, vectors_ID: NDArray[np.floa
 
 
 def _export_users(
-    run_dir: Path, data: Interactions, runtime: TorchRuntime, users_V: NDArray[np.int64], fingerprint: str, config: TrainingConfig
+    run_dir: Path,
+    data: Interactions,
+    runtime: TorchRuntime,
+    users_V: NDArray[np.int64],
+    fingerprint: str,
+    config: TrainingConfig,
+    place: Place,
 ) -> None:
     """Vectors of some users as of the end of the log, without context (nobody knows the next request's)."""
     raw = _raw_ids(run_dir, data) if config.export.raw_user_ids else None
@@ -123,7 +160,7 @@ def _export_users(
         return pa.table({**columns, "embedding": embedding_column(vectors)})
 
     content = f"{fingerprint}-raw" if raw is not None else fingerprint
-    _drain("users", len(users_V), run_dir / "export" / "users", config.export.rows_per_shard, content, make)
+    _drain("users", len(users_V), run_dir / "export" / "users", config.export.rows_per_shard, content, make, place)
 
 
 def _user_vectors(data: Interactions, runtime: TorchRuntime, users_B: NDArray[np.int64], now: int, length: int) -> NDArray[np.float32]:
@@ -134,9 +171,17 @@ def _user_vectors(data: Interactions, runtime: TorchRuntime, users_B: NDArray[np
     return vectors_BHD.reshape(len(users_B), -1)
 
 
-def _drain(what: str, rows: int, folder: Path, rows_per_shard: int, fingerprint: str, make: Callable[[int, int], pa.Table]) -> None:
+def _drain(
+    what: str,
+    rows: int,
+    folder: Path,
+    rows_per_shard: int,
+    fingerprint: str,
+    make: Callable[[int, int], pa.Table],
+    place: Place = rename,
+) -> None:
     with tqdm(total=rows, desc=f"export {what}", unit="rows", disable=not sys.stderr.isatty()) as bar:
-        for done in write_shards(folder, rows, rows_per_shard, fingerprint, make):
+        for done in write_shards(folder, rows, rows_per_shard, fingerprint, make, place):
             bar.update(done)
 
 

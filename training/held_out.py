@@ -12,6 +12,7 @@ from towers.consent import MEASURE, PERSONALIZE
 from towers.errors import DataError
 from towers.held_out import HeldOut, key_column, write_held_out
 from towers.runtime import TorchRuntime
+from towers.shards import Place, rename
 from training import ragged
 from training.config import TrainingConfig
 from training.interactions import Interactions
@@ -39,11 +40,11 @@ def held_out_queries(data: Interactions, allowed_U: NDArray[np.bool_], config: T
     return found
 
 
-def write_queries(path: Path, splits: Mapping[str, Queries], runtime: TorchRuntime, weights_sha256: str) -> None:
-    """Write queries of `held_out_queries`, with the vectors of the model that these weights are of."""
+def write_queries(path: Path, splits: Mapping[str, Queries], runtime: TorchRuntime, weights_sha256: str, place: Place = rename) -> None:
+    """Write queries of `held_out_queries`, with the vectors of the model that these weights are of; `place` as in `towers.shards`."""
     length = runtime.model.config.history.length
     held = {split: _held(queries, encode_users(runtime, queries, length, f"held-out {split}")) for split, queries in splits.items()}
-    write_held_out(path, held, weights_sha256)
+    write_held_out(path, held, weights_sha256, place)
 
 
 def _held(queries: Queries, vectors_QHD: NDArray[np.float32]) -> HeldOut:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, USER_KEY
 from towers.schema import Feature
+from towers.shards import Place, rename
 from training.interactions import Interactions
 
 BLOCK_USERS = 50_000
@@ -16,7 +17,7 @@ _DICTIONARY_BYTES = 1 << 28
 """Of a block's distinct ids. Past Parquet's usual megabyte each event holds its id in full, and a server starts four times as slowly."""
 
 
-def write_histories(path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_]) -> None:
+def write_histories(path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_], place: Place = rename) -> None:
     """Write user_key, item_ids, event_types, timestamps, context that events keep and the users' declared features, sorted by key.
 
     Args:
@@ -25,6 +26,7 @@ def write_histories(path: Path, data: Interactions, users: Path, events: int, al
         users: prepared/users.parquet, raw declared features in user row order, and the fingerprint of the keys' secret.
         events: newest events kept of each user.
         allowed_U: users who may be personalized for; of others nothing is written.
+        place: as in `towers.shards`.
     """
     features = pq.read_table(users).drop_columns([USER_KEY]) if users.is_file() else pa.table({})
     temporary = path.with_suffix(".tmp")
@@ -40,7 +42,7 @@ def write_histories(path: Path, data: Interactions, users: Path, events: int, al
     finally:
         if writer:
             writer.close()
-    temporary.rename(path)
+    place(temporary, path)
 
 
 def _block(data: Interactions, start: int, stop: int, events: int, features: pa.Table) -> pa.Table:

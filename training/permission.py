@@ -13,6 +13,7 @@ from towers.columns import NO_TIME
 from towers.consent import MEASURE, Consent, named_table
 from towers.errors import DataError
 from towers.identity import UserKeys
+from towers.last_look import LastLook
 from towers.live_consent import LIVE_CONSENT, LiveConsent
 from towers.receipts import Erasures, Receipts, receipts_file
 from towers.rekeying import refuse_unfinished
@@ -133,13 +134,33 @@ class Permission:
         return found
 
 
+def last_look(config: TrainingConfig, began: int, *purposes: str) -> LastLook:
+    """Puts the files of a job in their places without those who were forgotten since it began, or withdrew one of the purposes.
+
+    Args:
+        began: microseconds UTC, of before the job asked for the first time.
+    """
+
+    def allowed(keys_n: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        now = Permission.open(config)
+        rules = [now.forgotten(keys_n) < began, *(now.allows(keys_n, purpose) for purpose in purposes)]
+        return np.logical_and.reduce(rules)  # type: ignore[no-any-return]
+
+    return LastLook(state_of(config), allowed)
+
+
+def state_of(config: TrainingConfig) -> Path:
+    """The state_dir of the service that this run has to do with; there may be none."""
+    return Path(config.run_dir) / "state" if config.data.live is None else Path(config.data.live).expanduser().parent
+
+
 def _told_to_a_service(config: TrainingConfig) -> Path | None:
     """The file of decisions that a service was told; None where there is none. Raises DataError where one is named and missing."""
-    named, log = config.data.live_consent, config.data.live
+    named = config.data.live_consent
     if named is not None:
         path = Path(named).expanduser()
         if not path.is_file():
             raise DataError(f"data.live_consent: no file {named!r}; a service writes run_dir/state/{LIVE_CONSENT} once somebody decides")
         return path
-    path = (Path(config.run_dir) / "state" if log is None else Path(log).expanduser().parent) / LIVE_CONSENT
+    path = state_of(config) / LIVE_CONSENT
     return path if path.is_file() else None

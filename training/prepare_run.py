@@ -1,21 +1,24 @@
 """The work of `towers prepare`: ingest, sort, assemble, split, fit, encode; then one rename makes the result visible."""
 
 import contextlib
+import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, NO_TIME, REMOVAL, WEIGHT
+from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, NO_TIME, REMOVAL, USER_ID, USER_KEY, WEIGHT
 from towers.errors import ConfigError, DataError
-from towers.identity import UserKeys
+from towers.identity import KEY_BYTES, UserKeys
 from towers.job import write_json
-from towers.prepared import digest
+from towers.prepared import digest, remove_users
 from towers.receipts import receipts_file
 from towers.schema import Schema
 from training.alone import alone_in
@@ -46,7 +49,7 @@ def run(config: TrainingConfig) -> str:
         DataError: the data cannot be used as they are; an earlier run_dir/prepared stays as it was.
         ConfigError: a setting does not fit the data, or the secret that the run is keyed with is missing.
     """
-    watch = Stopwatch()
+    watch, began = Stopwatch(), time.time_ns() // 1000
     run_dir = Path(config.run_dir)
     # where something is keyed already, a secret that is missing is lost or elsewhere: a new one would make everybody in it unknown
     keyed = (run_dir / PREPARED, run_dir / "state", receipts_file(config.identity.receipts, config.identity.key_file))
@@ -60,11 +63,32 @@ def run(config: TrainingConfig) -> str:
         document = {"run": run_facts(config, watch), **facts}
         write_json(folder / "prepare.json", document)
         (folder / "data_card.md").write_text(data_card(stages, config))
+        permission = Permission.open(config, keys)
+        if _leave_out(folder, keys, permission, began):
+            document = json.loads((folder / "prepare.json").read_text())
     audit = stages.source.audit
     if audit is not None:
         write_audit(run_dir / AUDIT, audit, keys, permission)
     write_json(run_dir / "prepare.json", document)
     return str(run_dir / PREPARED)
+
+
+def _leave_out(folder: Path, keys: UserKeys, permission: Permission, began: int) -> int:
+    """Take out who was forgotten since a moment, microseconds UTC; how many rows went. A removal that comes later waits a moment before it
+    looks for files, and finds this folder in its place."""
+
+    def since(keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return np.where(permission.forgotten(keys_n) >= began, np.iinfo(np.int64).max, NO_TIME)
+
+    rejected = folder / "rejected.parquet"
+    if rejected.is_file():
+        table = pq.read_table(rejected)
+        users = table.column(USER_KEY if USER_KEY in table.column_names else USER_ID).to_pylist()
+        of = b"".join(user if isinstance(user, bytes) else keys.key(str(user)) for user in users)
+        stays_n = since(np.frombuffer(of, np.uint8).reshape(-1, KEY_BYTES)) == NO_TIME
+        if not stays_n.all():
+            pq.write_table(table.filter(pa.array(stays_n)), rejected)
+    return remove_users(folder, since)
 
 
 def prepare(source: SourceTables, config: TrainingConfig, folder: Path, keys: UserKeys, permission: Permission) -> Stages:

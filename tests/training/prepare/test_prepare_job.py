@@ -126,5 +126,5 @@ def test_the_job_exits_3_on_bad_data_and_names_the_column(tmp_path: Path) -> Non
 def test_prepare_waits_for_no_training(config: TrainingConfig, prepare: Any, events: Any) -> None:
     """Its model would not belong to what lies in prepared/ then."""
     prepare(events(300, 20, 10))
-    with alone_in(Path(config.run_dir)), pytest.raises(ConfigError, match=r"another training or preparation \(pid \d+\) runs in"):
+    with alone_in(Path(config.run_dir)), pytest.raises(ConfigError, match=r"another training, preparation or export \(pid \d+\) runs in"):
         prepare(events(300, 20, 10))
