@@ -2,11 +2,12 @@
 
 A row of a table follows its id from the old vocabulary to the new one. An id that the old model does not know starts from the OOV row
 where training has taught that row to stand for unknown ids (`model.id_dropout`, `model.history.token_dropout`), else from the mean of
-the old rows; a new item's content speaks through its features, whose weights are carried over.
+the old rows; a new item's content speaks through its features, whose weights are carried over: those of numbers in the new data's
+standardisation, so that what is known keeps its vector.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from towers.schema import Schema
 from training.ancestry import LEARNED, Learned
 from training.config import TrainingConfig
 from training.opening import PREPARED, parted
+from training.rescaling import Rescaled, rescaled
 
 EVENT_WEIGHTS = ("history.event_log_weight", "history.event_push", "history.event.weight")
 """Weights indexed by event type. They exist only where there are several types, so an older model may have none."""
@@ -62,15 +64,17 @@ class Carried:
         path: of the old model.
         rows: by vocabulary: (ids carried over, ids that are new, ids left behind).
         learned: what the old model has learned from.
+        numbers: numeric features whose weights were told in the new data's standardisation.
     """
 
     path: str
     rows: Mapping[str, tuple[int, int, int]]
     learned: Learned
+    numbers: Sequence[Rescaled] = ()
 
     def __str__(self) -> str:
         told = [f"{name} {kept} rows carried over, {new} new, {left} left behind" for name, (kept, new, left) in self.rows.items()]
-        return f"starting from {self.path}: {'; '.join(told)}"
+        return f"starting from {self.path}: {'; '.join([*told, *map(str, self.numbers)])}"
 
 
 def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carried:
@@ -91,8 +95,10 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
     vocabulary_of = dict(_vocabularies(model, preprocessor.schema))
     places = {name: _places(start.preprocessor, preprocessor, name) for name in sorted({*vocabulary_of.values()})}
     state = model.state_dict()
+    retold, numbers = rescaled(start.weights, start.preprocessor, preprocessor)
+    weights = {**start.weights, **retold}
     for name, tensor in state.items():
-        old = start.weights.get(name)
+        old = weights.get(name)
         if name in DECLARED:
             continue
         if old is None and name in EVENT_WEIGHTS:
@@ -103,7 +109,7 @@ def warm_start(model: TwoTower, preprocessor: Preprocessor, path: str) -> Carrie
         with torch.no_grad():
             tensor.copy_(_aligned(old, places[vocabulary_of[name]], _trained_oov(name, start.config)) if name in vocabulary_of else old)
     counts = {name: _count(start.preprocessor, rows, name) for name, rows in places.items()}
-    return Carried(path, counts, start.learned)
+    return Carried(path, counts, start.learned, numbers)
 
 
 def open_start(path: Path) -> Start:

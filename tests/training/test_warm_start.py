@@ -64,7 +64,7 @@ def test_rows_follow_their_ids(tmp_path, config):
     for name, tensor in mine.items():
         table = name.split(".")[1] if "tables." in name else ""
         if table not in tables:
-            if "event" not in name:
+            if "event" not in name and "price" not in name:
                 assert torch.equal(tensor, theirs[name]), name
             continue
         new_words, old_words = NEW.vocabularies[tables[table]], OLD.vocabularies[tables[table]]
