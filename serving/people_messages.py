@@ -54,7 +54,7 @@ class Receipt(Struct, frozen=True):
         at, retrain_by: RFC 3339; the second says until when to replace what is named in `still_learned_from`.
         run: name of the run's folder.
         rows: removed ones by place, the same unit everywhere: of prepared data an interaction each, of histories a person's each.
-        found: whether there were any.
+        found: whether there were any, or may be some where nothing could be removed.
         not_removed_from: why nothing could be removed there, by place: files that cannot be read or rewritten, and may still hold rows.
         still_learned_from: models and bundles of this run that may hold what was learned from the person.
         number, hash: of this receipt in the chain; keep the hash elsewhere.

@@ -162,12 +162,12 @@ class Subjects:
         return {f"state/{CONSENT_FILE}": gone}
 
     def _told(self, rows: Mapping[str, int], failed: Mapping[str, str], of: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the receipt of a removal."""
+        """Write the receipt of a removal. Where a place could not be looked at, the person may be in it, and what was learned holds."""
         document = {
-            "what": REMOVED, **of, "at": iso(now_us()), "run": self._places.run_dir.name, "rows": dict(rows), "found": bool(rows),
+            "what": REMOVED, **of, "at": iso(now_us()), "run": self._places.run_dir.name, "rows": dict(rows), "found": bool(rows or failed),
             "not_removed_from": dict(failed),
-            "still_learned_from": self._influenced() if rows else [],
-            "retrain_by": iso(now_us() + round(self._retrain_days * DAY_US)) if rows else None,
+            "still_learned_from": self._influenced() if rows or failed else [],
+            "retrain_by": iso(now_us() + round(self._retrain_days * DAY_US)) if rows or failed else None,
         }  # fmt: skip
         written = write_receipt(self._places.receipts, document)
         return {**document, **written._asdict()}

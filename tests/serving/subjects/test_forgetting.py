@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving import feedback_job, recommend_job
+from serving import feedback_job, recommend_job, subjects
 from serving.subjects import verify
 
 USER, OTHER = "user-4", "user-9"
@@ -225,3 +225,12 @@ def test_a_log_file_cut_in_half_keeps_nobody_in_the_other_files(used: Any) -> No
         part.write_bytes(whole)
         again = rights.subjects.replay()
     assert again is not None and again["rows"] == {name: 1} and again["not_removed_from"] == {} and used.bytes_of(USER) == []
+
+
+def test_what_was_learned_is_told_where_nothing_could_be_removed(used: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows then whether there were rows: the person is told what somebody is told who was found."""
+    with used.served() as (_, rights):
+        assert not rights.subjects.forget([used.keys.key("nobody")])["still_learned_from"]
+        monkeypatch.setattr(subjects, "cut_everywhere", lambda *_: subjects.Removed({}, {"prepared": "No space left on device"}))
+        receipt = rights.subjects.forget([used.keys.key(USER)])
+    assert receipt["found"] and receipt["still_learned_from"] and receipt["retrain_by"] and receipt["rows"] == {}
