@@ -1,7 +1,7 @@
 """The service on Starlette and uvicorn: routes to endpoints, nothing else. The only file that knows Starlette.
 
-A request is answered inline on the event loop: the work is a fraction of a millisecond of NumPy and C++, less than a hand-over to a
-thread would cost.
+A request for a list is answered inline on the event loop: the work is a fraction of a millisecond of NumPy and C++, less than a hand-over
+to a thread would cost. What is stored is, one call after the other, in a thread: it may wait for the disk or for another process.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
     routes = [
         Route(
             row.path.replace("{id}", "{id:segment}"),
-            Endpoint(front, row.name, handlers[row.name], row.scope, row.takes_body, row.slow),
+            Endpoint(front, row.name, handlers[row.name], row.scope, row.takes_body, row.slow, row.stores),
             methods=[row.method],
         )
         for row in ROUTES

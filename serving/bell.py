@@ -32,15 +32,11 @@ class Bell:
         except OSError as error:
             raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
         self._rung = memoryview(self._map).cast("Q")
-        self._heard = -1
 
-    def heard_anew(self) -> bool:
-        """Whether it was rung since this was last asked; true the first time."""
-        rung = self._rung[0]
-        if rung == self._heard:
-            return False
-        self._heard = rung
-        return True
+    def rung(self) -> int:
+        """How often it was rung."""
+        found: int = self._rung[0]
+        return found
 
     def ring(self) -> None:
         """To be called once what is to be read again is on the disk."""

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -22,6 +23,7 @@ from serving.logs import REQUEST_ID as ANSWERING
 from serving.logs import loggable, steps
 from serving.messages import Problem
 from serving.metrics import Metrics
+from serving.turns import Turns
 from towers.errors import RequestError, StorageError
 
 Message = MutableMapping[str, Any]
@@ -96,6 +98,7 @@ class Front:
         max_body_bytes: largest body.
         access_log: a log line for every call, not only for those refused or failed.
         read_timeout_s: seconds in which a body must have come.
+        turns: of calls that store something.
     """
 
     metrics: Metrics
@@ -103,6 +106,7 @@ class Front:
     max_body_bytes: int = 1_048_576
     access_log: bool = False
     read_timeout_s: float = 10.0
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Endpoint:
         scope: what the caller's key must allow; "" = nothing.
         takes_body: whether a body is read.
         slow: it reads or writes files, and runs in a thread.
+        stores: it writes to a database, and takes its turn in a thread.
     """
 
     front: Front
@@ -123,6 +128,7 @@ class Endpoint:
     scope: str = ""
     takes_body: bool = False
     slow: bool = False
+    stores: bool = False
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -144,7 +150,10 @@ class Endpoint:
             deadline.check()
             ANSWERING.set(headers.request_id.decode())
             call = Call(_decoded(scope.get("path_params", {})), scope["query_string"].decode("latin-1"), body, deadline)
-            found = await asyncio.to_thread(self.handler, call) if self.slow else self.handler(call)
+            if self.stores:
+                found = await self.front.turns.take(call.deadline.check, partial(self.handler, call))
+            else:
+                found = await asyncio.to_thread(self.handler, call) if self.slow else self.handler(call)
             if isinstance(found, Reply):
                 content, media_type, extra = found.content, found.media_type, found.headers
             else:

@@ -7,7 +7,7 @@ does.
 from collections.abc import Mapping
 from pathlib import Path
 
-from serving.database import Database
+from serving.database import ANSWER_S, Database
 from towers.live_consent import Decision, generation_of, write_decisions
 
 _SCHEMA = (
@@ -45,6 +45,7 @@ class ConsentStore:
     def __init__(self, path: Path, secret: bytes) -> None:
         self._database, self._secret = Database(path, _SCHEMA), secret
         self._database.claim(secret)
+        self._database.wait_at_most(ANSWER_S)
 
     def put(self, mark: bytes, granted: Mapping[str, bool], now: int) -> None:
         """Note a user's decisions; `now` in microseconds UTC."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from serving.database import Database
 from serving.user_state import EVENTS, ITEMS, TIMES, of_events
 from towers.columns import NO_TIME, TIMESTAMP, USER_ID, USER_KEY
-from towers.errors import DataError
+from towers.errors import DataError, StorageError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.shards import writing
 
@@ -159,7 +159,7 @@ def cut_database(path: Path, cut: Cut) -> int:
             if time.monotonic() > until:
                 raise DataError(f"{path}: what was deleted still stands in its log, which another process holds; stop it and forget again")
             time.sleep(0.02)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, StorageError) as error:
         raise DataError(f"{path}: rows of users cannot be taken out ({error})") from error
     finally:
         database.close()

@@ -7,17 +7,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from towers.errors import ConfigError, DataError
+from towers.errors import ConfigError, DataError, StorageError
 
 BUSY_S = 10.0
 """How long a writer waits for another process's transaction, which takes milliseconds."""
+
+ANSWER_S, TICK_S = 2.0, 0.05
+"""The same where a caller waits for the answer, and where it is tried again at the next tick."""
+
+_PASSING = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN
+)  # fmt: skip
+"""What the disk or another process says no with, not the statement."""
 
 _LOG_BYTES = 4 << 20
 """Size of the log at which it is moved into the file."""
 
 
 class Database:
-    """One connection to a write-ahead-logged file; used by one thread at a time.
+    """A connection to a write-ahead-logged file that reads and one that writes, each used by one thread at a time: no reader waits for a
+    writer.
 
     What `transaction` has committed survives the death of the process at any moment. Power loss may take the last commits and damages
     nothing (synchronous=NORMAL). Deleted content is overwritten (secure_delete); `rewrite` and `checkpoint` remove what else is left of it.
@@ -33,7 +42,7 @@ class Database:
 
     def __init__(self, path: Path, schema: Sequence[str], page_bytes: int = 4096) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # only where it is new: closing a file takes away every lock that this process has on it, those of other connections too, and
@@ -41,14 +50,15 @@ class Database:
             with suppress(FileExistsError):
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             # isolation_level None: transactions begin and end where `transaction` says, not where the driver guesses
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._writer = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            (found,) = self._connection.execute("PRAGMA page_size").fetchone()
-            self._connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // found}")
-            with self.transaction() as connection:
+                self._writer.execute(f"PRAGMA {pragma}")
+            (found,) = self._writer.execute("PRAGMA page_size").fetchone()
+            self._writer.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // found}")
+            with self._whole():
                 for statement in schema:
-                    connection.execute(statement)
+                    self._writer.execute(statement)
+            self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.OperationalError) as error:
             raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
         except sqlite3.Error as error:
@@ -58,15 +68,34 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write that other processes see whole or not at all; committed when the block ends, undone when it raises."""
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+        """A write that other processes see whole or not at all; committed when the block ends, undone when it raises.
+
+        Raises:
+            StorageError: the disk is full or fails, or another process writes for longer than is waited; it was undone.
+        """
+        with self._writing:
             try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+                with self._whole():
+                    yield self._writer
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in _PASSING:
+                    raise
+                raise StorageError(f"{self.path.name}: {error}; nothing was stored, and it may be sent again") from error
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:  # a full disk may have undone it already
+                self._writer.execute("ROLLBACK")
+            raise
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long a write waits from now on for another process's."""
+        self._writer.execute(f"PRAGMA busy_timeout={round(1000 * seconds)}")
 
     def read(self, query: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         """All rows of a query, as of one moment."""
@@ -76,11 +105,13 @@ class Database:
     def rewrite(self) -> None:
         """Write the whole file anew, row by row. Where rows once moved to another page, their bytes stand on in the old one, and no later
         deletion reaches them there. Others read meanwhile; who writes waits."""
-        self.read("VACUUM")
+        with self._writing:
+            self._writer.execute("VACUUM")
 
     def checkpoint(self) -> bool:
         """Move the log into the file and empty it; whether that was done, which a reader in another process can prevent."""
-        ((busy, *_),) = self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        with self._writing:
+            ((busy, *_),) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return not busy
 
     def claim(self, secret: bytes) -> None:
@@ -103,5 +134,6 @@ class Database:
             )
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._writing:
             self._connection.close()
+            self._writer.close()

@@ -15,7 +15,7 @@ from serving.probes import check_answers
 from serving.profiles import Profiles
 from serving.retriever import Retriever
 from towers.bundle import Bundle, current
-from towers.errors import RequestError, TowersError
+from towers.errors import RequestError, StorageError, TowersError
 from towers.pointers import MANIFEST, waiting
 
 log = logging.getLogger("towers.serving")
@@ -62,6 +62,7 @@ class Engine:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._rest_until_s = 0.0
+        self._not_stored = ""
         self.retriever = retriever
         self.refresh()
 
@@ -147,12 +148,18 @@ class Engine:
     def _run(self) -> None:
         while True:
             last = self._stop.wait(TICK_S)
+            not_stored = ""
             for work in (self._refresh_at_leisure, self.follow, self._chores):
                 try:
                     if work is not None:
                         work()
+                except StorageError as error:
+                    not_stored = str(error)
                 except Exception:  # a full disk at this tick is no reason to stop looking at the next
                     log.exception("keeping up to date failed")
+            if not_stored and not_stored != self._not_stored:  # ten times a second it would drown all else
+                log.error("cannot be stored", extra={"reason": not_stored})
+            self._not_stored = not_stored
             if last:
                 return
 

@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from serving.bounds import Limits, check_value
-from serving.database import Database
+from serving.database import ANSWER_S, Database
 from serving.decoding import check_id, microseconds
 from towers.bundle import Bundle
 from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, TITLE
@@ -63,6 +63,7 @@ class ItemChanges:
         self._database = Database(path, _SCHEMA)
         ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
         self.name = str(name)
+        self._database.wait_at_most(ANSWER_S)
 
     def put(self, item_id: str, attributes: Attributes | None) -> int:
         """Note that an item is new or other than it was, or (None) that it is taken down; the generation of the change."""

@@ -94,14 +94,15 @@ def _paths(limits: Limits) -> dict[str, Any]:
     }
     paths: dict[str, Any] = {path: {"post": _post(*told)} for path, told in posts.items()}
     events = _post(SUMMARIES["events"], "EventsRequest", "EventsAdded")
+    events["responses"] |= _LATER
     paths["/v1/events"] = {"post": events}
     put = _post(SUMMARIES["put_item"], "ItemRequest", "ItemChanged")
-    gone = {"200": _json("within a second no list has it", "ItemChanged"), **_REFUSED, "404": _problem("no such item")}
+    gone = {"200": _json("within a second no list has it", "ItemChanged"), **_REFUSED, "404": _problem("no such item"), **_LATER}
     delete = _operation(SUMMARIES["delete_item"], gone, keyed=True)
     paths["/v1/items/{id}"] = {
         "put": {
             **put,
-            "responses": {**put["responses"], "404": _problem("this service keeps no changes of items")},
+            "responses": {**put["responses"], "404": _problem("this service keeps no changes of items"), **_LATER},
             "parameters": [*put["parameters"], _ITEM_ID],
         },
         "delete": {**delete, "parameters": [*delete["parameters"], _ITEM_ID]},
@@ -124,14 +125,16 @@ def _person() -> dict[str, Any]:
     }
     found = {}
     for method, (summary, meaning, reply) in told.items():
-        operation = _operation(summary, {"200": _json(meaning, reply), **_REFUSED, **gone}, keyed=True)
+        operation = _operation(
+            summary, {"200": _json(meaning, reply), **_REFUSED, **gone, **(_LATER if method == "delete" else {})}, keyed=True
+        )
         found[method] = {**operation, "parameters": [*operation["parameters"], _USER_ID]}
     return found
 
 
 def _consent() -> dict[str, Any]:
     put = _post(SUMMARIES["put_consent"], "ConsentRequest", "ConsentState")
-    put["responses"]["200"] = _json("what the person allows now", "ConsentState")
+    put["responses"] |= {"200": _json("what the person allows now", "ConsentState"), **_LATER}
     get = _operation(SUMMARIES["get_consent"], {"200": put["responses"]["200"], **_REFUSED}, keyed=True)
     return {method: {**call, "parameters": [*call["parameters"], _USER_ID]} for method, call in (("put", put), ("get", get))}
 
@@ -213,3 +216,4 @@ _REFUSED = {
     "401": _problem("a key is needed"),
     "403": _problem("the key lacks the scope"),
 }
+_LATER = {"503": _problem("it cannot be stored just now, and nothing of it was; `retry-after` says when to try again")}

@@ -15,6 +15,7 @@ class Route:
         scope: what a key must allow; "" = nothing.
         takes_body: whether a body is read.
         slow: it reads or writes files.
+        stores: it writes to a database, for which it may have to wait.
     """
 
     path: str
@@ -24,6 +25,7 @@ class Route:
     scope: str = ""
     takes_body: bool = False
     slow: bool = False
+    stores: bool = False
 
 
 _ITEM, _USER = "/v1/items/{id}", "/v1/users/{id}"
@@ -32,12 +34,22 @@ ROUTES = (
     Route("/v1/recommend:batch", "POST", "recommend_batch", "Several rows for one person, no item in two of them.", "recommend", True),
     Route("/v1/rerank", "POST", "rerank", "The caller's own candidates, scored and ordered.", "recommend", True),
     Route(
-        "/v1/events", "POST", "events", "What people did: all of it is stored, or none. It counts from the next list on.", "events", True
+        "/v1/events",
+        "POST",
+        "events",
+        "What people did: all of it is stored, or none. It counts from the next list on.",
+        "events",
+        True,
+        stores=True,
     ),
-    Route(_ITEM, "PUT", "put_item", "A new item, or all attributes of a known one anew; found within a second.", "items", True),
-    Route(_ITEM, "DELETE", "delete_item", "Take an item down.", "items"),
+    Route(
+        _ITEM, "PUT", "put_item", "A new item, or all attributes of a known one anew; found within a second.", "items", True, stores=True
+    ),
+    Route(_ITEM, "DELETE", "delete_item", "Take an item down.", "items", stores=True),
     Route(f"{_ITEM}/similar", "GET", "similar", "Items like this one.", "recommend"),
-    Route(f"{_USER}/consent", "PUT", "put_consent", "What a person allows; it counts from the next request on.", "subjects", True),
+    Route(
+        f"{_USER}/consent", "PUT", "put_consent", "What a person allows; it counts from the next request on.", "subjects", True, stores=True
+    ),
     Route(f"{_USER}/consent", "GET", "get_consent", "What a person allows.", "subjects"),
     Route(_USER, "GET", "get_user", "All that is held of a person.", "subjects", slow=True),
     Route(_USER, "DELETE", "delete_user", "Forget a person; from now on no list uses what is held.", "subjects", slow=True),

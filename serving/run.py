@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from serving.app import AppOptions, build_app, serve
 from serving.bounds import Limits
 from serving.config import ServeConfig, ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
+from serving.database import ANSWER_S, TICK_S
 from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
@@ -30,7 +31,7 @@ from serving.retriever import Retriever
 from serving.rights import Rights, consent_table
 from serving.rolling import Rolling
 from serving.routes import ROUTE_NAMES
-from serving.sqlite_events import EVENTS_FILE, SqliteEvents
+from serving.sqlite_events import EVENTS_FILE, PURGE_ROWS, SqliteEvents
 from serving.user_state import UserHistories
 from serving.workers import Workers
 from towers.bundle import Bundle
@@ -128,13 +129,16 @@ def users(settings: ServeConfig, run_dir: Path) -> tuple[UserKeys, UserHistories
     return open_histories(exported, settings.key_file)
 
 
-def events(settings: ServeConfig, folder: Path, keys: UserKeys) -> SqliteEvents:
+def events(settings: ServeConfig, folder: Path, keys: UserKeys, busy_s: float = ANSWER_S) -> SqliteEvents:
     """The store of live events: a connection belongs to the process that opened it.
+
+    Args:
+        busy_s: seconds that a write waits for another process's.
 
     Raises:
         DataError: it cannot be opened, or is of another secret.
     """
-    return SqliteEvents(folder / EVENTS_FILE, keys.fingerprint(), Retention(settings.user_events, settings.event_days))
+    return SqliteEvents(folder / EVENTS_FILE, keys.fingerprint(), Retention(settings.user_events, settings.event_days), busy_s)
 
 
 @contextmanager
@@ -144,21 +148,25 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
     changes = ItemChanges(folder / ITEMS_FILE)
     keep, forgotten = settings.impression_days != 0, retriever.profiles.standing.forgotten
     outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, forgotten) if keep else None
-    own = events(settings, folder, retriever.profiles.keys)
+    own = events(settings, folder, retriever.profiles.keys, TICK_S)
     decided = ConsentStore(folder / CONSENT_FILE, retriever.profiles.keys.fingerprint())
     rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided)
     retriever.outbox = outbox
     purged_s = -PURGE_EVERY_S
 
-    def chores() -> None:
+    def purge() -> None:
+        """A part at each tick, until nothing is left of what expired within the last hour."""
         nonlocal purged_s
-        retriever.profiles.standing.refresh()
-        if outbox is not None:
-            outbox.flush()
-        rolling.tick()
-        if time.monotonic() - purged_s >= PURGE_EVERY_S:
+        if time.monotonic() - purged_s >= PURGE_EVERY_S and own.purge_some(time.time_ns() // 1000) < PURGE_ROWS:
             purged_s = time.monotonic()
-            retriever.profiles.events.purge(time.time_ns() // 1000)
+
+    def chores() -> None:
+        with ExitStack() as others:  # which are done too where one fails
+            others.callback(purge)
+            others.callback(rolling.tick)
+            if outbox is not None:
+                others.callback(outbox.flush)
+            retriever.profiles.standing.refresh()
 
     def load(bundle: Bundle, profiles: Profiles) -> Retriever:
         """With the histories that lie there now: export wrote them before it published the bundle."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.database import Database
+from serving.database import ANSWER_S, Database
 from serving.events import NOTHING, LiveHistory, Retention, Settle, StoredEvent, as_it_is
 from serving.live_users import LiveUsers
 
@@ -31,6 +31,10 @@ _ARRIVED = """SELECT user_key, item_id, timestamp, event_id, event_type, recomme
     WHERE arrival > ? ORDER BY arrival LIMIT ?"""
 _NEWEST = """SELECT user_key, max(timestamp) FROM events WHERE arrival <= ? AND timestamp >= ? AND timestamp < ?
     GROUP BY user_key ORDER BY user_key"""
+_PURGE = """DELETE FROM events WHERE (user_key, timestamp, item_id, event_type) IN
+    (SELECT user_key, timestamp, item_id, event_type FROM events WHERE timestamp < ? LIMIT ?)"""
+PURGE_ROWS = 2000
+"""Expired events that are deleted in one transaction: a few hundredths of a second, in which other writers wait."""
 _TAKEN = "SELECT value FROM facts WHERE name = 'arrivals'"
 _KEPT = "SELECT count(*) FROM events WHERE user_key = ? AND arrival > ?"
 
@@ -63,6 +67,7 @@ class SqliteEvents:
         path: the SQLite file, made where it is absent.
         secret: fingerprint of the secret that user keys are made with.
         retention: what is kept of a user.
+        busy_s: seconds that a write waits for another process's.
 
     Attributes:
         name: of this file among all others.
@@ -72,7 +77,7 @@ class SqliteEvents:
         DataError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, secret: bytes, retention: Retention | None = None) -> None:
+    def __init__(self, path: Path, secret: bytes, retention: Retention | None = None, busy_s: float = ANSWER_S) -> None:
         self._retention, self.secret = retention or Retention(), secret
         self._database = Database(path, _SCHEMA)
         self._database.claim(secret)
@@ -83,6 +88,7 @@ class SqliteEvents:
             known = self._users.holds(self.name, taken)
         if not known:
             self.find_users()
+        self._database.wait_at_most(busy_s)
 
     def find_users(self) -> None:
         """Find out anew who has events: to be called where a backup may have brought some back."""
@@ -121,9 +127,16 @@ class SqliteEvents:
         return LiveHistory(*zip(*rows, strict=True)) if rows else NOTHING
 
     def purge(self, now: int) -> int:
+        gone = last = self.purge_some(now)
+        while last == PURGE_ROWS:
+            gone += (last := self.purge_some(now))
+        return gone
+
+    def purge_some(self, now: int) -> int:
+        """The same of at most PURGE_ROWS events, so that nobody waits long for it; how many went: fewer once none is left."""
         with self._database.transaction() as connection:
-            gone = connection.execute("DELETE FROM events WHERE timestamp < ?", (self._retention.since(now),)).rowcount
-        if gone:
+            gone = connection.execute(_PURGE, (self._retention.since(now), PURGE_ROWS)).rowcount
+        if 0 < gone < PURGE_ROWS:
             self._database.checkpoint()
         return gone
 

@@ -113,7 +113,7 @@ class Standing:
     ) -> None:
         self._table, self._store, self._erasures, self._bell = table, store, erasures, bell
         self._decided: dict[bytes, Decisions] = {}
-        self._generation = 0
+        self._generation, self._heard = 0, -1
         self.receipts_refused = ""
         self._lock = threading.Lock()
         if erasures is not None:
@@ -122,8 +122,7 @@ class Standing:
 
     def mask(self, user_key: bytes) -> int:
         """Bits of the purposes that a user allows (`towers.consent.BITS`); of a table's row and a decision told here the later counts."""
-        if self._bell is not None and self._bell.heard_anew():
-            self.refresh()
+        self._listen()
         if self._table is None and not self._decided:
             return EVERYTHING
         consent = None if self._table is None else self._table.consent
@@ -151,8 +150,7 @@ class Standing:
 
     def forgotten(self, user_key: bytes) -> int | None:
         """What a user did up to this moment (microseconds UTC) is forgotten; None = nothing is."""
-        if self._bell is not None and self._bell.heard_anew():
-            self.refresh()
+        self._listen()
         return None if self._erasures is None else self._erasures.moment(user_key)
 
     def decide(self, user_key: bytes, granted: Mapping[str, bool]) -> int:
@@ -174,13 +172,24 @@ class Standing:
         """Have all processes read again what is on the disk."""
         if self._bell is not None:
             self._bell.ring()
-        self.refresh()
+        self._follow()
 
     def refresh(self) -> None:
-        """Take over what other processes were told, who was forgotten, and what the table says now."""
+        """Take over what other processes were told, who was forgotten, and what the table says now. No request does it: a large table
+        takes seconds to read, and until then what it said before counts."""
+        if self._table is not None:
+            self._table.refresh()
+        self._follow()
+
+    def _listen(self) -> None:
+        """Follow where a process has rung; it is heard once that is done, for another thread may ask meanwhile."""
+        if self._bell is not None and (rung := self._bell.rung()) != self._heard:
+            self._follow()
+            self._heard = rung
+
+    def _follow(self) -> None:
+        """Take over what other processes were told and who was forgotten."""
         with self._lock:
-            if self._table is not None:
-                self._table.refresh()
             if self._store is not None:
                 changed, self._generation = self._store.since(self._generation)
                 for of, decisions in changed.items():

@@ -143,11 +143,11 @@ def test_a_disk_that_fails_loses_nothing_that_waits(logged: Retriever) -> None:
     outbox = logged.outbox
     assert outbox is not None
     logged.recommend(k=1)
-    outbox._database._connection.execute("PRAGMA query_only=ON")
+    outbox._database._writer.execute("PRAGMA query_only=ON")
     with pytest.raises(Exception, match="readonly"):
         outbox.flush()
     logged.recommend(k=2)
-    outbox._database._connection.execute("PRAGMA query_only=OFF")
+    outbox._database._writer.execute("PRAGMA query_only=OFF")
     assert [row["k"] for row in rows(logged)] == [1, 2] and outbox.lost == 0
 
 
