@@ -4,6 +4,7 @@ Rows go from memory to an outbox in SQLite, written from a thread; serving.rolli
 """
 
 import sqlite3
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,12 +17,13 @@ import msgspec
 from numpy.typing import NDArray
 
 from serving.asked import Asked
-from serving.database import Database
+from serving.database import BUSY_S, TICK_S, Database
 from serving.item_texts import ids_of, scores_of
 from serving.live_catalog import AnyCatalog
 from serving.messages import Asker, Item
 from serving.policy import Policy
 from serving.selector import Selection
+from towers.errors import StorageError
 
 _SCHEMA = (
     # AUTOINCREMENT: a number is never given twice, though rows leave; files are named by them
@@ -35,7 +37,8 @@ OUTBOX_FILE = "impressions.db"
 _PAGE_BYTES = 32_768
 """Rows of lists of a hundred take 5 KB: in pages of 4 KB, writing one costs twice as much."""
 _JSON = msgspec.json.Encoder()
-_MOST_WAITING = 100_000
+_MOST_WAITING, _MOST_BYTES = 100_000, 1 << 28
+"""Of rows that the disk does not take: how many, and how large, before the oldest are dropped."""
 _PAGE_ROWS = 1000
 
 
@@ -82,6 +85,14 @@ class Shown(NamedTuple):
     timestamp: int
     request_id: str | None
     catalog: AnyCatalog
+
+
+class _Encoded(NamedTuple):
+    """A row as it is written; once it is text, what the list was made of is let go, and its size is known."""
+
+    timestamp: int
+    user_key: bytes | None
+    row: str
 
 
 class Oldest(NamedTuple):
@@ -131,6 +142,7 @@ class Outbox:
         self._config_hash, self._candidate_share = config_hash, candidate_share
         self._forgotten = forgotten
         self._waiting: deque[Shown] = deque()
+        self._encoded: deque[_Encoded] = deque()
         self._writing = threading.Lock()
         self.lost = 0
 
@@ -138,19 +150,32 @@ class Outbox:
         """Takes about a microsecond; never waits for the disk."""
         self._waiting.append(shown)
 
-    def flush(self) -> None:
-        """Write what waits. A disk that is full or busy is tried again; past 100,000 rows the oldest are dropped and counted."""
+    def flush(self, busy_s: float = TICK_S) -> None:
+        """Write what waits. A disk that is full or busy is tried again; past 100,000 rows or 256 MiB the oldest are dropped and counted.
+
+        Args:
+            busy_s: seconds to wait for another process that writes: by default not for long, as items that change wait too.
+
+        Raises:
+            StorageError: nothing was written.
+        """
         with self._writing:
-            rows = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if not rows:
+            self._encoded.extend(self._encode(self._waiting.popleft()) for _ in range(len(self._waiting)))
+            if not self._encoded:
                 return
             try:
-                self._write(rows)
-            except sqlite3.Error:
-                dropped = max(0, len(rows) - _MOST_WAITING)
-                self.lost += dropped
-                self._waiting.extendleft(reversed(rows[dropped:]))
+                self._database.wait_at_most(busy_s)
+                self._write()
+            except (sqlite3.Error, StorageError):
+                self._drop()
                 raise
+            self._encoded.clear()
+
+    def _drop(self) -> None:
+        size = sum(sys.getsizeof(of.row) for of in self._encoded)
+        while len(self._encoded) > _MOST_WAITING or size > _MOST_BYTES:
+            size -= sys.getsizeof(self._encoded.popleft().row)
+            self.lost += 1
 
     def oldest(self) -> Oldest | None:
         """The first row that is written; None where there is none."""
@@ -181,20 +206,21 @@ class Outbox:
 
     def close(self) -> None:
         """Write what waits in memory, and release the file."""
-        self.flush()
+        self.flush(BUSY_S)
         self._database.close()
 
-    def _write(self, rows: list[Shown]) -> None:
+    def _encode(self, shown: Shown) -> _Encoded:
+        return _Encoded(shown.timestamp, shown.asked.known.logged_key, self._json(shown))
+
+    def _write(self) -> None:
         with self._database.transaction() as connection:
             connection.executemany(
-                "INSERT INTO waiting (timestamp, user_key, row) VALUES (?, ?, ?)",
-                [(shown.timestamp, shown.asked.known.logged_key, self._json(shown)) for shown in rows if self._stays(shown)],
+                "INSERT INTO waiting (timestamp, user_key, row) VALUES (?, ?, ?)", [row for row in self._encoded if self._stays(row)]
             )
 
-    def _stays(self, shown: Shown) -> bool:
-        key = shown.asked.known.logged_key
-        moment = None if key is None else self._forgotten(key)
-        return moment is None or shown.timestamp > moment
+    def _stays(self, row: _Encoded) -> bool:
+        moment = None if row.user_key is None else self._forgotten(row.user_key)
+        return moment is None or row.timestamp > moment
 
     def _json(self, shown: Shown) -> str:
         known, listed, request = shown.asked.known, shown.listed, shown.request

@@ -17,7 +17,7 @@ from serving.app import AppOptions, build_app, serve
 from serving.bounds import Limits
 from serving.config import ServeConfig, ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
-from serving.database import ANSWER_S, TICK_S
+from serving.database import ANSWER_S, BUSY_S, TICK_S
 from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
@@ -180,7 +180,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
         changes.close()
         try:
             if outbox is not None:
-                outbox.flush()
+                outbox.flush(BUSY_S)
             rolling.roll(time.time_ns() // 1000, everything=True)
         finally:
             own.close()

@@ -1,12 +1,16 @@
 """Every list leaves a row from which it can be computed again, and no raw user id."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from serving import impressions
 from serving.engine import Engine
 from serving.impressions import Outbox, chance
 from serving.item_changes import ItemChanges
@@ -20,6 +24,7 @@ from serving.rolling import impression_table
 from serving.shelves import answer_rerank, answer_rows
 from serving.sqlite_events import SqliteEvents
 from towers.bundle import Bundle
+from towers.errors import StorageError
 from towers.live_logs import IMPRESSION_SCHEMA
 
 PERSON = "a person's name"
@@ -149,6 +154,24 @@ def test_a_disk_that_fails_loses_nothing_that_waits(logged: Retriever) -> None:
     logged.recommend(k=2)
     outbox._database._writer.execute("PRAGMA query_only=OFF")
     assert [row["k"] for row in rows(logged)] == [1, 2] and outbox.lost == 0
+
+
+def test_what_waits_is_bounded_and_nobody_waits_for_it(logged: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = logged.outbox
+    assert outbox is not None
+    monkeypatch.setattr(impressions, "_MOST_BYTES", 6000)
+    with closing(sqlite3.connect(outbox._database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for k in range(1, 21):
+            logged.recommend(k=k)
+            started = time.monotonic()
+            with pytest.raises(StorageError, match="locked"):
+                outbox.flush()
+            assert time.monotonic() - started < 2
+        assert sum(len(row.row) for row in outbox._encoded) <= 6000 and not outbox._waiting
+        other.execute("ROLLBACK")
+    found = [row["k"] for row in rows(logged)]
+    assert found == list(range(21 - len(found), 21)) and outbox.lost == 20 - len(found) > 0 and found
 
 
 def tell(retriever: Retriever, item: str, *users: str) -> None:
