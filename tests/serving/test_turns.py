@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from serving.app import AppOptions, build_app
+from serving.bell import Bell
 from serving.database import Database
 from serving.engine import Engine
 from serving.events import DAY_US, Retention, StoredEvent
@@ -21,8 +22,10 @@ from serving.metrics import Metrics
 from serving.retriever import Retriever
 from serving.routes import ROUTE_NAMES
 from serving.sqlite_events import PURGE_ROWS, SqliteEvents
+from serving.standing import ConsentTable, Standing
 from tests.conftest import full
 from towers.errors import StorageError
+from towers.identity import UserKeys
 
 SECRET = b"0123456789abcdef"
 EVENT = {"events": [{"user_id": "u", "item_id": "i", "event_id": "1"}]}
@@ -106,3 +109,18 @@ def test_what_expired_goes_in_parts(tmp_path: Path) -> None:
     later = NOW + 5 * DAY_US
     assert [store.purge_some(later) for _ in range(3)] == [PURGE_ROWS, 10, 0] and store.history(b"s" * 16, later).items
     store.close()
+
+
+def test_no_request_reads_the_table_of_decisions(tmp_path: Path) -> None:
+    """A large one takes seconds: it is read where the service looks after itself, and until then the former one counts."""
+    keys, path = UserKeys(b"k" * 32), tmp_path / "consent.csv"
+    path.write_text("user_id,purpose,granted,timestamp\nu,train,true,1\n")
+    bell = Bell(tmp_path / "bell")
+    standing = Standing(ConsentTable(path, keys), bell=bell)
+    before = standing.mask(keys.key("u"))
+    path.write_text("user_id,purpose,granted,timestamp\nu,train,false,2\n")
+    bell.ring()
+    assert standing.mask(keys.key("u")) == before != 0
+    standing.refresh()
+    assert standing.mask(keys.key("u")) == 0
+    standing.close()
