@@ -29,6 +29,7 @@ from towers.combination import combination_dir, share_prepared
 from towers.disk import disk_error
 from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, TowersError
 from towers.help_text import meanings
+from towers.typed_text import refuse_numbers_for_text
 from towers.verbs import conf_dir, missing_library
 
 Run = Callable[[Any], str | Path]
@@ -56,6 +57,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_set
     def one_run(raw: DictConfig) -> None:
         first = _is_first()
         _refuse_unknown(raw)
+        refuse_numbers_for_text(raw, sys.argv[1:], _config_folders())
         if not OmegaConf.is_missing(raw, "run_dir") and not raw.run_dir.strip():
             raise ConfigError("run_dir: got '', expected a folder for all that a run leaves. Leave the setting out, or run_dir=runs/mine")
         _place(name, raw, first)
@@ -84,7 +86,11 @@ def overrides() -> list[str]:
 
 def config_dirs() -> list[str]:
     """The `--config-dir` of the running job, its path in full, for a job that starts others and for whoever repeats this one."""
-    return [f"--config-dir={source.path}" for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={folder}" for folder in _config_folders()]
+
+
+def _config_folders() -> list[Path]:
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
 
 
 def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
