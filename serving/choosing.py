@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from serving.reach import FIRST
 from serving.selector import Candidates, Deeper, Parts, Selection, select
 from serving.signals import Signals
 from serving.traits import Traits
-from towers.errors import ConfigError, RequestError
+from towers.errors import ConfigError, RequestError, listed
 from towers.schema import Schema
 
 Search = Callable[[int, NDArray[np.int64]], Candidates]
@@ -67,6 +68,17 @@ class Chooser:
         changed.__dict__.update(self.__dict__)
         changed._traits, changed._catalog, changed._valued = traits, catalog, frozenset(traits.valued())
         return changed
+
+    def warn_of_unknown(self, came: Collection[str] = ()) -> None:
+        """Say on standard error which blocked ids are of no item; they may come later, or be mistyped.
+
+        Args:
+            came: ids of items that came since the bundle.
+        """
+        unknown = [item_id for item_id in self.blocked if item_id not in came and self._catalog.row(item_id) is None]
+        if unknown:
+            told = f"{len(unknown)} of {len(self.blocked)} ids are of no item of the catalogue; they are blocked if they come:"
+            print(f"warning: serving.selector.blocked: {told}{listed(map(repr, unknown))}", file=sys.stderr, flush=True)
 
     def policy(self, k: int, steer: Steer | None) -> Policy:
         """How a list of k is made.

@@ -22,6 +22,12 @@ def count_items(base: Retriever, changes: ItemChanges) -> int:
     return len(base.catalog) - known + sum(attributes is not None for attributes in last.values())
 
 
+def came(base: Retriever, changes: ItemChanges) -> set[str]:
+    """Ids of items that came or changed since the bundle, less what went."""
+    last = {change.item_id: change.attributes for change in changes.since(changes.held(base.bundle))}
+    return {item_id for item_id, attributes in last.items() if attributes is not None}
+
+
 class LiveItems:
     """What came to a bundle's catalogue and went from it.
 

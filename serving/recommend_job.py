@@ -71,6 +71,7 @@ def run(config: ServingConfig) -> str:
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
     state = state_dir(config)
     retriever, changes = _with_changes(opened(bundle, settings, Profiles(keys, known)), state / ITEMS_FILE)
+    retriever.chooser.warn_of_unknown()
     rights = Rights.open(config, keys)
     standing = rights.standing
     live = events(settings, state, keys)

@@ -22,7 +22,7 @@ from serving.engine import Engine
 from serving.events import Retention
 from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
-from serving.live_items import count_items
+from serving.live_items import came, count_items
 from serving.logs import log_to_stderr
 from serving.memory import leave_pandas_out, settle
 from serving.metrics import Metrics
@@ -67,6 +67,7 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         store.close()
         changes = ItemChanges(folder_of_state / ITEMS_FILE)
         items = count_items(retriever, changes)
+        retriever.chooser.warn_of_unknown(came(retriever, changes))
         changes.close()
         table = consent_table(config, keys)
         rights = Rights.open(config, keys, table)

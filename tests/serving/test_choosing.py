@@ -189,6 +189,18 @@ def test_blocked_items_are_in_no_list(steered: Retriever, world: Any) -> None:
     assert all(found) and not set(blocked) & {item for one in found for item in one}
 
 
+def test_blocked_ids_of_no_item_are_told(steered: Retriever, capsys: pytest.CaptureFixture[str]) -> None:
+    steered.steer(SelectorSettings(blocked=["item-20", "nope", "came since"]))
+    steered.chooser.warn_of_unknown(came={"came since"})
+    told = capsys.readouterr().err
+    assert told == (
+        "warning: serving.selector.blocked: 1 of 3 ids are of no item of the catalogue; they are blocked if they come:\n  'nope'\n"
+    )
+    steered.steer(SelectorSettings(blocked=["item-20"]))
+    steered.chooser.warn_of_unknown()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("dials", [{"calibration": 0.4, "caps": {"categories": 4}}, {"temperature": 0.2}])
 def test_the_job_makes_the_lists_that_a_request_gets(steered: Retriever, world: Any, dials: dict[str, Any]) -> None:
     steered.steer(SelectorSettings(**dials))

@@ -170,12 +170,14 @@ def test_the_items_announced_are_those_that_can_be_shown(world: Any, tmp_path: P
         changes.put(item_id, attributes)
     changes.close()
     run_dir = world.bundle.parent.parent
-    with served(world, run_dir, f"serving.workers={workers}", f"serving.state_dir={tmp_path}") as (server, announced):
+    blocked = "serving.selector.blocked=[nope,new,came and went,item-03]"
+    with served(world, run_dir, f"serving.workers={workers}", f"serving.state_dir={tmp_path}", blocked) as (server, announced):
         items = httpx.get(f"{announced['url']}/health/ready", trust_env=False).json()["items"]
         server.send_signal(signal.SIGTERM)
         out, err = server.communicate(timeout=20)
     assert server.returncode == 0, err
     assert items == len(world.catalog) + 1 and f", {items} items)" in out
+    assert err.count("serving.selector.blocked: 2 of 4 ids") == 1 and "'nope'" in err and "'came and went'" in err
 
 
 def test_a_run_without_a_bundle_says_what_to_do(world: Any, tmp_path: Path) -> None:
