@@ -105,6 +105,25 @@ def test_a_dataset_chooses_its_tower_and_the_command_line_has_the_last_word(comp
     assert compose("train", overrides=["data=ml_1m", "model.history.length=7"]).model.history.length == 7
 
 
+@pytest.mark.parametrize("data", config_groups()["data"])
+def test_an_option_asked_for_goes_over_what_the_dataset_suggests(composed: None, data: str) -> None:
+    """`trainer=refresh data=...` is one epoch, whatever number of them the dataset is best trained with."""
+    for group in ("loss", "negatives", "optim", "trainer", "evaluate", "export"):
+        for option in config_groups()[group]:
+            told = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
+            if option != "refresh":  # it speaks of several groups
+                told = OmegaConf.create({group: told})
+            asked = compose("train", overrides=[f"data={data}", f"{group}={option}"])
+            assert OmegaConf.merge(asked, told) == asked, f"{group}={option}"
+
+
+def test_without_one_the_dataset_has_its_say(composed: None) -> None:
+    for overrides in ([], ["trainer=default", "optim=auto"]):
+        config = compose("train", overrides=["data=ml_1m", *overrides])
+        assert (config.trainer.epochs, config.optim.lr) == (5, 0.006)
+    assert compose("train", overrides=["data=frappe"]).trainer.sampler == "event"
+
+
 def test_the_default_is_the_linear_tower(composed: None) -> None:
     model = compose("train").model
     assert (model.history.name, model.user_head.name, model.item_head.name) == ("mean", "linear", "linear")
