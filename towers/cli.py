@@ -7,6 +7,7 @@ import sys
 
 from towers import __version__
 from towers.errors import EXIT_CONFIG, EXIT_DONE
+from towers.interrupts import end_at_once
 from towers.verbs import VERBS, Verb, config_groups, missing_library
 
 HYDRA_FLAGS = (
@@ -43,6 +44,7 @@ def main() -> int:
 
 def run(verb: Verb, arguments: list[str]) -> int:
     """Import the job's module and hand over; the job exits with its own code."""
+    end_at_once()
     # OpenMP's waiting threads spin by default: on cores that others use too, a step then takes several times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module, _, function = verb.target.partition(":")

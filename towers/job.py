@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from towers.combination import combination_dir, share_prepared
 from towers.disk import disk_error
 from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, TowersError
 from towers.help_text import meanings
+from towers.interrupts import TOLD, end_at_once, raise_in_work
 from towers.typed_text import refuse_numbers_for_text
 from towers.verbs import conf_dir, missing_library
 
@@ -51,7 +51,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_set
         keep_settings: beside the results; not those of a job that is told whom it is about.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting 1, and `_guard` decides.
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_at_once()
     OmegaConf.register_new_resolver("towers.meanings", _meanings, replace=True)
 
     def one_run(raw: DictConfig) -> None:
@@ -64,6 +64,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_set
         config = OmegaConf.to_object(raw)
         validate(config)
         work = _resolve(name, run)
+        raise_in_work()
         if first and keep_settings:
             write_resolved(Path(raw.run_dir), name, raw)
         try:
@@ -194,7 +195,7 @@ def _guard(main: Callable[[], None]) -> int:
         print(f"error: {_explain(error)}", file=sys.stderr)
         return EXIT_CONFIG
     except KeyboardInterrupt:
-        print("interrupted: what was saved is kept; run the same command again to continue", file=sys.stderr)
+        print(TOLD, file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `towers train --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it closes the stream
@@ -234,7 +235,3 @@ def _no_such_setting(key: str, siblings: list[str]) -> str:
 def _nearest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
