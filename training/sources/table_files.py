@@ -11,7 +11,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from towers.errors import DataError
-from training.sources.base import MALFORMED_LINE
+from training.sources.malformed_lines import MalformedLines
 
 _PARQUET: Final = (".parquet", ".pq")
 _TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
@@ -37,7 +37,7 @@ class TableFiles:
     def read(self, columns: Sequence[str], chunk_rows: int) -> Iterator[pa.Table]:
         """Chunks of at most `chunk_rows` rows with just these columns; CSV columns are text.
 
-        A malformed CSV line is a row of nulls after the others, and `_malformed_line` says what is wrong with it.
+        A malformed CSV line is a row of nulls in its place, and `_malformed_line` says what is wrong with it.
 
         Raises:
             DataError: a shard lacks a column or cannot be read.
@@ -113,40 +113,32 @@ def _read_parquet(path: Path, columns: list[str], chunk_rows: int) -> Iterator[p
 
 
 def _read_csv(path: Path, columns: list[str], chunk_rows: int) -> Iterator[pa.Table]:
-    malformed: list[str] = []
-
-    def skip(row: pacsv.InvalidRow) -> str:
-        malformed.append(f"{row.actual_columns} fields, expected {row.expected_columns}")  # not its text, which holds the user's id
-        return "skip"
-
-    def marked(table: pa.Table, wrong: list[str] | None = None) -> pa.Table:
-        return table.append_column(MALFORMED_LINE, pa.array(wrong, pa.string()) if wrong else pa.nulls(len(table), pa.string()))
-
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    with _open_csv(path, columns, skip) as reader:
-        for batch in reader:
-            held.append(batch)
-            rows += len(batch)
-            while rows >= chunk_rows:
-                table = pa.Table.from_batches(held)
-                yield marked(table.slice(0, chunk_rows))
-                held = table.slice(chunk_rows).to_batches()
-                rows -= chunk_rows
-        last = pa.Table.from_batches(held, reader.schema)
-    if len(last):
-        yield marked(last)
-    if malformed:
-        yield marked(pa.table({name: pa.nulls(len(malformed), pa.string()) for name in columns}), malformed)
-
-
-def _open_csv(path: Path, columns: list[str], skip: Callable[[pacsv.InvalidRow], str]) -> pacsv.CSVStreamingReader:
-    """Everything is read as text: types are ours to choose, so that "007" stays an id. Only an empty field is null."""
     separator = _separator(path)
     quoted = separator != "\t"  # tab-separated files write quotes as plain characters
+    malformed = MalformedLines(path, quoted)
+    held: list[pa.Table] = []
+    rows = 0
+    with _open_csv(path, columns, separator, quoted, malformed.skip) as reader:
+        for batch in reader:
+            held.append(malformed.between(pa.Table.from_batches([batch])))
+            rows += len(held[-1])
+            while rows >= chunk_rows:
+                table = pa.concat_tables(held)
+                yield table.slice(0, chunk_rows)
+                held = [table.slice(chunk_rows)]
+                rows -= chunk_rows
+        last = pa.concat_tables([*held, malformed.after(reader.schema)])
+    if len(last):
+        yield last
+
+
+def _open_csv(
+    path: Path, columns: list[str], separator: str, quoted: bool, skip: Callable[[pacsv.InvalidRow], str]
+) -> pacsv.CSVStreamingReader:
+    """Everything is read as text: types are ours to choose, so that "007" stays an id. Only an empty field is null."""
     return pacsv.open_csv(
         pa.input_stream(path, compression="detect"),
-        read_options=pacsv.ReadOptions(block_size=_BLOCK),
+        read_options=pacsv.ReadOptions(block_size=_BLOCK, use_threads=False),  # with threads, skipped rows have no number
         parse_options=pacsv.ParseOptions(
             delimiter=separator, quote_char='"' if quoted else False, newlines_in_values=quoted, invalid_row_handler=skip
         ),

@@ -82,7 +82,7 @@ def test_packed_and_tab_separated_csv(data_config, tmp_path):
 
 def test_byte_order_mark_and_malformed_lines(opened):
     found = rows(opened("\ufeffuser_id,item_id,timestamp\na,x,1706702400\nbroken,line\nb,y,1706702401\n"))
-    assert [r["user_id"] for r in found] == ["a", "b", None]
+    assert [r["user_id"] for r in found] == ["a", None, "b"]
 
 
 DEVICE = {"name": "device", "kind": "categorical", "owner": "context"}

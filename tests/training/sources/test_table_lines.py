@@ -11,7 +11,7 @@ import pytest
 from towers.errors import ConfigError, DataError
 from towers.schema import Feature, make_schema
 from training.npy_stream import NpyWriter
-from training.sources import open_source
+from training.sources import open_source, table_files
 from training.spill import Spill
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -32,9 +32,31 @@ def rows(source: Any) -> list[dict[str, Any]]:
 
 
 def test_a_malformed_line_is_a_row_that_says_so_and_not_who(opened: Any) -> None:
-    good, bad = rows(opened(HEADER + "ann,x\nbob,y,1706702400\n"))
+    bad, good = rows(opened(HEADER + "ann,x\nbob,y,1706702400\n"))
     assert good["user_id"] == "bob" and good["_malformed_line"] is None
-    assert bad["user_id"] is None and bad["_malformed_line"] == "2 fields, expected 3"
+    assert bad["user_id"] is None and bad["_malformed_line"] == "2 fields, expected 3; line 2 of log.csv"
+
+
+@pytest.mark.parametrize(("block", "chunk_rows"), [(1 << 10, 7), (1 << 10, 1000), (16 << 20, 1000)])
+def test_malformed_lines_stand_where_they_stood(opened: Any, monkeypatch: pytest.MonkeyPatch, block: int, chunk_rows: int) -> None:
+    monkeypatch.setattr(table_files, "_BLOCK", block)
+    lines = [f"user{n},item,1706702400" for n in range(300)]
+    wrong = {0: "a,b", 57: "a", 58: "a,b,c,d", 150: "a", 299: "end,"[:-1]}
+    for place, line in wrong.items():
+        lines[place] = line
+    lines[40] = 'user40,"an\nitem",1706702400'
+    lines.insert(100, "")
+    found = rows(opened(HEADER + "\n".join(lines) + "\n", chunk_rows=chunk_rows))
+    assert [row["user_id"] for row in found] == [None if n in wrong else f"user{n}" for n in range(300)]
+    told = {n: row["_malformed_line"].rpartition("; ")[2] for n, row in enumerate(found) if row["_malformed_line"]}
+    assert told == {
+        0: "line 2 of log.csv", 57: "line 60 of log.csv", 58: "line 61 of log.csv", 150: "line 154 of log.csv", 299: "line 303 of log.csv",
+    }  # fmt: skip
+
+
+def test_no_line_is_told_where_a_stray_quote_hides_it(opened: Any) -> None:
+    log = HEADER + 'ann,5" nail,1706702400\n' + "bad,line\n" + "bob,y,1706702400\n"
+    assert [row["_malformed_line"] for row in rows(opened(log))] == [None, "2 fields, expected 3", None]
 
 
 def test_an_endless_line_is_named(opened: Any) -> None:
