@@ -32,8 +32,8 @@ TORCH_TIER = {
 DOORS = {
     "torch": lambda m: m in TORCH_TIER or m.startswith("training.") or m == "serving.torch_runtime",
     "torch.distributed": lambda m: m == "training.distributed",
-    "hydra": lambda m: m in ("towers.job", "training.config", "serving.config"),
-    "omegaconf": lambda m: m in ("towers.job", "training.config", "training.data_config", "serving.config"),
+    "hydra": lambda m: m in ("towers.job", "towers.typed_text", "training.config", "serving.config"),
+    "omegaconf": lambda m: m in ("towers.job", "towers.typed_text", "training.config", "training.data_config", "serving.config"),
     "faiss": lambda m: m.startswith("serving.index."),
     "scann": lambda m: m == "serving.index.scann_index",
     "starlette": lambda m: m == "serving.app",

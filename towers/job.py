@@ -1,4 +1,4 @@
-"""Running a job: Hydra's only door. Composes the typed config, runs, writes the result file, maps errors to exit codes.
+"""Running a job: Hydra's door. Composes the typed config, runs, writes the result file, maps errors to exit codes.
 
 Every runnable module is `main() -> register(); run_job("train", "training.train_run:run", validate)`: the same `--help`, exit codes
 and last line for all.

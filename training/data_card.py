@@ -91,6 +91,7 @@ def data_card(stages: Stages, config: TrainingConfig) -> str:
     sizes = ("users", "items", "trained_items", "rows")
     parts = [
         f"# Data card: {data['name']}",
+        "\n".join(f"- **Warning:** {warning}." for warning in warnings(stages)),
         _table(("", "count"), [(name.replace("_", " "), data[name]) for name in sizes]),
         f"Times: {data['first_time']} to {data['last_time']}." if stages.times else "The log has no times.",
         *_split_words(stages, data),
@@ -117,11 +118,22 @@ def history_quantiles(stages: Stages) -> dict[str, int]:
 
 
 def missing_values(stages: Stages) -> dict[str, int]:
-    """Values that became missing, by feature: all of a context feature's; of items and users those that were not finite."""
+    """Values that are missing, by feature: not there, or not finite; of items and users those of the catalogue and of the log."""
     found = {column.feature.input_name: column.missing for column in stages.log.context}
     found |= {f"item.{name}": count for name, count in stages.items.missing.items()}
     found |= {f"user.{name}": count for name, count in stages.people.missing.items()}
     return {name: count for name, count in found.items() if count}
+
+
+def warnings(stages: Stages) -> list[str]:
+    """What is likelier a mistake than meant, in a sentence each."""
+    log = stages.log
+    rows = log.rows - log.rejects.counts.total() - log.passed_over.total()
+    empty = [column.feature.name for column in log.context if column.missing >= rows]
+    empty += [name for side in (stages.items, stages.people) for name, column in side.values.items() if column.null_count == len(column)]
+    found = [] if stages.items.coverage is None else [stages.items.coverage.warning()]
+    found += [f"data.features: {name!r} has not one value, so nothing is learned from it" for name in empty]
+    return [warning for warning in found if warning]
 
 
 def iso(time_us: int) -> str:

@@ -23,8 +23,8 @@ def feature_values(rows: pa.Table, features: Iterable[Feature], where: str) -> t
         where: the table's name in messages.
 
     Returns:
-        raw values by feature name, and by feature name how many values became missing (none: no entry): numbers that are NaN, infinite or
-            past towers.values.LARGEST_NUMBER, and vectors of another width than declared.
+        raw values by feature name, and by feature name how many values are missing (none: no entry): those that are not there, numbers
+            that are NaN, infinite or past towers.values.LARGEST_NUMBER, and vectors of another width than declared.
 
     Raises:
         DataError: a declared feature has no column, one of a type that its kind cannot take, or mostly vectors of another width.
@@ -36,15 +36,13 @@ def feature_values(rows: pa.Table, features: Iterable[Feature], where: str) -> t
             raise missing_column(f.source_column, rows.column_names, where, f"data.features.{f.name} declares it")
         column = rows.column(f.source_column)
         check_kind(f, column.type, where)
-        values[f.name] = column
+        values[f.name], count = column, 0
         if pa.types.is_floating(column.type):
             values[f.name], count = _finite(column)
         elif f.kind == "dense":
             values[f.name], count = _vectors(column, f, where)
-        else:
-            continue
-        if count:
-            missing[f.name] = count
+        if count + column.null_count:
+            missing[f.name] = count + column.null_count
     return values, missing
 
 

@@ -33,7 +33,7 @@ class People:
     Attributes:
         values: raw values [U] of declared user features by feature name. `user_id` declared as a feature holds keys, never raw ids.
         counts: facts for the data card: `without_interactions`, `not_in_users_table`, `repeated`.
-        missing: values that were not finite and became missing, by feature name.
+        missing: values that are missing, by feature name: not there, or not finite.
     """
 
     values: dict[str, pa.ChunkedArray]

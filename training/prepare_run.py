@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from training.alone import alone_in
 from training.assemble import Assembler, Kept, sort_buckets
 from training.catalogue import Catalogue, build_catalogue
 from training.config import TrainingConfig
-from training.data_card import PASSED_OVER, Stages, data_card, data_facts
+from training.data_card import PASSED_OVER, Stages, data_card, data_facts, warnings
 from training.divide import Divider
 from training.encode_columns import Encoder
 from training.facts import Stopwatch, run_facts
@@ -57,6 +58,8 @@ def run(config: TrainingConfig) -> str:
     permission = Permission.open(config, keys)
     with alone_in(run_dir), new_folder(run_dir / PREPARED) as folder:
         stages = prepare(with_live(open_source(config.data), config.data.live, keys), config, folder, keys, permission)
+        for warning in warnings(stages):
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
         facts = data_facts(stages)
         written = digest(folder)
         facts["data"] |= {"digest": written, "made": written, **permission.facts()}  # `digest` follows removals, `made` does not

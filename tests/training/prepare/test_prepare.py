@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from towers.columns import REMOVAL, SPLIT_NAMES
+from towers.errors import DataError
 from towers.identity import SECRET_FINGERPRINT, UserKeys
 from training.config import TrainingConfig
 from training.histories import write_histories
@@ -258,3 +259,41 @@ def test_what_users_removed_is_in_no_history_and_counts_nowhere(config: Training
         assert np.array_equal(values, np.load(Path(config.run_dir) / "prepared" / f"{name}.npy")), name
     assert plain["rows"] == facts["rows"] and plain["event_types"] == facts["event_types"] and REMOVAL not in facts["event_types"]
     assert facts["rows_removed_by_users"] == 500 - facts["duplicates"] - facts["rows"] > 40 and plain["rows_removed_by_users"] == 0
+
+
+def test_items_that_the_table_lacks_are_told_loudly(
+    config: TrainingConfig, prepare: Any, events: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(events(400, 30, 20))
+    assert "warning" not in capsys.readouterr().err
+    ids = ["i0", "i1", *(f"i0{n}" for n in range(2, 20))]
+    some = pa.table({"item_id": ids, "categories": pa.array([["a"]] * 20), "price": pa.array([1.0] * 20)})
+    prepare(events(400, 30, 20), items=some)
+    told, card = capsys.readouterr().err, (Path(config.run_dir) / "prepared" / "data_card.md").read_text()
+    assert "warning: the items table holds 2 of the log's 20 items (10.0%), and" in told
+    assert "only in the table: 'i02', 'i03'" in told and "**Warning:** the items table holds 2 of" in card
+    with pytest.raises(DataError, match=r"none of the log's 20 items\. The log has 'i\d+', 'i\d+', the table 'i02', 'i03'") as error:
+        prepare(events(400, 30, 20), items=some.slice(2))
+    assert error.value.exit_code == 3
+
+
+def test_values_that_are_not_there_are_counted_on_all_sides(
+    config: TrainingConfig, prepare: Any, events: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = events(400, 30, 20) | {"device": [None] * 400}
+    items = pa.table(
+        {
+            "item_id": [f"i{n}" for n in range(20)],
+            "categories": pa.array([None] * 20, pa.list_(pa.string())),
+            "price": pa.array([None, float("nan"), *[1.0] * 18]),
+        }
+    )
+    users = pa.table({"user_id": [f"u{n}" for n in range(30)], "city": pa.array([None] * 3 + ["x"] * 27)})
+    data = prepare(log, items=items, users=users)
+    missing = {"context.device": 400, "item.price": 2, "item.genres": 20, "user.city": 3}
+    assert data.facts["missing_values"] == missing
+    card, told = (Path(config.run_dir) / "prepared" / "data_card.md").read_text(), capsys.readouterr().err
+    assert "item.genres (20)" in card and "user.city (3)" in card
+    for name in ("device", "genres"):
+        assert f"warning: data.features: '{name}' has not one value" in told and f"data.features: '{name}' has not" in card
+    assert told.count("warning") == 2
