@@ -28,7 +28,7 @@ from towers.combination import combination_dir, share_prepared
 from towers.disk import disk_error
 from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, TowersError
 from towers.help_text import meanings
-from towers.interrupts import TOLD, end_at_once, raise_in_work
+from towers.interrupts import TOLD, end_at_once, follow_starter, raise_in_work
 from towers.typed_text import refuse_numbers_for_text
 from towers.verbs import conf_dir, missing_library
 
@@ -52,6 +52,7 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_set
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting 1, and `_guard` decides.
     end_at_once()
+    follow_starter()
     OmegaConf.register_new_resolver("towers.meanings", _meanings, replace=True)
 
     def one_run(raw: DictConfig) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from towers.errors import DataError, TowersError
+from towers.interrupts import STARTED_BY
 from towers.job import config_dirs, overrides, write_json
 from training.config import TrainingConfig
 from training.demo_asks import Ask, asks, show_reply
@@ -57,17 +58,22 @@ def run(config: TrainingConfig) -> Path:
 def _run_job(step: str, job: str, arguments: list[str]) -> None:
     print(f"\n== {step} towers {job}", flush=True)
     began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "towers", job, *arguments], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "towers", job, *arguments], env=_environment(), check=False).returncode
     if code:
         raise JobFailed(job, code)
     print(f"   ({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def _environment() -> dict[str, str]:
+    """Of the jobs, which end with the demo even where it is killed."""
+    return {**os.environ, STARTED_BY: str(os.getpid())}
 
 
 @contextmanager
 def _server(run_dir: Path, config: TrainingConfig) -> Iterator[str]:
     """A `towers serve` process on this machine's loopback; yields its URL and stops it."""
     command = [sys.executable, "-m", "towers", "serve", f"run_dir={run_dir}", f"serving.port={config.demo.port}"]
-    environment = dict(os.environ)
+    environment = _environment()
     if config.identity.key_file:
         environment["TOWERS_KEY_FILE"] = config.identity.key_file
     server = subprocess.Popen(command, env=environment)
