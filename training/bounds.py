@@ -57,7 +57,7 @@ BOUNDS: Final = {
     "trainer.log_every": _SOME,
     "trainer.processes": Bound(0, 1024, "0 (this one alone) or more"),
     "trainer.threads": Bound(0, 1024, "1 to 1024, or 0 for all cores"),
-    "evaluate.draws": _SOME,
+    "evaluate.draws": Bound(20, _HUGE, "at least 20: the ends of an interval that holds 95 % of fewer draws are any two of them"),
     "evaluate.max_history": _ANY,
     "evaluate.max_queries": Bound(0, _HUGE, "0 (all) or more"),
     "export.rows_per_shard": _SOME,

@@ -123,7 +123,7 @@ class Bench:
         }
 
     def recall(self, run: str) -> float:
-        quick = ("evaluate.baselines=[]", "evaluate.slices=false", "evaluate.draws=10")
+        quick = ("evaluate.baselines=[]", "evaluate.slices=false", "evaluate.draws=20")
         self.run("evaluate", "today", run, *quick)
         metrics = json.loads((self._folder / run / "metrics.json").read_text())["metrics"]
         return float(metrics[METRIC]["value"])

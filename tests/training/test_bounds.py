@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -45,6 +46,14 @@ def test_a_history_of_everything_leaves_nothing_to_predict_and_is_refused() -> N
     config = TrainingConfig(run_dir="here")
     config.trainer.history_share = 1.0
     with pytest.raises(ConfigError, match=r"trainer\.history_share: got 1\.0, expected a share of at least 0 and below 1"):
+        validate(config)
+
+
+@pytest.mark.parametrize(("draws", "enough"), [(1, False), (19, False), (20, True)])
+def test_an_interval_takes_some_draws(draws: int, enough: bool) -> None:
+    config = TrainingConfig(run_dir="here")
+    config.evaluate.draws = draws
+    with nullcontext() if enough else pytest.raises(ConfigError, match=f"^evaluate.draws: got {draws}, expected at least 20"):
         validate(config)
 
 
