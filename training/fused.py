@@ -13,7 +13,9 @@ scores adds it; scores come in units of log 2, since 2^x costs less than e^x; an
 as they are, or less a guess of their row's that is a column too, they stay far within what fp32 and bf16 can raise 2 to.
 
 bf16 products round each score to 8 bits, so to 0.2 % of itself, and log k_c not at all (it takes two columns); the guess keeps what counts
-most in a sharp softmax near 0. Sums of rows are rounded alike; targets and what leaves here stay fp32.
+most in a sharp softmax near 0. Sums of rows are rounded alike; targets and what leaves here stay fp32. A row's targets are left out of its
+products, and their shares come back in fp32: of a row that is predicted well, the gradient is what the targets' shares lack, which the
+rounding of a share of nearly 1 would drown.
 """
 
 import math
@@ -37,8 +39,8 @@ class Targets(NamedTuple):
         row_P: int64, the row of each target; None = one target a row, in order.
         column_P: int64, its candidate.
         weight_P: float weights; the loss is their weighted sum.
-        log_own_P: log factor of each target in its own row's Z, in place of its column's log k; None = no difference. Only where
-            every row has one target (`row_P` None).
+        log_own_P: log factor of each target in its own row's Z; None = its column's log k. Only where every row has one target
+            (`row_P` None).
         absent: int64 (row, candidate) pairs, rows ascending, no target among them: candidates that are not there for that row.
     """
 
@@ -107,24 +109,67 @@ def _forward(
     user_PD = user_ND if row_P is None else user_ND.index_select(0, row_P)
     score_P = (user_PD * item_PD).sum(1)
     log_k_C = None if log_k_C is None else log_k_C.to(wide)
-    own = None if targets.log_own_P is None else (column_P, score_P + targets.log_own_P.to(wide))
+    factor_P = targets.log_own_P if log_k_C is None or targets.log_own_P is not None else log_k_C.index_select(0, column_P)
+    term_P = score_P if factor_P is None else score_P + (factor_P := factor_P.to(wide))
+    own = _Own(None, column_P, term_P) if row_P is None else _grouped(row_P, column_P, term_P, len(user_ND), len(item_CD))
     shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own, targets.absent)
-    log_z_P = shares.log_z_N if row_P is None else shares.log_z_N.index_select(0, row_P)
-    loss = (weight_P * (log_z_P - score_P)).sum()
-    # a target's own share, where it was left out of the products, comes back here in full precision
-    pull_P1 = (-weight_P if own is None else weight_P * torch.expm1(own[1] - log_z_P)).unsqueeze(1)
+    # all from the ratio of the rest to the targets, which keeps its digits where the rest is next to nothing
+    gap_N = shares.log_rest_N - own.log_sum_N
+    rest_N, over_N = torch.sigmoid(gap_N), torch.logaddexp(gap_N, gap_N.new_zeros(()))
     if row_P is None:
+        pull_P1 = (-weight_P * rest_N).unsqueeze(1)
         shares.grad_ND.addcmul_(item_PD, pull_P1)
+        above_P = over_N
     else:
+        among_P = term_P - own.log_sum_N.index_select(0, row_P)
+        above_P = over_N.index_select(0, row_P) - among_P
+        # W p - w = w (p - 1) + (W - w) p, and W counts once for a candidate that is two of the row's targets
+        minus_one_P = torch.expm1(among_P) - torch.exp(among_P) * rest_N.index_select(0, row_P)
+        others_P = weight_N.index_select(0, row_P) * own.once_P - weight_P
+        pull_P1 = torch.addcmul(others_P, weight_P + others_P, minus_one_P).unsqueeze(1)
         shares.grad_ND.index_add_(0, row_P, item_PD.mul_(pull_P1))
+    loss = (weight_P * (above_P if factor_P is None else above_P + factor_P)).sum()
     shares.grad_CD.index_add_(0, column_P, user_PD * pull_P1)
     return loss, shares.grad_ND.div_(temperature), shares.grad_CD
 
 
-class _Shares(NamedTuple):
-    """log Z of each row, and the parts of the gradients that all candidates have in."""
+class _Own(NamedTuple):
+    """The terms of Z that are targets.
 
-    log_z_N: Tensor
+    Attributes:
+        row_Q: int64, their rows, ascending; None = one a row, in order.
+        column_Q: int64, their candidates.
+        log_sum_N: log of each row's sum of them.
+        once_P: 1 for each target, but 0 for one that its row has already; where row_Q is None no row has.
+    """
+
+    row_Q: Tensor | None
+    column_Q: Tensor
+    log_sum_N: Tensor
+    once_P: Tensor | float = 1.0
+
+    def pairs(self, block: slice) -> tuple[Tensor, Tensor]:
+        """The (row, candidate) pairs of a block, rows counted from its first."""
+        if self.row_Q is None:
+            return torch.arange(block.stop - block.start, device=self.column_Q.device), self.column_Q[block]
+        return _between((self.row_Q, self.column_Q), block)
+
+
+def _grouped(row_P: Tensor, column_P: Tensor, term_P: Tensor, rows: int, columns: int) -> _Own:
+    """Of targets of which a row may have several."""
+    pair_P, order_P = torch.sort(row_P * columns + column_P)
+    once_P = torch.ones_like(term_P)
+    once_P[order_P[1:]] = (pair_P[1:] != pair_P[:-1]).to(term_P.dtype)
+    top_N = term_P.new_full((rows,), -math.inf).scatter_reduce_(0, row_P, term_P, "amax")
+    sum_N = term_P.new_zeros(rows).index_add_(0, row_P, torch.exp(term_P - top_N.index_select(0, row_P)) * once_P)
+    row_Q = pair_P // columns
+    return _Own(row_Q, pair_P - row_Q * columns, top_N + torch.log(sum_N), once_P)
+
+
+class _Shares(NamedTuple):
+    """log of each row's sum without its targets, and the parts of the gradients that the other candidates have in."""
+
+    log_rest_N: Tensor
     grad_ND: Tensor
     grad_CD: Tensor
 
@@ -135,7 +180,7 @@ def _shares(
     log_k_C: Tensor | None,
     weight_N: Tensor,
     half: bool,
-    own: tuple[Tensor, Tensor] | None,
+    own: _Own,
     absent: tuple[Tensor, Tensor] | None,
 ) -> _Shares:
     bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if len(user_ND) else 0.0
@@ -162,17 +207,15 @@ def _blocks(
     item_CD: Tensor,
     weight_N: Tensor,
     top: float,
-    own: tuple[Tensor, Tensor] | None,
+    own: _Own,
     absent: tuple[Tensor, Tensor] | None,
 ) -> _Shares:
     """All blocks of rows through a kernel."""
     rows = len(user_ND)
-    log_z_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
+    log_rest_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
     for start in range(0, rows, kernel.rows):
         block = slice(start, min(start + kernel.rows, rows))
-        here = [] if absent is None else [_between(absent, block)]
-        if own is not None:
-            here.append((torch.arange(block.stop - start, device=user_ND.device), own[0][block]))
+        here = [own.pairs(block)] if absent is None else [own.pairs(block), _between(absent, block)]
         shift_B: Tensor | float = 0.0
         sums: list[tuple[Tensor, Tensor]] = []
         for tile in kernel.tiles:
@@ -184,18 +227,15 @@ def _blocks(
         sum_BD, z_B = (reduce(torch.add, parts) for parts in zip(*sums, strict=True))
         kernel.check(z_B)
         extra = top + shift_B
-        log_z_B = torch.log(z_B, out=log_z_N[block]).add_(extra)
-        if own is None:
-            # a row of which nothing is left has sums of 0, and must not have an infinite share of them
-            share_B = weight_N[block] / z_B.clamp_(min=LEAST_Z)
-        else:
-            torch.logaddexp(log_z_B, own[1][block], out=log_z_B)
-            share_B = weight_N[block] * torch.exp((extra - log_z_B).clamp_(max=-math.log(LEAST_Z)))
+        log_rest_B = torch.log(z_B, out=log_rest_N[block]).add_(extra)
+        log_z_B = torch.logaddexp(log_rest_B, own.log_sum_N[block])
+        # a row of which nothing is left has sums of 0, and must not have an infinite share of them
+        share_B = weight_N[block] * torch.exp((extra - log_z_B).clamp_(max=-math.log(LEAST_Z)))
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])
         pull_BD = user_ND[block] * share_B.unsqueeze(1)
         for tile in kernel.tiles:
             kernel.push(block, tile, pull_BD)
-    return _Shares(log_z_N, grad_ND, kernel.pushed())
+    return _Shares(log_rest_N, grad_ND, kernel.pushed())
 
 
 def _between(pairs: tuple[Tensor, Tensor], block: slice) -> tuple[Tensor, Tensor]:
@@ -208,6 +248,6 @@ def _between(pairs: tuple[Tensor, Tensor], block: slice) -> tuple[Tensor, Tensor
 def _blank(score_BT: Tensor, pairs: tuple[Tensor, Tensor], tile: slice, all_columns: bool) -> None:
     row_P, column_P = pairs
     if not all_columns:
-        inside_P = (column_P >= tile.start) & (column_P < tile.stop)
-        row_P, column_P = row_P[inside_P], column_P[inside_P]
+        inside_T = ((column_P >= tile.start) & (column_P < tile.stop)).nonzero().view(-1)
+        row_P, column_P = row_P.index_select(0, inside_T), column_P.index_select(0, inside_T)
     score_BT.view(-1).index_fill_(0, row_P * score_BT.shape[1] + column_P - tile.start, -math.inf)

@@ -65,6 +65,37 @@ def test_sharp_scores_stay_fast(monkeypatch: pytest.MonkeyPatch, temperature: fl
         assert far(mine, true) < (near_enough if half else 1e-5)
 
 
+@pytest.mark.parametrize("several", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("temperature", "off", "near_enough"), [(0.07, 1.0, 5e-3), (0.07, 0.1, 5e-3), (0.05, 0.5, 5e-3), (0.01, 1.5, 1.5e-2)]
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_gradients_of_rows_predicted_well_keep_their_digits(
+    temperature: float, off: float, near_enough: float, half: bool, several: int
+) -> None:
+    """What is left of a gradient, where the targets have nearly all of the softmax, is not the rounding of their shares."""
+    g = torch.Generator().manual_seed(0)
+    item = normalize(torch.randn(1500, 64, generator=g))
+    column, row = torch.randperm(1500, generator=g)[:512], torch.arange(512 // several).repeat_interleave(several)
+    column[5] = column[4]  # with several targets a row, one that comes twice
+    middle = normalize(torch.zeros(512 // several, 64).index_add_(0, row, item[column]))
+    user = normalize(middle + off * normalize(torch.randn(512 // several, 64, generator=g)))
+    targets = Targets(row if several > 1 else None, column, torch.rand(512, generator=g) / 256)
+    got, true = (
+        gradients(fused_softmax(u, i, temperature, targets, half=half and u.dtype == torch.float32), u, i)
+        for u, i in ((v.clone().to(kind).requires_grad_() for v in (user, item)) for kind in (torch.float32, torch.float64))
+    )
+    u, i = (v.double().requires_grad_() for v in (user, item))
+    wanted = gradients(
+        (torch.nn.functional.cross_entropy((u[row] @ i.t()) / temperature, column, reduction="none") * targets.weight_P.double()).sum(),
+        u,
+        i,
+    )
+    assert all(far(mine, plain) < 1e-9 for mine, plain in zip(true, wanted, strict=True))
+    assert all(far(mine, plain) < (near_enough if half else 1e-5) for mine, plain in zip(got[1:], wanted[1:], strict=True))
+    assert abs(float(got[0] - wanted[0])) < 3e-3
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_a_guess_that_hides_the_others_gives_way(half: bool) -> None:
     """The target leads its row's sample by far, and what is left of the row without it is too small beside it."""
