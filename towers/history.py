@@ -78,14 +78,17 @@ def gaps(order: str, now_B: NDArray[np.int64], then_BL: NDArray[np.int64], mask_
 def repeats(item_BL: NDArray[np.generic]) -> NDArray[np.int32]:
     """Repeat rows of history events: 0 padding, else 1 + floor(log2(events of the history with the same item)), at most REPEAT_ROWS - 1.
 
-    >>> repeats(np.array([[0, 5, 7, 5, 5], [0, 0, 0, 0, 5]])).tolist()
-    [[0, 2, 1, 2, 2], [0, 0, 0, 0, 1]]
+    Unknown items share a row and may all differ, so each of them counts as the only one.
+
+    >>> repeats(np.array([[0, 5, 7, 5, 5], [0, 0, 1, 1, 5]])).tolist()
+    [[0, 2, 1, 2, 2], [0, 0, 1, 1, 1]]
     """
     held_BL = item_BL != PAD_ROW
     row_N, item_N = np.nonzero(held_BL)[0], item_BL[held_BL].astype(np.int64)
     _, place_N, count_M = np.unique(row_N * (item_N.max(initial=0) + 1) + item_N, return_inverse=True, return_counts=True)
     rows_BL = np.zeros(item_BL.shape, np.int32)
-    rows_BL[held_BL] = np.minimum(1 + np.log2(count_M).astype(np.int32), REPEAT_ROWS - 1)[place_N]
+    repeat_N = np.minimum(1 + np.log2(count_M).astype(np.int32), REPEAT_ROWS - 1)[place_N]
+    rows_BL[held_BL] = np.where(item_N < FIRST_ROW, 1, repeat_N)
     return rows_BL
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from towers.columns import NO_TIME
+from towers.columns import FIRST_ROW, NO_TIME, OOV_ROW, PAD_ROW
 from towers.history import AGE_ROWS, REPEAT_ROWS, ages, gaps, gather, kept_context, repeats
 
 
@@ -67,11 +67,17 @@ def test_gaps_without_times_are_unknown() -> None:
 
 def test_repeats_are_counted_in_each_history() -> None:
     rng = np.random.default_rng(0)
-    item = rng.integers(0, 9, (40, 30)) * (rng.random((40, 30)) < 0.8)
+    item = rng.integers(FIRST_ROW, FIRST_ROW + 8, (40, 30)) * (rng.random((40, 30)) < 0.8)
     expected = [[1 + int(np.log2((row == entry).sum())) if entry else 0 for entry in row] for row in item]
     assert repeats(item.astype(np.int32)).tolist() == expected
     assert repeats(np.zeros((2, 0), np.int32)).shape == (2, 0) and not repeats(np.zeros((2, 3), np.int32)).any()
     assert repeats(np.full((1, 5000), 7)).max() == REPEAT_ROWS - 1
+
+
+def test_unknown_items_are_no_repeats_of_one_another() -> None:
+    """They share a row, and nothing says that they are the same."""
+    assert repeats(np.array([[OOV_ROW] * 3, [PAD_ROW, OOV_ROW, 7]])).tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert repeats(np.array([[7, OOV_ROW, 7, OOV_ROW]])).tolist() == [[2, 1, 2, 1]]
 
 
 def test_what_events_keep_is_a_known_value_or_nothing() -> None:
