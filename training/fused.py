@@ -15,7 +15,7 @@ as they are, or less a guess of their row's that is a column too, they stay far 
 bf16 products round each score to 8 bits, so to 0.2 % of itself, and log k_c not at all (it takes two columns); the guess keeps what counts
 most in a sharp softmax near 0. Sums of rows are rounded alike; targets and what leaves here stay fp32. A row's targets are left out of its
 products, and their shares come back in fp32: of a row that is predicted well, the gradient is what the targets' shares lack, which the
-rounding of a share of nearly 1 would drown.
+rounding of a share of nearly 1 would drown. Not where rows have many targets, which share it: there it would cost 5 % and gain 1 %.
 """
 
 import math
@@ -28,6 +28,8 @@ from torch import Tensor
 
 from training.score_blocks import WIDEST_GUESSED, WIDEST_RANGE, Bounded, GuessTooHigh, Shifted
 
+FEW_TARGETS = 4
+"""Of a row, on average: with more, they stay in its products."""
 LEAST_Z = 1e-37
 """Sum of a row that its share is taken of."""
 
@@ -111,42 +113,32 @@ def _forward(
     log_k_C = None if log_k_C is None else log_k_C.to(wide)
     factor_P = targets.log_own_P if log_k_C is None or targets.log_own_P is not None else log_k_C.index_select(0, column_P)
     term_P = score_P if factor_P is None else score_P + (factor_P := factor_P.to(wide))
-    own = _Own(None, column_P, term_P) if row_P is None else _grouped(row_P, column_P, term_P, len(user_ND), len(item_CD))
+    own = _own(row_P, column_P, term_P, len(user_ND), len(item_CD))
     shares = _shares(user_ND, item_CD, log_k_C, weight_N, half, own, targets.absent)
-    # all from the ratio of the rest to the targets, which keeps its digits where the rest is next to nothing
-    gap_N = shares.log_rest_N - own.log_sum_N
-    rest_N, over_N = torch.sigmoid(gap_N), torch.logaddexp(gap_N, gap_N.new_zeros(()))
-    if row_P is None:
-        pull_P1 = (-weight_P * rest_N).unsqueeze(1)
-        shares.grad_ND.addcmul_(item_PD, pull_P1)
-        above_P = over_N
-    else:
-        among_P = term_P - own.log_sum_N.index_select(0, row_P)
-        above_P = over_N.index_select(0, row_P) - among_P
-        # W p - w = w (p - 1) + (W - w) p, and W counts once for a candidate that is two of the row's targets
-        minus_one_P = torch.expm1(among_P) - torch.exp(among_P) * rest_N.index_select(0, row_P)
-        others_P = weight_N.index_select(0, row_P) * own.once_P - weight_P
-        pull_P1 = torch.addcmul(others_P, weight_P + others_P, minus_one_P).unsqueeze(1)
-        shares.grad_ND.index_add_(0, row_P, item_PD.mul_(pull_P1))
+    above_P, pull_P = _pulls(own, shares.log_rest_N, row_P, term_P, weight_P, weight_N)
     loss = (weight_P * (above_P if factor_P is None else above_P + factor_P)).sum()
-    shares.grad_CD.index_add_(0, column_P, user_PD * pull_P1)
+    if row_P is None:
+        shares.grad_ND.addcmul_(item_PD, pull_P.unsqueeze(1))
+    else:
+        shares.grad_ND.index_add_(0, row_P, item_PD.mul_(pull_P.unsqueeze(1)))
+    shares.grad_CD.index_add_(0, column_P, user_PD * pull_P.unsqueeze(1))
     return loss, shares.grad_ND.div_(temperature), shares.grad_CD
 
 
 class _Own(NamedTuple):
-    """The terms of Z that are targets.
+    """The terms of Z that are left out of the products: targets.
 
     Attributes:
         row_Q: int64, their rows, ascending; None = one a row, in order.
         column_Q: int64, their candidates.
         log_sum_N: log of each row's sum of them.
-        once_P: 1 for each target, but 0 for one that its row has already; where row_Q is None no row has.
+        once_P: 1 for each target, but 0 for one that its row has already.
     """
 
     row_Q: Tensor | None
     column_Q: Tensor
     log_sum_N: Tensor
-    once_P: Tensor | float = 1.0
+    once_P: Tensor
 
     def pairs(self, block: slice) -> tuple[Tensor, Tensor]:
         """The (row, candidate) pairs of a block, rows counted from its first."""
@@ -155,8 +147,12 @@ class _Own(NamedTuple):
         return _between((self.row_Q, self.column_Q), block)
 
 
-def _grouped(row_P: Tensor, column_P: Tensor, term_P: Tensor, rows: int, columns: int) -> _Own:
-    """Of targets of which a row may have several."""
+def _own(row_P: Tensor | None, column_P: Tensor, term_P: Tensor, rows: int, columns: int) -> _Own | None:
+    """All targets, or None: where rows have more than a few."""
+    if row_P is None:
+        return _Own(None, column_P, term_P, torch.ones_like(term_P))
+    if len(row_P) > FEW_TARGETS * rows:
+        return None
     pair_P, order_P = torch.sort(row_P * columns + column_P)
     once_P = torch.ones_like(term_P)
     once_P[order_P[1:]] = (pair_P[1:] != pair_P[:-1]).to(term_P.dtype)
@@ -166,8 +162,26 @@ def _grouped(row_P: Tensor, column_P: Tensor, term_P: Tensor, rows: int, columns
     return _Own(row_Q, pair_P - row_Q * columns, top_N + torch.log(sum_N), once_P)
 
 
+def _pulls(
+    own: _Own | None, log_rest_N: Tensor, row_P: Tensor | None, term_P: Tensor, weight_P: Tensor, weight_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log Z above each target's term, and what the target pulls by beside the products: W p - w, or -w where the products have it in."""
+    if own is None:
+        return (log_rest_N if row_P is None else log_rest_N.index_select(0, row_P)) - term_P, -weight_P
+    # all from the ratio of the rest to the targets, which keeps its digits where the rest is next to nothing
+    gap_N = log_rest_N - own.log_sum_N
+    rest_N, over_N = torch.sigmoid(gap_N), torch.logaddexp(gap_N, gap_N.new_zeros(()))
+    if row_P is None:
+        return over_N, -weight_P * rest_N
+    among_P = term_P - own.log_sum_N.index_select(0, row_P)
+    # W p - w = w (p - 1) + (W - w) p, and W counts once for a candidate that is two of the row's targets
+    minus_one_P = torch.expm1(among_P) - torch.exp(among_P) * rest_N.index_select(0, row_P)
+    others_P = weight_N.index_select(0, row_P) * own.once_P - weight_P
+    return over_N.index_select(0, row_P) - among_P, torch.addcmul(others_P, weight_P + others_P, minus_one_P)
+
+
 class _Shares(NamedTuple):
-    """log of each row's sum without its targets, and the parts of the gradients that the other candidates have in."""
+    """log of each row's sum without what is left out, and the parts of the gradients that the others have in."""
 
     log_rest_N: Tensor
     grad_ND: Tensor
@@ -180,7 +194,7 @@ def _shares(
     log_k_C: Tensor | None,
     weight_N: Tensor,
     half: bool,
-    own: _Own,
+    own: _Own | None,
     absent: tuple[Tensor, Tensor] | None,
 ) -> _Shares:
     bound = float(user_ND.norm(dim=1).max() * item_CD.norm(dim=1).max()) if len(user_ND) else 0.0
@@ -207,7 +221,7 @@ def _blocks(
     item_CD: Tensor,
     weight_N: Tensor,
     top: float,
-    own: _Own,
+    own: _Own | None,
     absent: tuple[Tensor, Tensor] | None,
 ) -> _Shares:
     """All blocks of rows through a kernel."""
@@ -215,7 +229,9 @@ def _blocks(
     log_rest_N, grad_ND = torch.empty_like(weight_N), torch.empty_like(user_ND)
     for start in range(0, rows, kernel.rows):
         block = slice(start, min(start + kernel.rows, rows))
-        here = [own.pairs(block)] if absent is None else [own.pairs(block), _between(absent, block)]
+        here = [] if absent is None else [_between(absent, block)]
+        if own is not None:
+            here.append(own.pairs(block))
         shift_B: Tensor | float = 0.0
         sums: list[tuple[Tensor, Tensor]] = []
         for tile in kernel.tiles:
@@ -228,7 +244,7 @@ def _blocks(
         kernel.check(z_B)
         extra = top + shift_B
         log_rest_B = torch.log(z_B, out=log_rest_N[block]).add_(extra)
-        log_z_B = torch.logaddexp(log_rest_B, own.log_sum_N[block])
+        log_z_B = log_rest_B if own is None else torch.logaddexp(log_rest_B, own.log_sum_N[block])
         # a row of which nothing is left has sums of 0, and must not have an infinite share of them
         share_B = weight_N[block] * torch.exp((extra - log_z_B).clamp_(max=-math.log(LEAST_Z)))
         torch.mul(sum_BD, share_B.unsqueeze(1), out=grad_ND[block])

@@ -65,7 +65,7 @@ def test_sharp_scores_stay_fast(monkeypatch: pytest.MonkeyPatch, temperature: fl
         assert far(mine, true) < (near_enough if half else 1e-5)
 
 
-@pytest.mark.parametrize("several", [1, 2, 4])
+@pytest.mark.parametrize("several", [1, 2, 4, 16])
 @pytest.mark.parametrize(
     ("temperature", "off", "near_enough"), [(0.07, 1.0, 5e-3), (0.07, 0.1, 5e-3), (0.05, 0.5, 5e-3), (0.01, 1.5, 1.5e-2)]
 )
@@ -80,6 +80,7 @@ def test_gradients_of_rows_predicted_well_keep_their_digits(
     column[5] = column[4]  # with several targets a row, one that comes twice
     middle = normalize(torch.zeros(512 // several, 64).index_add_(0, row, item[column]))
     user = normalize(middle + off * normalize(torch.randn(512 // several, 64, generator=g)))
+    near_enough = 1.5e-2 if several > fused.FEW_TARGETS else near_enough  # they share the softmax: what is left is much
     targets = Targets(row if several > 1 else None, column, torch.rand(512, generator=g) / 256)
     got, true = (
         gradients(fused_softmax(u, i, temperature, targets, half=half and u.dtype == torch.float32), u, i)
