@@ -33,7 +33,7 @@ class LossConfig:
         remove_accidental_hits: negatives equal to the row's positive do not count.
         precision: auto | fp32 | bf16: of the loss's matrix products. auto = bf16 where the processor multiplies it natively. Gradients are
             then within 0.5 % of fp32's from a temperature of 0.05 on; at 0.01 (until losses are 1e-3), and with more than 4 targets a
-            user (trainer.sampler=user), 1.5 %. Scores past 128 (a temperature below 1/128, or long vectors) are computed in fp32 all the same.
+            user (trainer.sampler=user), 1.5 %. Scores past 128 (a temperature below 1/128, long vectors) are computed in fp32 all the same.
     """
 
     name: str = "auto"
