@@ -19,8 +19,10 @@ rounding of a share of nearly 1 would drown. Not where rows have many targets, w
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -232,12 +234,13 @@ def _blocks(
         here = [] if absent is None else [_between(absent, block)]
         if own is not None:
             here.append(own.pairs(block))
+        blanks = [_addresses(pairs, kernel.tiles) for pairs in here]
         shift_B: Tensor | float = 0.0
         sums: list[tuple[Tensor, Tensor]] = []
-        for tile in kernel.tiles:
+        for number, tile in enumerate(kernel.tiles):
             score_BT = kernel.scores(block, tile)
-            for pairs in here:
-                _blank(score_BT, pairs, tile, all_columns=len(kernel.tiles) == 1)
+            for blank in blanks:
+                score_BT.view(-1).index_fill_(0, blank[number], -math.inf)
             exp_BT, shift_B = kernel.raised(block, score_BT)
             sums.append(kernel.sums(exp_BT, tile))
         sum_BD, z_B = (reduce(torch.add, parts) for parts in zip(*sums, strict=True))
@@ -261,9 +264,14 @@ def _between(pairs: tuple[Tensor, Tensor], block: slice) -> tuple[Tensor, Tensor
     return row_P[first:last] - block.start, column_P[first:last]
 
 
-def _blank(score_BT: Tensor, pairs: tuple[Tensor, Tensor], tile: slice, all_columns: bool) -> None:
+def _addresses(pairs: tuple[Tensor, Tensor], tiles: Sequence[slice]) -> list[Tensor]:
+    """Where in each tile's scores the (row, candidate) pairs of a block stand; tiles are alike but for the last."""
     row_P, column_P = pairs
-    if not all_columns:
-        inside_T = ((column_P >= tile.start) & (column_P < tile.stop)).nonzero().view(-1)
-        row_P, column_P = row_P.index_select(0, inside_T), column_P.index_select(0, inside_T)
-    score_BT.view(-1).index_fill_(0, row_P * score_BT.shape[1] + column_P - tile.start, -math.inf)
+    wide, columns = tiles[0].stop, tiles[-1].stop
+    if len(tiles) == 1:
+        return [row_P * columns + column_P]
+    column_P, order_P = torch.sort(column_P)
+    start_P = column_P - column_P % wide
+    address_P = row_P.index_select(0, order_P) * (columns - start_P).clamp_(max=wide) + column_P - start_P
+    bounds = torch.searchsorted(column_P, torch.tensor([*(tile.start for tile in tiles), columns], device=column_P.device)).tolist()
+    return [address_P[first:last] for first, last in pairwise(bounds)]
