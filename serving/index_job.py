@@ -30,7 +30,7 @@ from serving.item_changes import ITEMS_FILE
 from serving.reach import REACH_FILE, lacking
 from towers.bundle import Bundle, current, publish
 from towers.errors import BundleError, DataError
-from towers.held_out import HELD_OUT, HeldOut
+from towers.held_out import HELD_OUT, QUERY_VECTORS, HeldOut, query_vectors_file
 from towers.job import write_json
 from towers.pointers import waiting, waits_no_more
 
@@ -53,7 +53,8 @@ def run(config: ServingConfig) -> str:
     exported = core_bundle(run_dir / "bundles")
     core = folded(exported, run_dir / "bundles", state_dir(config) / ITEMS_FILE)
     exact = ExactIndex(core.item_vectors())
-    query_QD = held_out_queries(run_dir / "export" / "queries.npy", exact.item_ID.shape[1], config.index.queries, config.seed)
+    vectors_file = query_vectors_file(run_dir / "export", core.weights_sha256)
+    query_QD = held_out_queries(vectors_file, exact.item_ID.shape[1], config.index.queries, config.seed)
     _progress("attributes for filters")
     attributes = open_attributes(core, len(exact.item_ID))
     values = values_with_parts(attributes, config.index)
@@ -156,10 +157,7 @@ def _tuned(
     values: Sequence[RowSet],
 ) -> tuple[IndexMeta, Approximate]:
     if not len(query_QD):
-        raise DataError(
-            "export/queries.npy holds no held-out user vectors, so an approximate index cannot be judged. Export again from a run with"
-            " validation users who allow `personalize`, or take index=exact"
-        )
+        raise DataError(_no_queries(Path(config.run_dir) / "export", core))
     judge = Judge(exact, query_QD, config.index.k)
     built = BUILDERS[kind](served, metrics_for(core.model_config().scored_by, exact), config.seed, judge.k, _progress)
     _progress("tuning")
@@ -178,11 +176,25 @@ def _tuned(
     return meta, tuned.index
 
 
+def _no_queries(export_dir: Path, core: Bundle) -> str:
+    """Why there is nobody to judge an approximate index by, and what to do."""
+    path = query_vectors_file(export_dir, core.weights_sha256)
+    others = [] if path.is_file() else sorted(other.name for other in export_dir.glob(QUERY_VECTORS))
+    if others:
+        return (
+            f"{export_dir} holds held-out user vectors of another model ({', '.join(others)}) than bundle {core.version}, which needs"
+            f" {path.name}: an index tuned on them would answer this model's users badly. Run `towers export` again, or take index=exact"
+        )
+    return (
+        f"{path} holds no held-out user vectors, so an approximate index cannot be judged. Export again from a run with validation users"
+        " who allow `personalize`, or take index=exact"
+    )
+
+
 def _reach(config: ServingConfig, core: Bundle, exact: ExactIndex) -> NDArray[np.float32]:
     """What each item lacks to be seen by `index.reach` of the people; see serving.reach."""
     _progress("reach of every item")
-    weights = core.manifest["files"]["weights.safetensors"]["sha256"]
-    held = HeldOut.read(Path(config.run_dir) / "export" / HELD_OUT, "valid", weights)
+    held = HeldOut.read(Path(config.run_dir) / "export" / HELD_OUT, "valid", core.weights_sha256)
     return lacking(exact, held, open_catalog(core, core.preprocessor(), len(exact.item_ID)), config.index.reach)
 
 

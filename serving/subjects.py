@@ -19,6 +19,7 @@ from serving.rekey_files import sweep
 from serving.standing import Standing
 from towers.columns import NO_TIME
 from towers.errors import DataError, StorageError
+from towers.held_out import QUERY_VECTORS
 from towers.identity import UserKeys, mark
 from towers.live_consent import LIVE_CONSENT
 from towers.partitions import only_one
@@ -176,7 +177,8 @@ class Subjects:
         """What was learned before now: models, and vectors made of them, that may hold an influence of whoever was in the log."""
         run = self._places.run_dir
         bundles = [f"bundles/{path.parent.name}" for path in sorted(run.glob(f"bundles/*/{MANIFEST}"))]
-        return bundles + [name for name in ("model", "checkpoints", "tensorboard", "export/queries.npy") if (run / name).exists()]
+        vectors = [f"export/{path.name}" for path in sorted((run / "export").glob(QUERY_VECTORS))]
+        return bundles + [name for name in ("model", "checkpoints", "tensorboard") if (run / name).exists()] + vectors
 
 
 class Removed(NamedTuple):

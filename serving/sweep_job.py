@@ -48,7 +48,7 @@ def run(config: ServingConfig) -> str:
     """
     settings, run_dir, sweep = config.serving, Path(config.run_dir), config.sweeping
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
-    held = HeldOut.read(run_dir / "export" / HELD_OUT, sweep.split, bundle.manifest["files"]["weights.safetensors"]["sha256"])
+    held = HeldOut.read(run_dir / "export" / HELD_OUT, sweep.split, bundle.weights_sha256)
     retriever = opened(bundle, settings, Profiles.open(None, None))
     policies = [Policy(sweep.k), *(_policy(retriever, sweep.k, point) for point in points(sweep))]
     usual = retriever.chooser.policy(sweep.k, None)

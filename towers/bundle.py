@@ -62,6 +62,11 @@ class Bundle:
     def version(self) -> str:
         return str(self.manifest["version"])
 
+    @property
+    def weights_sha256(self) -> str:
+        """Hex digest of the weights' file: by it, files beside the bundle are known to be of its model. Empty where it holds none."""
+        return str(self.manifest["files"].get("weights.safetensors", {}).get("sha256", ""))
+
     def has(self, name: str) -> bool:
         """Whether an optional part is there."""
         return name in self.manifest["files"]

@@ -1,5 +1,8 @@
 """Held-out queries of one model as a file: what serving jobs are judged by, and what `towers report` judges them with.
 
+`run_dir/export/queries-<start of the weights' digest>.npy`: user vectors alone, which an index is tuned on. An export that publishes
+nothing leaves those of the bundle that stays.
+
 `run_dir/export/held_out.parquet`, written by `towers export` where `export.held_out_queries` asks for it; it holds histories of people by
 key, so it lies beside the bundle and never in it. A row is a query; items that its person has seen are no answers.
 """
@@ -19,6 +22,8 @@ from towers.identity import KEY_BYTES
 from towers.shards import Place, embedding_column, rename
 
 HELD_OUT = "held_out.parquet"
+QUERY_VECTORS = "queries*.npy"
+"""Of any model; those of before their names told the weights are among them."""
 COLUMNS = (USER_KEY, "vector", "now", "liked", "seen", "relevant")
 _WEIGHTS, _HEADS = b"towers.weights_sha256", b"towers.heads"
 
@@ -83,6 +88,27 @@ class HeldOut:
             raise DataError(f"{path}: no queries of split {split!r}; {again}")
         key, vector, now, liked, seen, relevant = (pa.concat_arrays(column.chunks) for column in columns.values())
         return cls(key, vector.flatten().to_numpy().reshape(len(table), heads, -1), now.to_numpy(), liked, seen, relevant)
+
+
+def query_vectors_file(export_dir: Path, weights_sha256: str) -> Path:
+    """Where the user vectors of the model with these weights lie, float32 [Q, D], on which its index is tuned."""
+    return export_dir / f"queries-{weights_sha256[:16] or 'none'}.npy"
+
+
+def write_query_vectors(export_dir: Path, vectors_QD: NDArray[np.float32], weights_sha256: str) -> None:
+    """Write them, atomically, beside those of other weights."""
+    path = query_vectors_file(export_dir, weights_sha256)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as sink:
+        np.save(sink, vectors_QD, allow_pickle=False)
+    temporary.replace(path)
+
+
+def keep_query_vectors(export_dir: Path, weights_sha256: str) -> None:
+    """Remove user vectors of other weights than these."""
+    for path in export_dir.glob(QUERY_VECTORS):
+        if path != query_vectors_file(export_dir, weights_sha256):
+            path.unlink(missing_ok=True)
 
 
 def write_held_out(path: Path, splits: dict[str, HeldOut], weights_sha256: str, place: Place = rename) -> None:

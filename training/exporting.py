@@ -18,7 +18,7 @@ from towers.batch import take
 from towers.columns import ITEM_ID, USER_ID, USER_KEY
 from towers.consent import MEASURE, PERSONALIZE
 from towers.errors import ConfigError, DataError
-from towers.held_out import HELD_OUT
+from towers.held_out import HELD_OUT, keep_query_vectors, write_query_vectors
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.pointers import current, waiting
@@ -81,7 +81,7 @@ def _export(config: TrainingConfig) -> Path:
     run_dir = Path(config.run_dir)
     data = open_prepared(config)
     check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
-    if not (run_dir / "model" / "weights.safetensors").is_file():
+    if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     check_trained_on(run_dir, data)
     permission = Permission.open(config)
@@ -91,8 +91,8 @@ def _export(config: TrainingConfig) -> Path:
         held_out = held_out_queries(data, personal_U & permission.allows(data.user_keys, MEASURE), config)
     runtime = load_runtime(run_dir / "model", data.preprocessor)
     model = runtime.model
-    weights = bundle.sha256(run_dir / "model" / "weights.safetensors")[:16]
-    fingerprint = f"{weights}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
+    weights = bundle.sha256(run_dir / "model" / WEIGHTS_FILE)
+    fingerprint = f"{weights[:16]}-{digest_of(data)[:16]}"  # of vectors: a user's depends on the history too
     vectors_ID = encode_items(runtime, data)
     vectors_for = np.flatnonzero(personal_U & permission.allows(data.user_keys, config.export.users_for))
     _export_items(run_dir, data, vectors_ID, fingerprint, config.export.rows_per_shard)
@@ -102,16 +102,17 @@ def _export(config: TrainingConfig) -> Path:
         _export_users(run_dir, data, runtime, vectors_for, content, config, place)
     histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
     write_histories(histories, data, users, config.export.history_events, personal_U, last_look(config, began, PERSONALIZE).place)
-    _write_queries(run_dir / "export" / "queries.npy", data, runtime, personal_U, config)
+    write_query_vectors(run_dir / "export", _query_vectors(data, runtime, personal_U, config), weights)
     (run_dir / "export" / HELD_OUT).unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
     if held_out is not None:
-        place, sha256 = last_look(config, began, PERSONALIZE, MEASURE).place, bundle.sha256(run_dir / "model" / WEIGHTS_FILE)
-        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, sha256, place)
+        place = last_look(config, began, PERSONALIZE, MEASURE).place
+        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, weights, place)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))
         facts = bundle_facts(run_dir, config, data)
         folder_made = bundle.publish(run_dir / "bundles", version_name(config.export.name, weights), parts, facts)
+    keep_query_vectors(run_dir / "export", weights)  # not before: until now a bundle of other weights was to be indexed
     waits = waiting(run_dir / "bundles") == folder_made
     then = f"; it waits for `towers index`, {current(run_dir / 'bundles').name} stays in use until then" if waits else ""
     print(f"   {data.n_items:,} items, {data.n_users:,} users; bundle {folder_made.name}{then}", flush=True)
@@ -185,14 +186,14 @@ def _drain(
             bar.update(done)
 
 
-def _write_queries(path: Path, data: Interactions, runtime: TorchRuntime, personal_U: NDArray[np.bool_], config: TrainingConfig) -> None:
+def _query_vectors(data: Interactions, runtime: TorchRuntime, personal_U: NDArray[np.bool_], config: TrainingConfig) -> NDArray[np.float32]:
     """Held-out user vectors, float32 [Q, D] (each interest is one), on which the index is judged; kept outside the bundle."""
     split, unit = config.split.name, config.evaluate.unit
     queries = make_queries(data, "valid", unit, split, INDEX_QUERIES, config.seed, allowed_U=personal_U)
     vectors_QHD = np.empty((0, 1, runtime.model.config.width), np.float32)  # where nobody allows it
     if len(queries):
         vectors_QHD = encode_users(runtime, queries, runtime.model.config.history.length)
-    np.save(path, vectors_QHD.reshape(-1, vectors_QHD.shape[-1]), allow_pickle=False)
+    return vectors_QHD.reshape(-1, vectors_QHD.shape[-1])
 
 
 def _onnx(model: TwoTower, data: Interactions, folder: Path) -> float:

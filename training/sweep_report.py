@@ -106,7 +106,7 @@ def run(config: TrainingConfig) -> str:
     except (OSError, ValueError) as error:
         raise DataError(f"{run_dir}: no sweep to report ({error}). Run `towers recommend sweep=true` with this run_dir first") from error
     bundle = Bundle.open(told["bundle"])
-    held = HeldOut.read(run_dir / "export" / HELD_OUT, told["split"], bundle.manifest["files"]["weights.safetensors"]["sha256"])
+    held = HeldOut.read(run_dir / "export" / HELD_OUT, told["split"], bundle.weights_sha256)
     judge, ids = Judge.of(bundle, held), bundle.catalog().column(ITEM_ID).combine_chunks()
     _, user_Q = np.unique([key.as_py() for key in held.user_keys], return_inverse=True)
     plain: dict[str, NDArray[np.float64]] = {}

@@ -16,9 +16,10 @@ from vector_world import Topics, by_topic
 from serving.config import ServingConfig
 from serving.index_job import run as build_index
 from serving.runtimes import open_encoder
-from towers.bundle import Bundle, publish, write_vectors
+from towers.bundle import Bundle, current, publish, write_vectors
 from towers.encoder import Encoder, UserRow
 from towers.fitting import PreprocessorFit
+from towers.held_out import write_query_vectors
 from towers.identity import SECRET_FINGERPRINT, UserKeys
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
@@ -79,7 +80,8 @@ def make_run(run_dir: Path, items: int, users: int, history: str = "mean", index
     _write_histories(run_dir, read_UL[:users])
     held_out = [UserRow([item_id(i) for i in row.tolist()], now=NOW_US) for row in read_UL[users:]]
     queries_QHD = Encoder(fitted, TorchRuntime(model), LENGTH).users(held_out).vectors_BHD
-    np.save(run_dir / "export" / "queries.npy", queries_QHD.reshape(len(held_out), vectors_ID.shape[1]))
+    weights = Bundle.open(current(run_dir / "bundles")).weights_sha256
+    write_query_vectors(run_dir / "export", queries_QHD.reshape(len(held_out), vectors_ID.shape[1]), weights)
     if index:
         config = ServingConfig(run_dir=str(run_dir))
         config.index.name = "ivf"  # at 20,000 items too, where the exact scan would be taken and be most of a request

@@ -21,6 +21,7 @@ from report import say
 from serving import index_job
 from serving.config import IndexConfig, ServingConfig
 from towers.bundle import Bundle, current, publish, write_vectors
+from towers.held_out import write_query_vectors
 from towers.model_config import ModelConfig
 from towers.schema import Feature, make_schema
 
@@ -129,7 +130,7 @@ def indexed(folder: Path, world: VectorWorld, floor: float, name: str = "ivf", p
     run_dir = folder / f"run-{floor}-{name}"
     items, dim = world.item_ID.shape
     (run_dir / "export").mkdir(parents=True)
-    np.save(run_dir / "export" / "queries.npy", world.tune_QD)
+    write_query_vectors(run_dir / "export", world.tune_QD, weights_sha256="")
     write_vectors(folder / "vectors", world.item_ID)
     pq.write_table(catalogue(items), folder / "catalog")
     schema = make_schema([Feature("categories", "multi_categorical", "item")], "time", {})

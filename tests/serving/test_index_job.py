@@ -23,6 +23,7 @@ from serving.index.overfetch import OverfetchIndex
 from serving.index.stored import open_index
 from towers.bundle import Bundle, current, publish, write_vectors
 from towers.errors import BundleError, ConfigError, DataError, GateError
+from towers.held_out import query_vectors_file, write_query_vectors
 from towers.model_config import ModelConfig
 from towers.pointers import waiting
 from towers.schema import make_schema
@@ -49,14 +50,20 @@ def exported(run_dir: Path, rows: int, similarity: str = "cosine", queries: int 
     catalog = pa.table({"item_id": ids, "title": titles, "is_hidden": hidden, "categories": categories})
     pq.write_table(catalog, run_dir / "catalog")
     files["catalog.parquet"] = run_dir / "catalog"
+    files["weights.safetensors"] = b"of this model"
     publish(run_dir / "bundles", "v1", files, {"name": "towers", "metrics": {"test/recall@20": 0.1}})
     (run_dir / "export").mkdir()
-    np.save(run_dir / "export" / "queries.npy", vectors(queries, 1))
+    write_query_vectors(run_dir / "export", vectors(queries, 1), now(run_dir).weights_sha256)
     return ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="ivf", k=20, recall_floor=0.9, parts=[]))
 
 
-def now(config: ServingConfig) -> Bundle:
-    return Bundle.open(current(Path(config.run_dir) / "bundles"))
+def now(run: ServingConfig | Path) -> Bundle:
+    return Bundle.open(current((run if isinstance(run, Path) else Path(run.run_dir)) / "bundles"))
+
+
+def queries_of(run_dir: Path) -> Path:
+    """The user vectors that the current bundle's index is tuned on."""
+    return query_vectors_file(run_dir / "export", now(run_dir).weights_sha256)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -162,6 +169,18 @@ def test_indexing_again_starts_from_the_core(tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "run" / "bundles" / "v1-i1").has("index.faiss")
 
 
+@pytest.mark.parametrize("name", ["queries.npy", "queries-0123456789abcdef.npy"])
+def test_users_of_another_model_do_not_tune_an_index(tmp_path: Path, name: str) -> None:
+    config = exported(tmp_path / "run", 3000)
+    mine = queries_of(tmp_path / "run")
+    mine.rename(mine.with_name(name))
+    with pytest.raises(DataError, match=rf"another model \({name}\) than bundle v1, which needs {mine.name}.*`towers export` again"):
+        index_job.run(config)
+    assert now(config).version == "v1"
+    np.save(mine, vectors(150, 1))
+    assert json.loads(Path(index_job.run(config)).read_text())["queries"] == 150, "those of the bundle's own model are found beside them"
+
+
 def test_what_is_exported_meanwhile_waits_for_the_next_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = exported(tmp_path / "run", 900)
     config.index.name, bundles = "exact", tmp_path / "run" / "bundles"
@@ -200,7 +219,7 @@ def test_below_the_floor_nothing_is_published(tmp_path: Path) -> None:
 
 def test_users_are_drawn_by_seed(tmp_path: Path) -> None:
     exported(tmp_path / "run", 300)
-    path = tmp_path / "run" / "export" / "queries.npy"
+    path = queries_of(tmp_path / "run")
     one, same, other = (index_job.held_out_queries(path, DIM, 40, seed) for seed in (0, 0, 1))
     assert one.shape == (40, DIM) and (one == same).all() and not (one == other).all()
     assert len(index_job.held_out_queries(path, DIM, 10_000, 0)) == 150
@@ -209,7 +228,7 @@ def test_users_are_drawn_by_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("queries", [None, np.zeros((0, DIM), np.float32)])
 def test_without_held_out_users(tmp_path: Path, queries: NDArray[np.float32] | None) -> None:
     config = exported(tmp_path / "run", 3000)
-    path = tmp_path / "run" / "export" / "queries.npy"
+    path = queries_of(tmp_path / "run")
     path.unlink()
     if queries is not None:
         np.save(path, queries)
@@ -232,7 +251,7 @@ def test_without_held_out_users(tmp_path: Path, queries: NDArray[np.float32] | N
 )
 def test_bad_user_vectors(tmp_path: Path, content: bytes | NDArray[np.generic], message: str) -> None:
     config = exported(tmp_path / "run", 3000)
-    path = tmp_path / "run" / "export" / "queries.npy"
+    path = queries_of(tmp_path / "run")
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:

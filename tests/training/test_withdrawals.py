@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from serving.consent_store import ConsentStore
 from serving.receipt_writer import write_receipt
-from towers.errors import ConfigError, DataError
+from towers.bundle import Bundle, current
+from towers.errors import ConfigError, DataError, GateError
+from towers.held_out import QUERY_VECTORS, query_vectors_file
 from towers.identity import UserKeys, mark
 from towers.receipts import FORGET, receipts_file
 from training import exporting, fit, prepare_run, ranking
@@ -124,7 +127,8 @@ def queries_of(config: TrainingConfig) -> NDArray[np.float32]:
     """The vectors that an index is judged on: one a person here, whose last but one event validates."""
     config.export.onnx = False
     exporting.run(config)
-    found: NDArray[np.float32] = np.load(Path(config.run_dir) / "export" / "queries.npy", allow_pickle=False)
+    (path,) = (Path(config.run_dir) / "export").glob(QUERY_VECTORS)
+    found: NDArray[np.float32] = np.load(path, allow_pickle=False)
     return found
 
 
@@ -139,6 +143,30 @@ def test_an_index_is_judged_on_vectors_of_those_who_may_be_personalized_for(conf
     assert len(everybody) == USERS and np.allclose(queries_of(config), everybody[rows], atol=1e-6)
     decide(config, {"personalize": set(range(USERS))})
     assert queries_of(config).shape == (0, everybody.shape[1])
+
+
+def test_an_export_that_publishes_nothing_leaves_the_vectors_of_the_bundle_in_use(
+    config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit.run(config)
+    queries_of(config)
+    export, bundles = Path(config.run_dir) / "export", Path(config.run_dir) / "bundles"
+    first = Bundle.open(current(bundles)).weights_sha256
+    before = query_vectors_file(export, first).read_bytes()
+    config.seed, config.trainer.resume = 7, False
+    fit.run(config)
+
+    def refused(*_: Any) -> Any:
+        raise GateError("the towers differ")
+
+    with monkeypatch.context() as patched, pytest.raises(GateError):
+        patched.setattr(exporting, "bundle_parts", refused)
+        queries_of(config)
+    assert Bundle.open(current(bundles)).weights_sha256 == first
+    assert query_vectors_file(export, first).read_bytes() == before
+    queries_of(config)
+    assert Bundle.open(current(bundles)).weights_sha256 != first
+    assert not query_vectors_file(export, first).exists(), "nobody indexes the earlier bundle now"
 
 
 @pytest.mark.parametrize("purpose", ["measure", "personalize"])
