@@ -156,6 +156,7 @@ class SweepConfig:
 
     Attributes:
         split: valid | test, of the queries that `towers export` held out; choose by the first, then look at the second once.
+            A model that was refitted (trainer.refit) has learned the answers of valid: test alone can judge it.
         k: items of each list.
         dials: values of each dial.
         together: several dials at once, tried after them: [{popularity: -0.1, calibration: 0.1}].

@@ -44,11 +44,12 @@ def run(config: ServingConfig) -> str:
 
     Raises:
         DataError: there is no bundle, or no held-out queries of its model.
-        ConfigError: a dial does not exist, is out of bounds, or needs an attribute that items lack.
+        ConfigError: a dial does not exist, is out of bounds, or needs an attribute that items lack; or the model has learned the answers.
     """
     settings, run_dir, sweep = config.serving, Path(config.run_dir), config.sweeping
     bundle = Bundle.open(Path(settings.bundle) if settings.bundle else current(run_dir / "bundles"))
     held = HeldOut.read(run_dir / "export" / HELD_OUT, sweep.split, bundle.weights_sha256)
+    held.check_judges(sweep.split)
     retriever = opened(bundle, settings, Profiles.open(None, None))
     policies = [Policy(sweep.k), *(_policy(retriever, sweep.k, point) for point in points(sweep))]
     usual = retriever.chooser.policy(sweep.k, None)

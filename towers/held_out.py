@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from towers.columns import USER_KEY
-from towers.errors import DataError
+from towers.errors import ConfigError, DataError
 from towers.identity import KEY_BYTES
 from towers.shards import Place, embedding_column, rename
 
@@ -25,7 +25,7 @@ HELD_OUT = "held_out.parquet"
 QUERY_VECTORS = "queries*.npy"
 """Of any model; those of before their names told the weights are among them."""
 COLUMNS = (USER_KEY, "vector", "now", "liked", "seen", "relevant")
-_WEIGHTS, _HEADS = b"towers.weights_sha256", b"towers.heads"
+_WEIGHTS, _HEADS, _LEARNED = b"towers.weights_sha256", b"towers.heads", b"towers.learned_splits"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class HeldOut:
         liked: item ids of the history whose events speak for them, oldest first.
         seen: distinct item ids that may not be recommended.
         relevant: distinct item ids that answer it.
+        learned: whether the model was trained on these answers (a refit), so that they cannot judge it.
     """
 
     user_keys: pa.Array
@@ -47,6 +48,7 @@ class HeldOut:
     liked: pa.ListArray
     seen: pa.ListArray
     relevant: pa.ListArray
+    learned: bool = False
 
     def __len__(self) -> int:
         return len(self.vectors_QHD)
@@ -79,7 +81,8 @@ class HeldOut:
             table = pq.read_table(path)
             told = table.schema.metadata or {}
             table = table.filter(pc.field("split") == split).combine_chunks()
-            heads, columns = int(told[_HEADS]), {name: table.column(name) for name in COLUMNS}
+            heads, learned = int(told[_HEADS]), told[_LEARNED].decode().split(",")
+            columns = {name: table.column(name) for name in COLUMNS}
         except (pa.ArrowInvalid, KeyError) as error:
             raise DataError(f"{path}: not a file of held-out queries ({error}); {again}") from error
         if told[_WEIGHTS].decode() != weights_sha256:
@@ -87,7 +90,17 @@ class HeldOut:
         if not len(table):
             raise DataError(f"{path}: no queries of split {split!r}; {again}")
         key, vector, now, liked, seen, relevant = (pa.concat_arrays(column.chunks) for column in columns.values())
-        return cls(key, vector.flatten().to_numpy().reshape(len(table), heads, -1), now.to_numpy(), liked, seen, relevant)
+        return cls(key, vector.flatten().to_numpy().reshape(len(table), heads, -1), now.to_numpy(), liked, seen, relevant, split in learned)
+
+    def check_judges(self, split: str) -> None:
+        """Raises:
+        ConfigError: the model has learned the answers of this split, whose queries these are.
+        """
+        if self.learned:
+            raise ConfigError(
+                f"sweeping.split: the model was trained on the answers of split {split!r} (trainer.refit), so they cannot judge it. Run"
+                " `towers recommend sweep=true sweeping.split=test`, or choose by a run with trainer.refit=false"
+            )
 
 
 def query_vectors_file(export_dir: Path, weights_sha256: str) -> Path:
@@ -115,7 +128,8 @@ def write_held_out(path: Path, splits: dict[str, HeldOut], weights_sha256: str, 
     """Write the queries of some splits, atomically; `place` as in `towers.shards`."""
     tables = [held.table(split) for split, held in splits.items()]
     heads = next(iter(splits.values())).vectors_QHD.shape[1]
-    table = pa.concat_tables(tables).replace_schema_metadata({_WEIGHTS: weights_sha256.encode(), _HEADS: str(heads).encode()})
+    told = {_WEIGHTS: weights_sha256, _HEADS: str(heads), _LEARNED: ",".join(split for split, held in splits.items() if held.learned)}
+    table = pa.concat_tables(tables).replace_schema_metadata({name: fact.encode() for name, fact in told.items()})
     temporary = path.with_suffix(".tmp")
     pq.write_table(table, temporary, compression="zstd")
     place(temporary, path)

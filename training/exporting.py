@@ -25,6 +25,7 @@ from towers.pointers import current, waiting
 from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_runtime
 from towers.shards import Place, embedding_column, rename, write_shards
 from training.alone import alone_in
+from training.ancestry import Learned
 from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name
 from training.config import TrainingConfig
@@ -106,7 +107,7 @@ def _export(config: TrainingConfig) -> Path:
     (run_dir / "export" / HELD_OUT).unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
     if held_out is not None:
         place = last_look(config, began, PERSONALIZE, MEASURE).place
-        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, weights, place)
+        write_queries(run_dir / "export" / HELD_OUT, held_out, runtime, weights, Learned.of_run(run_dir).validation, place)
     with tempfile.TemporaryDirectory(dir=run_dir, prefix=".export-") as folder:
         difference = _onnx(model, data, Path(folder) / "onnx") if config.export.onnx else None
         parts = bundle_parts(run_dir, data, model, vectors_ID, Path(folder))

@@ -1,6 +1,7 @@
 """Held-out queries for the jobs of serving: see towers.held_out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,24 @@ def held_out_queries(data: Interactions, allowed_U: NDArray[np.bool_], config: T
     return found
 
 
-def write_queries(path: Path, splits: Mapping[str, Queries], runtime: TorchRuntime, weights_sha256: str, place: Place = rename) -> None:
-    """Write queries of `held_out_queries`, with the vectors of the model that these weights are of; `place` as in `towers.shards`."""
+def write_queries(
+    path: Path, splits: Mapping[str, Queries], runtime: TorchRuntime, weights_sha256: str, learned: bool, place: Place = rename
+) -> None:
+    """Write queries of `held_out_queries`, with the vectors of the model that these weights are of; `place` as in `towers.shards`.
+
+    Args:
+        learned: the model, or what it started from, was trained on the validation rows too, so what judges by them has to know.
+    """
     length = runtime.model.config.history.length
-    held = {split: _held(queries, encode_users(runtime, queries, length, f"held-out {split}")) for split, queries in splits.items()}
+    held = {
+        split: replace(_held(queries, encode_users(runtime, queries, length, f"held-out {split}")), learned=learned and split == "valid")
+        for split, queries in splits.items()
+    }
+    if learned:
+        print(
+            "   held-out queries: the model has learned from the validation rows, so those of `valid` cannot judge it: sweeping.split=test",
+            flush=True,
+        )
     write_held_out(path, held, weights_sha256, place)
 
 

@@ -17,7 +17,7 @@ class ExportConfig:
         onnx: write ONNX towers, checked equal to torch.
         history_events: newest events of each user kept for serving.
         held_out_queries: most validation and most test queries left in export/held_out.parquet, by which `towers recommend sweep=true` is
-            judged; they hold histories by user key. 0 = none.
+            judged (a refitted model by the test ones alone); they hold histories by user key. 0 = none.
     """
 
     name: str = "towers"

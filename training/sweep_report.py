@@ -98,6 +98,7 @@ def run(config: TrainingConfig) -> str:
 
     Raises:
         DataError: there is no sweep, or what it was made of is gone.
+        ConfigError: the model has learned the answers that its lists are to be judged by.
     """
     run_dir = Path(config.run_dir)
     try:
@@ -107,6 +108,7 @@ def run(config: TrainingConfig) -> str:
         raise DataError(f"{run_dir}: no sweep to report ({error}). Run `towers recommend sweep=true` with this run_dir first") from error
     bundle = Bundle.open(told["bundle"])
     held = HeldOut.read(run_dir / "export" / HELD_OUT, told["split"], bundle.weights_sha256)
+    held.check_judges(told["split"])
     judge, ids = Judge.of(bundle, held), bundle.catalog().column(ITEM_ID).combine_chunks()
     _, user_Q = np.unique([key.as_py() for key in held.user_keys], return_inverse=True)
     plain: dict[str, NDArray[np.float64]] = {}

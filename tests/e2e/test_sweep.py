@@ -122,6 +122,26 @@ def weights_of(run: Any) -> str:
     return sha
 
 
+def test_a_refitted_model_is_not_swept_by_what_it_has_learned(swept: Any, tmp_path: Path) -> None:
+    run, _ = swept
+    run = run.copy(tmp_path)
+    (run.run_dir / "train.json").write_text(json.dumps({"refit": {"epochs": 1, "targets": 1}}))
+    done = run.again("export", "export.onnx=false", "export.held_out_queries=200")
+    assert done.returncode == 0 and "learned from the validation rows" in done.stdout and "sweeping.split=test" in done.stdout
+    config = ServingConfig(run_dir=str(run.run_dir), sweep=True)
+    config.serving.runtime, config.sweeping.dials = "torch", SweepDials([], [], [], [], [], [])
+    with pytest.raises(ConfigError, match=r"sweeping\.split: .*'valid' \(trainer\.refit\).*sweeping\.split=test.*trainer\.refit=false"):
+        recommend_job.run(config)
+    config.sweeping.split = "test"
+    swept_by_test = json.loads(Path(recommend_job.run(config)).read_text())
+    assert swept_by_test["split"] == "test"
+    settings = TrainingConfig(run_dir=str(run.run_dir), sweep=True)
+    assert reporting.run(settings)
+    (run.run_dir / "sweep.json").write_text(json.dumps({**swept_by_test, "split": "valid"}))
+    with pytest.raises(ConfigError, match=r"sweeping\.split"):
+        reporting.run(settings)
+
+
 def test_what_cannot_be_swept_is_told(swept: Any, tmp_path: Path) -> None:
     run, config = swept
     for point, message in (
