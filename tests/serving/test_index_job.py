@@ -23,7 +23,7 @@ from serving.index.overfetch import OverfetchIndex
 from serving.index.stored import open_index
 from towers.bundle import Bundle, current, publish, write_vectors
 from towers.errors import BundleError, ConfigError, DataError, GateError
-from towers.held_out import query_vectors_file, write_query_vectors
+from towers.held_out import write_query_vectors
 from towers.model_config import ModelConfig
 from towers.pointers import waiting
 from towers.schema import make_schema
@@ -59,11 +59,6 @@ def exported(run_dir: Path, rows: int, similarity: str = "cosine", queries: int 
 
 def now(run: ServingConfig | Path) -> Bundle:
     return Bundle.open(current((run if isinstance(run, Path) else Path(run.run_dir)) / "bundles"))
-
-
-def queries_of(run_dir: Path) -> Path:
-    """The user vectors that the current bundle's index is tuned on."""
-    return query_vectors_file(run_dir / "export", now(run_dir).weights_sha256)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -169,18 +164,6 @@ def test_indexing_again_starts_from_the_core(tmp_path: Path) -> None:
     assert Bundle.open(tmp_path / "run" / "bundles" / "v1-i1").has("index.faiss")
 
 
-@pytest.mark.parametrize("name", ["queries.npy", "queries-0123456789abcdef.npy"])
-def test_users_of_another_model_do_not_tune_an_index(tmp_path: Path, name: str) -> None:
-    config = exported(tmp_path / "run", 3000)
-    mine = queries_of(tmp_path / "run")
-    mine.rename(mine.with_name(name))
-    with pytest.raises(DataError, match=rf"another model \({name}\) than bundle v1, which needs {mine.name}.*`towers export` again"):
-        index_job.run(config)
-    assert now(config).version == "v1"
-    np.save(mine, vectors(150, 1))
-    assert json.loads(Path(index_job.run(config)).read_text())["queries"] == 150, "those of the bundle's own model are found beside them"
-
-
 def test_what_is_exported_meanwhile_waits_for_the_next_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = exported(tmp_path / "run", 900)
     config.index.name, bundles = "exact", tmp_path / "run" / "bundles"
@@ -215,50 +198,6 @@ def test_below_the_floor_nothing_is_published(tmp_path: Path) -> None:
     assert now(config).version == "v1"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["bundles", "catalog", "export", "vectors"]
     assert sorted(path.name for path in (tmp_path / "run" / "bundles").iterdir()) == ["CURRENT", "v1"]
-
-
-def test_users_are_drawn_by_seed(tmp_path: Path) -> None:
-    exported(tmp_path / "run", 300)
-    path = queries_of(tmp_path / "run")
-    one, same, other = (index_job.held_out_queries(path, DIM, 40, seed) for seed in (0, 0, 1))
-    assert one.shape == (40, DIM) and (one == same).all() and not (one == other).all()
-    assert len(index_job.held_out_queries(path, DIM, 10_000, 0)) == 150
-
-
-@pytest.mark.parametrize("queries", [None, np.zeros((0, DIM), np.float32)])
-def test_without_held_out_users(tmp_path: Path, queries: NDArray[np.float32] | None) -> None:
-    config = exported(tmp_path / "run", 3000)
-    path = queries_of(tmp_path / "run")
-    path.unlink()
-    if queries is not None:
-        np.save(path, queries)
-    with pytest.raises(DataError, match=r"no held-out user vectors.*index=exact"):
-        index_job.run(config)
-    config.index.name = "exact"
-    assert json.loads(Path(index_job.run(config)).read_text())["exact_us"] == 0
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"no numpy", "not a NumPy file"),
-        (b"", "not a NumPy file"),
-        (np.zeros((5, DIM + 1), np.float32), r"expected \[users, 16\]"),
-        (np.zeros(DIM, np.float32), r"expected \[users, 16\]"),
-        (np.array([[{}] * DIM]), "not a NumPy file"),
-        (np.full((5, DIM), np.nan, np.float32), "5 of 5 user vectors hold NaN"),
-    ],
-)
-def test_bad_user_vectors(tmp_path: Path, content: bytes | NDArray[np.generic], message: str) -> None:
-    config = exported(tmp_path / "run", 3000)
-    path = queries_of(tmp_path / "run")
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        np.save(path, content, allow_pickle=True)
-    with pytest.raises(DataError, match=message):
-        index_job.run(config)
-    assert now(config).version == "v1"
 
 
 def test_vectors_that_contradict_the_similarity(tmp_path: Path) -> None:
