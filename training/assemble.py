@@ -28,6 +28,7 @@ class Kept:
         users_read: users with any accepted row.
         rows_filtered: rows of users or items below the least number of events.
         rows_weighed, targets: of N, rows whose own weight is above 0, and those of them whose event type's is too.
+        overweight: rows whose own weight times their event type's is more than float32 holds.
     """
 
     offsets: NDArray[np.int64]
@@ -37,6 +38,7 @@ class Kept:
     rows_filtered: int
     rows_weighed: int
     targets: int
+    overweight: int
 
 
 def sort_buckets(log: Ingested, order: str, deduplicate: bool) -> Iterator[tuple[NDArray[np.int64], int, int]]:
@@ -75,7 +77,7 @@ class Assembler:
             min_user_events: users with fewer accepted rows are left out; items' filter does not change their count.
         """
         self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self._read, self._rows, self._seen, self._weighed, self._targets = 0, 0, 0, 0, 0
+        self._read, self._rows, self._seen, self._weighed, self._targets, self._over = 0, 0, 0, 0, 0, 0
         with ExitStack() as stack:
             writers = {name: stack.enter_context(writer) for name, writer in self._open().items()}
             for bucket in self._log.spill.buckets():
@@ -91,7 +93,7 @@ class Assembler:
         counts_U = np.concatenate(self._counts)
         offsets = np.concatenate([[0], np.cumsum(counts_U)]).astype(np.int64)
         np.save(self._folder / "offsets.npy", offsets)
-        return Kept(offsets, self._rows, len(counts_U), self._seen, self._read - self._rows, self._weighed, self._targets)
+        return Kept(offsets, self._rows, len(counts_U), self._seen, self._read - self._rows, self._weighed, self._targets, self._over)
 
     def _open(self) -> dict[str, NpyWriter]:
         writers = {
@@ -123,10 +125,12 @@ class Assembler:
         starts = user_starts(kept_n)
         first = starts[:-1]
         self._counts.append(np.diff(starts))
-        weight_n = kept_n["weight"] * weight_of_event[kept_n["event"]]
+        with np.errstate(over="ignore"):  # counted, for the whole log to be told of
+            weight_n = kept_n["weight"] * weight_of_event[kept_n["event"]]
         self._rows += len(kept_n)
         self._weighed += int(np.count_nonzero(kept_n["weight"]))
         self._targets += int(np.count_nonzero(weight_n))
+        self._over += int(np.count_nonzero(np.isinf(weight_n)))
         made = {
             "user_keys": join_keys(kept_n["key_hi"][first], kept_n["key_lo"][first]),
             "item": row_of_item[kept_n["item"]],

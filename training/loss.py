@@ -105,6 +105,6 @@ def full_softmax(
 
 
 def shares(weight_N: Tensor) -> Tensor:
-    """Weights as shares of their sum; all 0 where they sum to 0."""
-    total = weight_N.sum()
-    return weight_N / torch.where(total > 0, total, torch.ones_like(total))
+    """Weights as shares of their sum; all 0 where they sum to 0. Weights that are finite in float32 may sum to more than it holds."""
+    total = weight_N.sum(dtype=torch.float64)
+    return (weight_N / torch.where(total > 0, total, torch.ones_like(total)).expand_as(weight_N)).to(weight_N.dtype)

@@ -22,6 +22,7 @@ from towers.job import write_json
 from towers.prepared import digest, remove_users
 from towers.receipts import receipts_file
 from towers.schema import Schema
+from towers.values import LARGEST_NUMBER
 from training.alone import alone_in
 from training.assemble import Assembler, Kept, sort_buckets
 from training.catalogue import Catalogue, build_catalogue
@@ -147,7 +148,7 @@ def assemble(
     """Second pass: write the columns.
 
     Raises:
-        DataError: fewer than two users are left, or nothing weighs anything.
+        DataError: fewer than two users are left, nothing weighs anything, or something more than can be held.
     """
     assembler = Assembler(log, folder, work, SPLIT_NEEDS.get(config.split.name, ()))
     _show("writing", assembler.run(row_of_code, weights, config.data.min_user_events))
@@ -157,6 +158,13 @@ def assemble(
             f"interactions: {kept.users} users left of {kept.users_read} read, expected at least 2: a recommender learns what users have"
             " in common. Check data.columns.user_id, or lower data.min_user_events and data.min_item_events"
             + (f". Passed over were {_counted(log.passed_over)}" if log.passed_over.total() else "")
+        )
+    if kept.overweight:
+        column = config.data.columns.get(WEIGHT, WEIGHT)
+        raise DataError(
+            f"weights: in {kept.overweight:,} of {kept.rows:,} interactions column {column!r} times the event type's weight"
+            f" (data.event_weights, {weights.max():g} at most) is more than {LARGEST_NUMBER:.2g}. Only the ratio of weights matters: divide"
+            " the column, or the weights of all event types, by a constant"
         )
     if not kept.targets:
         raise DataError(_weightless(kept, log.events.texts, weights, config))
@@ -183,11 +191,14 @@ def event_weights(schema: Schema, event_types: list[str]) -> NDArray[np.float32]
     """Training weight by event code: 0 for negative types, else as declared, else 1.
 
     Raises:
-        ConfigError: a negative or infinite weight, or one for a type that the log does not have.
+        ConfigError: a negative weight, one past what float32 holds, or one for a type that the log does not have.
     """
     for name, weight in schema.event_weights.items():
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"data.event_weights.{name}: got {weight}, expected a number of at least 0 (0 = never a target)")
+        if not 0 <= weight <= LARGEST_NUMBER:
+            raise ConfigError(
+                f"data.event_weights.{name}: got {weight}, expected a number of at least 0 (0 = never a target),"
+                f" at most {LARGEST_NUMBER:.2g}"
+            )
         if name not in event_types:
             raise ConfigError(f"data.event_weights.{name}: the log has no such event type; found are {', '.join(sorted(event_types)[:20])}")
     weights = [0.0 if name in NEGATIVE_EVENT_TYPES else schema.event_weights.get(name, 1.0) for name in event_types]

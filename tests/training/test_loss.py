@@ -168,3 +168,14 @@ def test_half_precision_scores_are_summed_in_single():
     for a, b in zip(halved, exact, strict=True):
         assert a.dtype == torch.float32
         assert np.isclose(a.item(), b.item(), rtol=2e-2)
+
+
+@pytest.mark.parametrize("weight", [1e38, 3e38, 1.0, 1e-40])
+def test_only_the_ratio_of_weights_matters_however_large_they_are(weight: float) -> None:
+    torch.manual_seed(0)
+    user_ND, item_ID, target_N = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4), torch.arange(6)
+    found = []
+    for weight_N in (torch.ones(6), torch.full((6,), weight)):
+        loss = full_softmax(user_ND, item_ID, target_N, weight_N, 1.0)
+        found.append((loss.detach(), *torch.autograd.grad(loss, user_ND)))
+    assert found[0][0] > 0 and all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(*found, strict=True))

@@ -67,6 +67,16 @@ def test_weights_that_are_all_zero_say_where_they_come_from(
     assert all(word in str(caught.value) for word in words) and "split" not in str(caught.value), caught.value
 
 
+def test_weights_whose_product_is_too_large_are_refused_with_their_column(
+    config: TrainingConfig, prepare: Any, events: Any, schema: Any
+) -> None:
+    config.data.columns = {"weight": "importance"}
+    log = events(100, 10, 10) | {"event_type": ["buy"] * 100, "weight": [1e36] * 99 + [1.0]}
+    with pytest.raises(DataError, match=r"in 99 of 100 interactions column 'importance' times .*data\.event_weights, 1000 at most.*divide"):
+        prepare(log, schema=replace(schema, event_weights={"buy": 1000.0}))
+    prepare(log, schema=replace(schema, event_weights={"buy": 10.0}))
+
+
 def test_one_item_has_nothing_to_rank(prepare: Any, events: Any) -> None:
     log = events(100, 10, 10) | {"item_id": ["only"] * 100}
     items = pa.table({"item_id": ["only"], "categories": pa.array([["a"]]), "price": [1.0]})
@@ -92,7 +102,9 @@ def test_an_item_column_of_a_wrong_type_is_named(prepare: Any, events: Any, sour
         prepare(log, items=items.set_column(3, "price", pa.array(["dear"] * len(items))))
 
 
-@pytest.mark.parametrize(("weights", "words"), [({"bye": 2.0}, "no such event type"), ({"buy": -1.0}, "at least 0")])
+@pytest.mark.parametrize(
+    ("weights", "words"), [({"bye": 2.0}, "no such event type"), ({"buy": -1.0}, "at least 0"), ({"buy": 1e39}, r"at most 3\.4e\+38")]
+)
 def test_event_weights_that_fit_nothing_are_refused(prepare: Any, weights: dict[str, float], words: str, events: Any, schema: Any) -> None:
     with pytest.raises(ConfigError, match=words):
         prepare(events(200, 10, 10), schema=replace(schema, event_weights=weights))
