@@ -26,7 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from towers.combination import combination_dir, share_prepared
 from towers.disk import disk_error
-from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, TowersError
+from towers.errors import EXIT_BUG, EXIT_CONFIG, EXIT_DONE, EXIT_INTERRUPTED, ConfigError, DataError, TowersError
 from towers.help_text import meanings
 from towers.interrupts import TOLD, end_at_once, follow_starter, raise_in_work
 from towers.typed_text import refuse_numbers_for_text
@@ -105,6 +105,19 @@ def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
         )
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from error
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """The settings that `write_resolved` kept, as they stand there, whatever version of Towers wrote them.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # of PyYAML, which is OmegaConf's own, or of OmegaConf
+        raise DataError(f"{path}: cannot be read as settings ({error}). Give back the file that the job wrote, or remove it") from error
+    return {str(name): value for name, value in settings.items()} if isinstance(settings, dict) else {}
 
 
 def write_json(path: Path, document: dict[str, Any]) -> Path:

@@ -26,6 +26,7 @@ from training.opening import check_trained_on, open_permitted
 from training.people import AUDIT
 from training.protocol import below, doubts, protocol
 from training.queries import Queries, make_queries, recommendable
+from training.query_digest import query_digest
 from training.refit import evaluated, refit_said
 from training.rivals import rivals
 from training.showing import Showing
@@ -64,6 +65,12 @@ def run(config: TrainingConfig) -> str:
     document: dict[str, Any] = {
         "run": {},
         "data": data_facts(prepared, config),
+        "queries": {
+            "unit": asked.unit,
+            "count": len(asked),
+            "drawn_by": config.seed if settings.max_queries else None,
+            "sha256": query_digest(asked, allowed_I),
+        },
         "metrics": {},
         "baselines": {name: {} for name in (*names, *runs)},
         "paired": {name: {} for name in (*names, *runs)},

@@ -4,20 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from training.groups import LEAST_PEOPLE, POPULAR
-from training.report_tables import (
-    NAMES,
-    Figure,
-    Key,
-    Result,
-    Row,
-    Table,
-    by_experiment,
-    grouped,
-    middle_k,
-    over_seeds,
-    ranked_rows,
-    title_of,
-)
+from training.report_results import Key, Result, by_experiment, grouped
+from training.report_tables import NAMES, Figure, Row, Table, middle_k, over_seeds, ranked_rows, title_of
 from training.showing import OF_ALL, PER_QUERY
 
 _QUALITY = "ndcg"
@@ -30,7 +18,7 @@ def shown_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _exposure(key: Key, results: Sequence[Result]) -> Iterator[Table]:
-    prefix, k = key[-1], middle_k(results[0], key[-1])
+    prefix, k = key.prefix, middle_k(results[0], key.prefix)
     with_exposure = [result for result in results if f"{prefix}/gini@{k}" in result.document["metrics"]]
     if with_exposure:
         known = {name for result in with_exposure for name in result.document["metrics"]}
@@ -41,7 +29,7 @@ def _exposure(key: Key, results: Sequence[Result]) -> Iterator[Table]:
 
 
 def _groups(key: Key, results: Sequence[Result]) -> Iterator[Table]:
-    prefix = key[-1]
+    prefix = key.prefix
     divided = [result for result in results if prefix in result.document.get("groups", {})]
     columns = dict.fromkeys(column for result in divided for column in result.document["groups"][prefix])
     for column in columns:
@@ -51,7 +39,7 @@ def _groups(key: Key, results: Sequence[Result]) -> Iterator[Table]:
 
 def _grouping(key: Key, column: str, experiments: dict[str, list[Result]]) -> Table:
     """A line a group, a column for each experiment and each ranking that its gap is compared with."""
-    prefix = key[-1]
+    prefix = key.prefix
     first = next(iter(experiments.values()))[0]
     metric = f"{_QUALITY}@{middle_k(first, prefix)}"
     facts = {label: [member.document["groups"][prefix][column] for member in members] for label, members in experiments.items()}

@@ -1,14 +1,13 @@
 """What a report shows: runs read from their files, grouped by what was measured, with baselines and published figures of the same kind."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from towers.errors import DataError
+from training.report_results import Key, Result, by_experiment, grouped, question
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 """Figures of others, with their sources: one row a method and dataset, found by the dataset's reader, sizes, split and masking."""
@@ -65,118 +64,64 @@ class Table:
     protocol: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Result:
-    """One evaluated run: metrics.json and what lies beside it (train.json, config/train.yaml, baselines/*.json)."""
-
-    folder: Path
-    document: Mapping[str, Any]
-    cpu_s: float | None
-    command: str
-    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "Result":
-        """Read a metrics.json.
-
-        Raises:
-            DataError: it is none.
-        """
-        try:
-            document = json.loads(path.read_text())
-            missing = {"run", "data", "metrics", "baselines"} - document.keys()
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: cannot be read as a metrics.json ({error}). Run `towers evaluate` again") from error
-        if missing:
-            raise DataError(f"{path}: no {', '.join(sorted(missing))}: it was not written by `towers evaluate`")
-        folder = path.parent
-        train, settings = folder / "train.json", folder / "config" / "train.yaml"
-        cpu_s = json.loads(train.read_text())["run"].get("cpu_s") if train.is_file() else None
-        first = settings.read_text().partition("\n")[0] if settings.is_file() else ""
-        command = first.removeprefix("# ") if first.startswith("# towers ") else ""
-        extra = {file.stem: json.loads(file.read_text())["metrics"] for file in sorted((folder / "baselines").glob("*.json"))}
-        return cls(folder, document, cpu_s, command, extra)
-
-    @property
-    def baselines(self) -> dict[str, Mapping[str, Any]]:
-        return {**self.document["baselines"], **self.extra}
-
-    def prefixes(self) -> list[str]:
-        """`test`, or `test/masked` and `test/unmasked`: what stands before the name of a metric that is of no slice.
-
-        >>> Result(Path(), {"metrics": {"test/ndcg@5": 1, "test/cold/ndcg@5": 1, "test/without=user/ndcg@5": 1}}, None, "").prefixes()
-        ['test']
-        """
-        found = {name.rpartition("/")[0] for name in self.document["metrics"]}
-        return sorted(p for p in found if p.count("/") == 0 or p.endswith(("/masked", "/unmasked")))
-
-
 def make_tables(results: Sequence[Result], metrics: Sequence[str]) -> list[Table]:
-    """One table for each dataset, split and form of masking that was measured, in order of first appearance.
+    """One table for each dataset, split, set of queries and form of masking that was measured, in order of first appearance.
 
     Args:
-        results: the runs; those of one experiment that differ in their seed share a row.
+        results: the runs; those of one experiment that differ in nothing but their seed share a row.
         metrics: names (`ndcg@20`); none = those of the published figures, else recall and NDCG at the middle cut-off.
     """
-    return [_table(key, members, metrics) for key, members in grouped(results).items()]
+    groups = grouped(results)
+    return [_table(key, members, metrics, title) for (key, members), title in zip(groups.items(), titles(groups), strict=True)]
 
 
-Key = tuple[str, int, int, str, str]
-"""Dataset, users, items, split, and what stands before the names of metrics."""
-
-
-def grouped(results: Sequence[Result]) -> dict[Key, list[Result]]:
-    """Results that may stand in one table."""
-    groups: dict[Key, list[Result]] = {}
-    for result in results:
-        data = result.document["data"]
-        for prefix in result.prefixes():
-            groups.setdefault((data["name"], data["users"], data["items"], data["split"], prefix), []).append(result)
-    return groups
+def titles(groups: Mapping[Key, Sequence[Result]]) -> list[str]:
+    """What was measured, in words; where two tables would have the same title, each is told by its first run."""
+    found = [title_of(key, results) for key, results in groups.items()]
+    return [
+        title if found.count(title) == 1 else f"{title}, queries of {results[0].folder}"
+        for title, results in zip(found, groups.values(), strict=True)
+    ]
 
 
 def title_of(key: Key, results: Sequence[Result]) -> str:
     """What was measured, in words."""
-    name, users, items, split, prefix = key
-    measured = f"split {split}, {prefix.partition('/')[0]}, {masking(results[0], prefix)}"
-    return f"{DATASETS.get((name, users, items), name)}: {users:,} users, {items:,} items, {measured}"
+    measured = ", ".join(filter(None, (f"split {key.split}", key.prefix.partition("/")[0], question(results[0]), key.seen)))
+    dataset = DATASETS.get((key.name, key.users, key.items), key.name)
+    return f"{dataset}: {key.users:,} users, {key.items:,} items, {measured}"
 
 
-def _table(key: Key, results: Sequence[Result], asked: Sequence[str]) -> Table:
-    name, users, items, split, prefix = key
-    seen = masking(results[0], prefix)
-    published = [row for row in read_published() if _fits(row, name, users, items, split, prefix, seen)]
-    metrics = list(asked) or _metrics_of(published) or _middle(results[0], prefix)
-    rows = ranked_rows(results, prefix, metrics)
-    rows += [_published(row, metrics) for row in published]
-    loud = [line for line in (below(row, other, metrics) for row in rows if row.kind == "ours" for other in rows) if line]
-    return Table(title_of(key, results), metrics, [row for row in rows if row.figures], loud, results[0].document.get("protocol", []))
+def _table(key: Key, results: Sequence[Result], asked: Sequence[str], title: str) -> Table:
+    published = [row for row in read_published() if _fits(row, key)]
+    metrics = list(asked) or _metrics_of(published) or _middle(results[0], key.prefix)
+    experiments = by_experiment(results)
+    rows = ranked_rows(results, key.prefix, metrics) + [_published(row, metrics) for row in published]
+    loud = [line for label, members in experiments.items() for line in _loud(label, experiments, key.prefix, metrics)]
+    return Table(title, metrics, [row for row in rows if row.figures], loud, results[0].document.get("protocol", []))
+
+
+def _loud(label: str, experiments: Mapping[str, Sequence[Result]], prefix: str, metrics: Sequence[str]) -> list[str]:
+    """What to say of an experiment: that its figures are of an earlier model, and where it is below a baseline. Of one name the baseline
+    that was measured beside it counts: a refitted model's has learned from more rows."""
+    members = experiments[label]
+    ours = _ours(label, members, prefix, metrics)
+    own, others = (_baselines(beside, prefix, metrics) for beside in ({label: members}, experiments))
+    named = {name for member in members for name in member.baselines}
+    compared = [*own.values(), *(row for (name, _), row in others.items() if name not in named)]
+    stale = [
+        f"{label} IS STALE: {member.folder / 'metrics.json'} measured other weights than {member.folder / 'model'} holds now. Run"
+        " `towers evaluate` there"
+        for member in members
+        if member.stale
+    ]
+    return [*stale, *(line for line in (below(ours, row, metrics) for row in compared) if line)]
 
 
 def ranked_rows(results: Sequence[Result], prefix: str, metrics: Sequence[str]) -> list[Row]:
     """Our experiments, then the baselines beside them."""
-    ours = [_ours(label, members, prefix, metrics) for label, members in by_experiment(results).items()]
-    return [*ours, *_baselines(results, prefix, metrics)]
-
-
-def masking(result: Result, prefix: str) -> str:
-    """`seen items masked` or `seen items not masked`: said by the prefix, or by the protocol where only one form was measured."""
-    lines = [line for line in result.document.get("protocol", []) if line.startswith("seen items:")]
-    unmasked = prefix.endswith("/unmasked") or (not prefix.endswith("/masked") and any("not masked" in line for line in lines))
-    return f"seen items {'not ' * unmasked}masked"
-
-
-def by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs by experiment; where two of one experiment have the same seed they are no repetition, and each goes by its folder."""
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(result.document["run"]["experiment"], []).append(result)
-    apart: dict[str, list[Result]] = {}
-    for name, members in found.items():
-        seeds = [member.document["run"]["seed"] for member in members]
-        together = len(set(seeds)) == len(seeds)
-        apart |= {name: members} if together else {f"{name} ({member.folder})": [member] for member in members}
-    return apart
+    experiments = by_experiment(results)
+    ours = [_ours(label, members, prefix, metrics) for label, members in experiments.items()]
+    return [*ours, *_baselines(experiments, prefix, metrics).values()]
 
 
 def read_published() -> list[dict[str, str]]:
@@ -201,13 +146,18 @@ def _ours(label: str, members: Sequence[Result], prefix: str, metrics: Sequence[
     return Row("ours", label, figures, len(members), fmean(cpu) if cpu else None, "", members[0].command)
 
 
-def _baselines(results: Sequence[Result], prefix: str, metrics: Sequence[str]) -> list[Row]:
-    rows: dict[str, Row] = {}
-    for result in results:
-        for name, found in result.baselines.items():
+def _baselines(experiments: Mapping[str, Sequence[Result]], prefix: str, metrics: Sequence[str]) -> dict[tuple[str, Any], Row]:
+    """Baselines by name and figures: once where all runs found the same, else each with the experiment that it was measured beside."""
+    rows: dict[tuple[str, Any], tuple[str, Row]] = {}
+    for label, members in experiments.items():
+        for name, found in (pair for member in members for pair in member.baselines.items()):
             figures = {m: over_seeds([found[f"{prefix}/{m}"]]) for m in metrics if f"{prefix}/{m}" in found}
-            rows.setdefault(name, Row("baseline", NAMES.get(name, name.replace("_", " ")), figures))
-    return list(rows.values())
+            same = tuple((m, round(figure.value, 9)) for m, figure in figures.items())
+            rows.setdefault((name, same), (label, Row("baseline", NAMES.get(name, name.replace("_", " ")), figures)))
+    names = [name for name, _ in rows]
+    return {
+        key: row if names.count(key[0]) == 1 else replace(row, name=f"{row.name} (beside {label})") for key, (label, row) in rows.items()
+    }
 
 
 def _published(row: Mapping[str, str], metrics: Sequence[str]) -> Row:
@@ -218,9 +168,9 @@ def _published(row: Mapping[str, str], metrics: Sequence[str]) -> Row:
     return Row("published", name, {m: Figure(values[m]) for m in metrics if m in values}, note=note)
 
 
-def _fits(row: Mapping[str, str], name: str, users: int, items: int, split: str, prefix: str, seen: str) -> bool:
-    same = (row["data"], row["users"], row["items"], row["split"]) == (name, str(users), str(items), split)
-    return same and prefix.startswith("test") and (row["seen"] == "not stated" or seen == f"seen items {row['seen']}")
+def _fits(row: Mapping[str, str], key: Key) -> bool:
+    same = (row["data"], row["users"], row["items"], row["split"]) == (key.name, str(key.users), str(key.items), key.split)
+    return same and key.prefix.startswith("test") and (row["seen"] == "not stated" or key.seen == f"seen items {row['seen']}")
 
 
 def _parse(text: str) -> dict[str, float]:

@@ -7,8 +7,9 @@ from towers.errors import ConfigError, DataError
 from training import sweep_report
 from training.config import TrainingConfig
 from training.report_page import as_html, as_markdown
+from training.report_results import Result
 from training.report_shown import shown_tables
-from training.report_tables import Result, make_tables
+from training.report_tables import make_tables
 
 METRICS = "metrics.json"
 

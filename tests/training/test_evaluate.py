@@ -59,7 +59,7 @@ def evaluated(tmp_path: Path) -> Evaluated:
 def test_the_result_file(make_toy, evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_toy()
     document = evaluated(data)
-    assert list(document) == ["run", "data", "metrics", "baselines", "paired", "protocol", "warnings"]
+    assert list(document) == ["run", "data", "queries", "metrics", "baselines", "paired", "protocol", "warnings"]
     assert {"experiment", "seed", "config_hash", "git_commit", "wall_s", "cpu_s", "peak_rss_mib"} <= document["run"].keys()
     assert document["data"]["split_rows"]["test"] == data.n_users
     whole = {f"test/{m}@{k}" for m in (*PER_QUERY, "coverage") for k in (5, 10)}

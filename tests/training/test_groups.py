@@ -22,8 +22,8 @@ from training.interactions import Interactions, write_prepared
 from training.measure import Measured
 from training.people import AUDIT
 from training.report_page import as_html, as_markdown
+from training.report_results import Result
 from training.report_shown import shown_tables
-from training.report_tables import Result
 
 QUERIES_EACH = 2
 

@@ -19,7 +19,8 @@ from training.data_config import DataConfig, SplitConfig
 from training.interactions import write_prepared
 from training.metrics import PER_QUERY
 from training.report_page import as_html, as_markdown
-from training.report_tables import DATASETS, Figure, Result, Row, Table, below, make_tables, read_published
+from training.report_results import Result
+from training.report_tables import DATASETS, Figure, Row, Table, below, make_tables, read_published
 
 
 @pytest.fixture(scope="module")
