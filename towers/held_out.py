@@ -98,8 +98,8 @@ class HeldOut:
         """
         if self.learned:
             raise ConfigError(
-                f"sweeping.split: the model was trained on the answers of split {split!r} (trainer.refit), so they cannot judge it. Run"
-                " `towers recommend sweep=true sweeping.split=test`, or choose by a run with trainer.refit=false"
+                f"sweeping.split: the model has learned the answers of split {split!r} (trainer.refit, or the run it started from), so they"
+                " cannot judge it. Run `towers recommend sweep=true sweeping.split=test`, or choose by a run with trainer.refit=false"
             )
 
 

@@ -130,7 +130,7 @@ def test_a_refitted_model_is_not_swept_by_what_it_has_learned(swept: Any, tmp_pa
     assert done.returncode == 0 and "learned from the validation rows" in done.stdout and "sweeping.split=test" in done.stdout
     config = ServingConfig(run_dir=str(run.run_dir), sweep=True)
     config.serving.runtime, config.sweeping.dials = "torch", SweepDials([], [], [], [], [], [])
-    with pytest.raises(ConfigError, match=r"sweeping\.split: .*'valid' \(trainer\.refit\).*sweeping\.split=test.*trainer\.refit=false"):
+    with pytest.raises(ConfigError, match=r"sweeping\.split: .*'valid' \(trainer\.refit, .*sweeping\.split=test.*trainer\.refit=false"):
         recommend_job.run(config)
     config.sweeping.split = "test"
     swept_by_test = json.loads(Path(recommend_job.run(config)).read_text())
