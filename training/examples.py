@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from training.events import TrainingEvents
+from training.events import TrainingEvents, row_blocks
+from training.interactions import Interactions
 from training.shuffle import Order
 
 EVENTS_A_BLOCK, USERS_A_BLOCK = 4096, 256
@@ -152,7 +153,7 @@ def user_parts(
         rows_M = np.repeat(np.arange(len(counts_B)), counts_B)
         first_B = np.cumsum(counts_B) - counts_B
         order_M = np.lexsort((rng.random(len(rows_M)), rows_M)) - first_B[rows_M] + starts_B[rows_M]
-        cut_B = np.minimum((counts_B * kept).astype(np.int64), length)
+        cut_B = _history_size(counts_B, length, kept)
     else:
         cut_B = np.floor(rng.random(len(counts_B)) * counts_B).astype(np.int64)
     columns = min(most, int((counts_B - cut_B).max(initial=0)))
@@ -164,6 +165,32 @@ def user_parts(
     else:
         history_BL, target_BT = starts_B[:, None] + ranks_BL, starts_B[:, None] + ranks_BT
     return UserParts(np.where(held_BL, history_BL, -1), np.where(held_BT, target_BT, -1))
+
+
+def user_draws(data: Interactions, events: TrainingEvents, length: int, most: int, kept: float) -> NDArray[np.float64]:
+    """float64 [I]: how often an epoch of the `user` sampler has each catalogue row as a target, on average over how it may divide users.
+
+    In data without order a user's events are all as likely to be predicted. In ordered data the k-th of n is where the cut is one of the
+    `most` places up to it: of the n places that are equally likely, min(k, most).
+
+    Args: as for `user_parts`.
+    """
+    drawn_I = np.zeros(data.n_items)
+    for rows in row_blocks(len(events)):
+        place_B = np.flatnonzero(events.target_E[rows]) + rows.start
+        user_B = events.users_of(place_B)
+        start_B = events.offsets_U1[user_B]
+        counts_B = events.offsets_U1[user_B + 1] - start_B
+        predicted_B = counts_B - _history_size(counts_B, length, kept) if data.schema.order == "set" else place_B - start_B + 1
+        chance_B = np.minimum(predicted_B, most) / counts_B
+        drawn_I += np.bincount(data.item[events.positions(place_B, user_B)], chance_B, minlength=data.n_items)
+        data.release()
+    return drawn_I
+
+
+def _history_size(counts_B: NDArray[np.int64], length: int, kept: float) -> NDArray[np.int64]:
+    """Events of a user's that are the history, in data without order."""
+    return np.minimum((counts_B * kept).astype(np.int64), length)
 
 
 def random_others(

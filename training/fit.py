@@ -207,7 +207,7 @@ def assemble(
     )
     if processes.first and not last_epoch and (warning := doubts(config.negatives, choice.loss, sampler.name, batch_size, len(items))):
         say(warning)  # once: a refit draws as the training before it
-    objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes)
+    objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes, loader.draws)
     why += f"; histories of {kept} events, as in {config.trainer.init_from}" if kept else ""
     if config.model.similarity == "cosine" and config.model.temperature * WIDEST_GUESSED < 1:
         why += f"; all in fp32, as scores reach 1/{config.model.temperature:g} (model.temperature), past {WIDEST_GUESSED:g}"

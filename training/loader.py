@@ -13,7 +13,7 @@ from towers import history
 from towers.batch import TrainBatch
 from training.batches import user_inputs
 from training.events import TrainingEvents
-from training.examples import Sampler, UserParts, random_others, user_parts
+from training.examples import Sampler, UserParts, random_others, user_draws, user_parts
 from training.interactions import Interactions
 from training.randomness import LOADER_STREAM, generator
 from training.shuffle import Order
@@ -75,6 +75,12 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self._sampler) // self._batch_size)
+
+    def draws(self) -> NDArray[np.float64] | None:
+        """float64 [I]: how often an epoch has each catalogue row as a target, on average; None where every target comes once."""
+        if self._sampler.name != "user":
+            return None
+        return user_draws(self._data, self._events, self._length, MOST_TARGETS, self._history_share)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         while self.step < self.steps_per_epoch:

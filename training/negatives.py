@@ -96,8 +96,8 @@ def doubts(config: NegativesConfig, loss: str, sampler: str, batch_size: int, it
 class Negatives:
     """Draws the candidates of a step, shared by all its rows.
 
-    N draws come from the batch (each row's target is a draw from p, the items' shares of the training targets), U from the uniform
-    distribution, P from popularity r_j ~ count_j^alpha (Mikolov et al. 2013, with alpha = 0.75), H from the mined distribution h; all with
+    N draws come from the batch (each row's target is a draw from p, the items' shares of the targets that the sampler draws), U from the
+    uniform distribution, P from popularity r_j ~ count_j^alpha (Mikolov et al. 2013, at 0.75), H from the mined distribution h; all with
     replacement, so a catalogue smaller than their number is no obstacle: multiplicities count the repeats. One draw of the mixture
     is item j with probability
 
@@ -109,19 +109,21 @@ class Negatives:
     Args:
         config: `name` (in_batch, uniform, popularity, mixed, hard) and `count` = U + P + H; with `hard` a share `hard_share` of it is H.
         counts_I: how often each item is a training target.
+        drawn_I: how often the sampler draws each as a target, on average; None = as often as it is one.
 
     Raises:
         ConfigError: names the knob.
     """
 
-    def __init__(self, config: NegativesConfig, counts_I: NDArray[np.integer]) -> None:
+    def __init__(self, config: NegativesConfig, counts_I: NDArray[np.integer], drawn_I: NDArray[np.float64] | None = None) -> None:
         found = PROPOSALS.get(config.name)
         if found is None:
             raise ConfigError(f"negatives.name: got {config.name!r}, expected one of {', '.join(PROPOSALS)}")
         if found.drawn and config.count < 1:
             raise ConfigError(f"negatives.count: got {config.count}, expected at least 1 with negatives.name={config.name}")
         self._config, self._proposal, self._counts_I = config, found, counts_I
-        self._total = max(int(counts_I.sum()), 1)
+        self._drawn_I: NDArray[np.integer | np.floating] = counts_I if drawn_I is None else drawn_I
+        self._total = float(self._drawn_I.sum()) or 1.0
         self._popular_I = np.empty(0)
         if found.popular:
             self._popular_I = np.maximum(counts_I, 1) ** config.alpha
@@ -156,7 +158,8 @@ class Negatives:
         self, rows_C: NDArray[np.int64], from_batch: int, uniform: int, popular: int, hard: int, mined: Mined | None
     ) -> NDArray[np.float32]:
         # An item that is a target now but was counted 0 times (new since counting) would have q = 0 and an infinite loss.
-        weight_C = from_batch * np.maximum(self._counts_I[rows_C], 1) / self._total + uniform / len(self._counts_I)
+        drawn_C = self._drawn_I[rows_C]
+        weight_C = from_batch * np.where(drawn_C > 0, drawn_C, 1) / self._total + uniform / len(self._counts_I)
         if popular:
             weight_C += popular * self._popular_I[rows_C]
         if mined is not None:

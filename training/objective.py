@@ -3,7 +3,7 @@
 Legend: B rows, N targets of a batch, I items of the catalogue, K candidate items, C candidates drawn, D dim.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -74,13 +74,19 @@ class SampledSoftmax:
     name = "sampled_softmax"
 
     def __init__(
-        self, items: CandidateItems, config: LossConfig, negatives: NegativesConfig, half: bool, processes: Processes = ALONE
+        self,
+        items: CandidateItems,
+        config: LossConfig,
+        negatives: NegativesConfig,
+        half: bool,
+        processes: Processes = ALONE,
+        drawn_I: NDArray[np.float64] | None = None,
     ) -> None:
         self.items = items
         self._half = half
         self._processes = processes
         self._config = config
-        self._negatives = Negatives(negatives, items.counts_K)
+        self._negatives = Negatives(negatives, items.counts_K, None if drawn_I is None else drawn_I[items.rows_K])
         self._miner = Miner(items, negatives, processes) if PROPOSALS[negatives.name].mined else None
 
     def parts(self) -> Mapping[str, Part]:
@@ -109,15 +115,24 @@ class SampledSoftmax:
 
 
 def choose_objective(
-    config: LossConfig, negatives: NegativesConfig, items: CandidateItems, why: str, processes: Processes = ALONE
+    config: LossConfig,
+    negatives: NegativesConfig,
+    items: CandidateItems,
+    why: str,
+    processes: Processes = ALONE,
+    draws: Callable[[], NDArray[np.float64] | None] = lambda: None,
 ) -> tuple[Objective, str]:
-    """The loss that config.name names (see training.choice for `auto`), and a line that says which and why."""
+    """The loss that config.name names (see training.choice for `auto`), and a line that says which and why.
+
+    Args:
+        draws: how often each catalogue row is drawn as a target (`Loader.draws`); asked only where the loss corrects for it.
+    """
     half, products = choose_half(config.precision, items.device)
     why = f"{why}; {products}"
     if config.name == "full_softmax":
         return FullSoftmax(items, half), f"loss: full_softmax over {len(items)} items with training events ({why})"
     drawn = f"{negatives.name} negatives" + (f", {negatives.count} drawn" if negatives.name != "in_batch" else "")
-    return SampledSoftmax(items, config, negatives, half, processes), f"loss: sampled_softmax, {drawn} ({why})"
+    return SampledSoftmax(items, config, negatives, half, processes, draws()), f"loss: sampled_softmax, {drawn} ({why})"
 
 
 class Targets(NamedTuple):

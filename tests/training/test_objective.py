@@ -97,6 +97,25 @@ def test_a_sampled_loss_takes_user_batches(make_toy):
     assert torch.isfinite(loss) and model.tables["item_id"].weight.grad is not None
 
 
+@pytest.mark.parametrize(("order", "share"), [("set", 0.5), ("set", 0.8), ("time", 0.5)])
+def test_user_batches_are_corrected_for_how_often_they_draw_an_item(make_toy, order, share):
+    """Late events, and those of users with few, are targets more often than their number says."""
+    data = make_toy(order=order, users=30)
+    events = TrainingEvents.select(data, (TRAIN,))
+    loader = Loader(data, events, UserSampler(events), length=4, batch_size=30, seed=0, history_share=share)
+    items, epochs = CandidateItems(data, events, CPU), 1500
+    targets = [batch.targets_BT[batch.targets_BT >= 0] for epoch in range(epochs) for batch in [loader.batch(epoch, 0)]]
+    objective, _ = choose_objective(LossConfig("sampled_softmax"), NegativesConfig("in_batch"), items, "", draws=loader.draws)
+    drawn_K = np.bincount(items.places(np.concatenate(targets)), minlength=len(items))
+    met = np.flatnonzero(items.counts_K)
+    q_M = np.exp(objective._negatives.draw(met, np.random.default_rng(0)).log_q_C)
+    np.testing.assert_allclose(q_M.sum(), 1, atol=1e-5)
+    p_M = drawn_K[met] / drawn_K.sum()
+    spread_M = 5 * np.sqrt(p_M / drawn_K.sum())
+    assert (abs(q_M - p_M) < spread_M).all()
+    assert (abs(items.counts_K[met] / items.counts_K.sum() - p_M) > spread_M).any(), "the data would not show the difference"
+
+
 def test_a_step_of_whole_windows_asks_at_every_position_in_order(make_toy):
     """Where every position has a target nothing is picked out; beside a position without one, the same rows are."""
     data = make_toy(order="time", users=30)
