@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from serving.database import Database
 from serving.user_state import EVENTS, ITEMS, TIMES, of_events
-from towers.columns import NO_TIME, TIMESTAMP, USER_ID, USER_KEY
+from towers.columns import MADE, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
 from towers.errors import DataError, StorageError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.shards import writing
@@ -119,6 +119,8 @@ def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:
     try:
         with pq.ParquetFile(path) as source:
             named = USER_KEY if USER_KEY in source.schema_arrow.names else USER_ID
+            made = (source.schema_arrow.metadata or {}).get(MADE) if cut.undated else None
+            made_us = EVER if made is None else int(made)
             if not (_moments(source.read(columns=[named]).column(0), cut, keys) != NO_TIME).any():
                 return 0
             gone = 0
@@ -127,7 +129,9 @@ def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:
             with open(handle, "wb") as file, pq.ParquetWriter(file, source.schema_arrow, write_page_checksum=True, **options) as sink:
                 for batch in source.iter_batches(_BATCH_ROWS):
                     table = pa.Table.from_batches([batch])
-                    left, lost = _left(table, _moments(table.column(named), cut, keys), cut.undated)
+                    moment_n = _moments(table.column(named), cut, keys)
+                    moment_n[moment_n >= made_us] = EVER  # made before the wish, whatever time its events say they are of
+                    left, lost = _left(table, moment_n, cut.undated)
                     gone += lost
                     sink.write_table(left)
         if gone:

@@ -86,11 +86,15 @@ def _stored(field: str, event: Event, user_key: bytes, preprocessor: Preprocesso
 
 
 def _after_all(removal: StoredEvent, before: Sequence[StoredEvent], profiles: Profiles, now: int) -> StoredEvent:
-    """A removal of this moment, not earlier than anything known of its user: the clocks of callers may be ahead of the server's."""
+    """A removal of this moment, not earlier than anything known of its user and item: clocks may be ahead of the server's, those of callers
+    by minutes, that of a log by hours."""
     if removal.timestamp < now:
         return removal
     known = [event.timestamp for event in before if event.user_key == removal.user_key]
-    return replace(removal, timestamp=max([removal.timestamp, *known, *profiles.events.history(removal.user_key, now).timestamps]))
+    for history in (profiles.stored(removal.user_key), profiles.events.history(removal.user_key, now)):
+        if history is not None:
+            known += [time for time, item in zip(history.timestamps, history.items, strict=True) if item == removal.item_id]
+    return replace(removal, timestamp=max([removal.timestamp, *known]))
 
 
 def _may_be_kept(event: StoredEvent, standing: Standing, arrived: int) -> bool:

@@ -87,6 +87,13 @@ class Profiles:
             for items in (known[ITEM_ID], catalog):
                 self._histories.teach(items, known[EVENT_TYPE], {f.name: known[f.vocabulary] for f in preprocessor.schema.in_history})
 
+    def stored(self, user_key: bytes) -> StoredUser | None:
+        """What export wrote of a user and is not forgotten."""
+        if self._histories is None:
+            return None
+        forgotten = self.standing.forgotten(user_key)
+        return self._histories.get(user_key) if forgotten is None else self._histories.left_of(user_key, forgotten)
+
     def get(
         self, user_key: bytes, order: str, now: int, arrived: int | None = None, context: Sequence[str] = ()
     ) -> tuple[StoredUser | None, int]:
@@ -101,10 +108,9 @@ class Profiles:
         Returns:
             None for a stranger; 0 where no event came live.
         """
-        stored, forgotten = None if self._histories is None else self._histories.get(user_key), self.standing.forgotten(user_key)
-        live = self.events.history(user_key, now, arrived)
-        if forgotten is not None:
-            stored, live = stored and stored.after(forgotten), live.after(forgotten)
+        forgotten = self.standing.forgotten(user_key)
+        stored, live = self.stored(user_key), self.events.history(user_key, now, arrived)
+        live = live if forgotten is None else live.after(forgotten)
         if not live.items:
             return stored, 0
         return joined(stored or StoredUser([], [], []), live, order, self._newest, context), max(live.arrivals)

@@ -261,12 +261,9 @@ def _people(known: UserHistories, live: SqliteEvents, standing: Standing, needed
 
 
 def _forgotten(key: bytes, known: UserHistories, standing: Standing) -> bool:
-    """Whether nothing of a stored history is later than what its user had forgotten, as in a file that came back from a backup."""
+    """Whether nothing of a stored history is left of what its user had forgotten, as in a file that came back from a backup."""
     moment = standing.forgotten(key)
-    if moment is None:
-        return False
-    stored = known.get(key)
-    return stored is None or stored.after(moment) is None
+    return moment is not None and known.left_of(key, moment) is None
 
 
 def _modes(folder: Path) -> Counter[str]:

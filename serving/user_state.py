@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import FIRST_ROW, NO_TIME, USER_KEY
+from towers.columns import FIRST_ROW, MADE, NO_TIME, USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 from towers.vocab import Coded, Vocabulary
@@ -72,6 +72,7 @@ class UserHistories:
 
     Attributes:
         secret_fingerprint: of the secret that the keys were made with; None where the file does not say.
+        made: when the export began that wrote them, microseconds UTC; NO_TIME where the file does not say.
         seal: of the file as it was read, see `seal_of`; None where there was none.
 
     Raises:
@@ -82,6 +83,7 @@ class UserHistories:
 
     def __init__(self, table: pa.Table) -> None:
         self.secret_fingerprint: bytes | None = (table.schema.metadata or {}).get(SECRET_FINGERPRINT)
+        self.made = int((table.schema.metadata or {}).get(MADE, NO_TIME))
         self._columns = {name: _one_array(table.column(name)) for name in table.column_names}
         _check_events(self._columns)
         lists = [name for name in table.column_names if of_events(name)]
@@ -127,6 +129,12 @@ class UserHistories:
     def keys(self, start: int, stop: int) -> list[bytes]:
         """Keys of the users at places [start, stop), in the order of keys."""
         return [key.tobytes() for key in self._keys_U16[start:stop]]
+
+    def left_of(self, user_key: bytes, forgotten: int) -> StoredUser | None:
+        """What is left of a user who asked at a moment (microseconds UTC) to be forgotten: nothing of histories that were exported before,
+        whatever time they say an event is of, for clocks may be ahead."""
+        found = self.get(user_key) if self.made > forgotten else None
+        return None if found is None else found.after(forgotten)
 
     def get(self, user_key: bytes) -> StoredUser | None:
         """The user with this 16-byte key, None where there is none."""

@@ -22,6 +22,9 @@ IS_HIDDEN: Final = "is_hidden"
 USER_KEY: Final = "user_key"
 """16 bytes of HMAC-SHA256 of the raw user id; the only form of a user id that artefacts hold."""
 
+MADE: Final = b"towers.made"
+"""In the metadata of a file of histories: when the export began that wrote it, microseconds UTC. It knows of wishes told before alone."""
+
 DEFAULT_EVENT_TYPE: Final = "interaction"
 NEGATIVE_EVENT_TYPES: Final = ("abandon", "skip")
 """Event types that tell what a person did not want: never a training target, part of the history."""

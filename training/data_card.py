@@ -63,6 +63,8 @@ def data_facts(stages: Stages) -> dict[str, Any]:
         "duplicates": stages.duplicates,
         "rows_removed_by_users": stages.taken_out,
         **{f"rows_{reason}": log.passed_over[reason] for reason in (NOT_ALLOWED, FORGOTTEN, TOO_OLD)},
+        "rows_ahead_of_clock": log.rows_ahead,
+        "greatest_lead_s": round(log.lead_us / 1e6),
         "rows_below_least_events": kept.rows_filtered,
         "users_left_out": kept.users_read - kept.users,
         "event_types": {name: count for name, count in stages.events.items() if name != REMOVAL},

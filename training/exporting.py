@@ -102,7 +102,8 @@ def _export(config: TrainingConfig) -> Path:
         place = last_look(config, began, PERSONALIZE, config.export.users_for).place
         _export_users(run_dir, data, runtime, vectors_for, content, config, place)
     histories, users = run_dir / "export" / "histories.parquet", run_dir / "prepared" / "users.parquet"
-    write_histories(histories, data, users, config.export.history_events, personal_U, last_look(config, began, PERSONALIZE).place)
+    place = last_look(config, began, PERSONALIZE).place
+    write_histories(histories, data, users, config.export.history_events, personal_U, began, place)
     write_query_vectors(run_dir / "export", _query_vectors(data, runtime, personal_U, config), weights)
     (run_dir / "export" / HELD_OUT).unlink(missing_ok=True)  # another model's would be refused, and nobody asked for this one's
     if held_out is not None:

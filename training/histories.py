@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, USER_KEY
+from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, MADE, NO_TIME, USER_KEY
 from towers.schema import Feature
 from towers.shards import Place, rename
 from training.interactions import Interactions
@@ -17,7 +17,9 @@ _DICTIONARY_BYTES = 1 << 28
 """Of a block's distinct ids. Past Parquet's usual megabyte each event holds its id in full, and a server starts four times as slowly."""
 
 
-def write_histories(path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_], place: Place = rename) -> None:
+def write_histories(
+    path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_], made: int = 0, place: Place = rename
+) -> None:
     """Write user_key, item_ids, event_types, timestamps, context that events keep and the users' declared features, sorted by key.
 
     Args:
@@ -26,19 +28,21 @@ def write_histories(path: Path, data: Interactions, users: Path, events: int, al
         users: prepared/users.parquet, raw declared features in user row order, and the fingerprint of the keys' secret.
         events: newest events kept of each user.
         allowed_U: users who may be personalized for; of others nothing is written.
+        made: microseconds UTC when the export began, of before it asked what people allow.
         place: as in `towers.shards`.
     """
     features = pq.read_table(users).drop_columns([USER_KEY]) if users.is_file() else pa.table({})
     temporary = path.with_suffix(".tmp")
+    # the users' features come with their file's metadata
+    metadata = {**(features.schema.metadata or {}), MADE: str(made).encode()}
     writer: pq.ParquetWriter | None = None
     try:
         for start in range(0, data.n_users, BLOCK_USERS):
             stop = min(start + BLOCK_USERS, data.n_users)
             table = _block(data, start, stop, events, features).filter(pa.array(allowed_U[start:stop]))
-            # the users' features come with their file's metadata
-            schema = table.schema.with_metadata(features.schema.metadata)
+            schema = table.schema.with_metadata(metadata)
             writer = writer or pq.ParquetWriter(temporary, schema, compression="zstd", dictionary_pagesize_limit=_DICTIONARY_BYTES)
-            writer.write_table(table.replace_schema_metadata(features.schema.metadata))
+            writer.write_table(table.replace_schema_metadata(metadata))
     finally:
         if writer:
             writer.close()

@@ -3,6 +3,7 @@
 What stays in memory is one chunk, the distinct item ids, and the distinct values of coded columns.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Ingested:
         rows: read, rejected ones included.
         dropped: undeclared columns -> rows that had a value in them.
         raw_users: user key -> raw id, where identity.keep_raw_ids asks for it.
+        rows_ahead, lead_us: rows later than the clock, and by how much the latest is, microseconds.
         passed_over: rows that may not be used, by reason (see `Permission`).
     """
 
@@ -51,6 +53,8 @@ class Ingested:
     context: list[ContextColumn]
     rejects: RejectLog
     rows: int = 0
+    rows_ahead: int = 0
+    lead_us: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     raw_users: dict[bytes, str] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -88,7 +92,9 @@ class Ingest:
             result = self._result or self._start(chunk)
             self._keyed = KEYED in (chunk.schema.metadata or {})
             check_columns(chunk, self._rules)
-            checked = self._permitted(result, check_rows(chunk, result.rows, self._rules))
+            checked = check_rows(chunk, result.rows, self._rules)
+            self._count_ahead(result, checked.timestamp_n)
+            checked = self._permitted(result, checked)
             if checked.rejected is not None:
                 result.rejects.add(checked.rejected)
             result.rows += len(chunk)
@@ -178,6 +184,12 @@ class Ingest:
     def _reject_keys(self, ids: pa.ChunkedArray) -> pa.Array:
         key = bytes.fromhex if self._keyed else self._keys.key
         return pa.array([None if text is None else key(str(text)) for text in ids.to_pylist()], pa.binary(KEY_BYTES))
+
+    def _count_ahead(self, result: Ingested, time_n: NDArray[np.int64]) -> None:
+        now = time.time_ns() // 1000
+        ahead_n = time_n[time_n > now]
+        result.rows_ahead += len(ahead_n)
+        result.lead_us = max(result.lead_us, int(ahead_n.max(initial=now)) - now)
 
     def _count_dropped(self, result: Ingested, chunk: pa.Table) -> None:
         used = {*USED_COLUMNS, *(f.source_column for f in self._source.schema.owned_by("context"))}

@@ -34,6 +34,7 @@ class Permission:
         erasures: people who are forgotten; None = nobody.
         oldest: microseconds UTC; rows before it are passed over. None = none is for its age.
         live: what people told a service; None = nothing.
+        now: microseconds UTC when the job began; None = any time may have come.
         digest: changes with the decisions; empty where nobody made any.
     """
 
@@ -42,6 +43,7 @@ class Permission:
     oldest: int | None = None
     live: LiveConsent | None = None
     digest: str = ""
+    now: int | None = None
 
     @classmethod
     def open(cls, config: TrainingConfig, keys: UserKeys | None = None) -> "Permission":
@@ -69,7 +71,7 @@ class Permission:
             live = LiveConsent.open(told, keys, erasures.marks())
             digest += hashlib.sha256(told.read_bytes()).hexdigest()[:16]
         days = config.data.retention_days
-        return cls(consent, erasures if len(erasures) else None, None if days is None else now - round(days * DAY_US), live, digest)
+        return cls(consent, erasures if len(erasures) else None, None if days is None else now - round(days * DAY_US), live, digest, now)
 
     @property
     def asks(self) -> bool:
@@ -99,6 +101,8 @@ class Permission:
         first_U[filled_U] = np.minimum.reduceat(data.timestamp, data.offsets[:-1][filled_U])
         moment_U = self.forgotten(data.user_keys)
         kept_U: NDArray[np.bool_] = allowed_U & ((moment_U == NO_TIME) | (first_U > moment_U))
+        if (began := data.facts.get("data", {}).get("began")) is not None:
+            kept_U &= moment_U < began  # whatever times these data tell, they are of before the wish
         return kept_U
 
     def measurable(self, keys_n: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -114,11 +118,13 @@ class Permission:
         Args:
             keys_u: of the users met, uint8 [u, 16].
             user_n: the user of each row, by place in keys_u; len(keys_u) = nobody's.
-            time_n: microseconds UTC, NO_TIME where unknown: such a row is forgotten with its user, and is never too old.
+            time_n: microseconds UTC, NO_TIME where unknown: such a row is forgotten with its user, and is never too old. So is one later
+                than now: it was not done after its user was forgotten, but by a clock that is ahead.
         """
         refused_n = np.append(~self.allows(keys_u, purpose), False)[user_n]
         moment_n = np.append(self.forgotten(keys_u), NO_TIME)[user_n]
-        forgotten_n = ~refused_n & (moment_n != NO_TIME) & (time_n <= moment_n)
+        ahead_n = np.zeros(len(user_n), bool) if self.now is None else time_n > self.now
+        forgotten_n = ~refused_n & (moment_n != NO_TIME) & ((time_n <= moment_n) | ahead_n)
         old_n = np.zeros(len(user_n), bool)
         if self.oldest is not None:
             old_n = ~refused_n & ~forgotten_n & (time_n != NO_TIME) & (time_n < self.oldest)

@@ -63,7 +63,9 @@ def run(config: TrainingConfig) -> str:
             tqdm.write(f"warning: {warning}", file=sys.stderr)
         facts = data_facts(stages)
         written = digest(folder)
-        facts["data"] |= {"digest": written, "made": written, **permission.facts()}  # `digest` follows removals, `made` does not
+        # `digest` follows removals, `made` does not
+        facts["data"] |= {"digest": written, "made": written, "began": began, **permission.facts()}
+        _tell_ahead(stages)
         document = {"run": run_facts(config, watch), **facts}
         write_json(folder / "prepare.json", document)
         (folder / "data_card.md").write_text(data_card(stages, config))
@@ -75,6 +77,17 @@ def run(config: TrainingConfig) -> str:
         write_audit(run_dir / AUDIT, audit, keys, permission)
     write_json(run_dir / "prepare.json", document)
     return str(run_dir / PREPARED)
+
+
+def _tell_ahead(stages: Stages) -> None:
+    if stages.log.rows_ahead:
+        print(
+            f"warning: {stages.log.rows_ahead:,} rows are later than now, by up to {stages.log.lead_us / 3.6e9:.2f} hours: the log's clock"
+            " is ahead, or its times are local ones written as UTC. Mend them: what people did before they were forgotten looks as if"
+            " they did it later",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _leave_out(folder: Path, keys: UserKeys, permission: Permission, began: int) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,18 @@ def test_the_next_list_is_that_of_a_history_without_the_item(fresh: Retriever, w
         key = fresh.profiles.keys.key(user)
         batch = lists(fresh, [key], RecommendRequest(k=40, now=NOW_S), NOW_S * 1_000_000).to_pylist()[0]
         assert batch["item_ids"] == [item.item_id for item in ours.items]
+
+
+def test_events_of_a_log_whose_clock_is_ahead_are_removed(fresh: Retriever, world: Any, tmp_path: Path) -> None:
+    table = pq.read_table(world.histories)
+    times = [[time.time_ns() // 1000 + 8 * 3600 * 10**6 + at for at in range(len(items))] for items in table["item_ids"].to_pylist()]
+    place = table.column_names.index("timestamps")
+    pq.write_table(table.set_column(place, "timestamps", pa.array(times, pa.list_(pa.int64()))), tmp_path / "ahead.parquet")
+    fresh.profiles = fresh.profiles.with_histories(tmp_path / "ahead.parquet")
+    gone, *_ = items = world.users["user-4"]
+    remove(fresh, "user-4", gone)
+    user = fresh.profiles.get(fresh.profiles.keys.key("user-4"), "time", time.time_ns() // 1000)[0]
+    assert user is not None and list(user.items) == [item for item in items if item != gone]
 
 
 def test_what_comes_after_counts_again(fresh: Retriever) -> None:

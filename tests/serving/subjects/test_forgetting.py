@@ -14,6 +14,7 @@ import pytest
 
 from serving import feedback_job, recommend_job, subjects
 from serving.subjects import verify
+from towers.columns import MADE
 
 USER, OTHER = "user-4", "user-9"
 HOLDERS = [
@@ -158,6 +159,7 @@ def test_a_history_with_later_events_keeps_those_alone(used: Any, tmp_path: Path
            "timestamps": [moment - 10**9, None, moment + 10**9], "likes": ["drama"]}  # fmt: skip
     table = pq.read_table(path)
     grown = pa.concat_tables([table, pa.Table.from_pylist([row], schema=table.schema)])
+    grown = grown.replace_schema_metadata({**table.schema.metadata, MADE: str(moment + 1).encode()})
     pq.write_table(grown.take(pa.array(np.argsort([k for k in grown["user_key"].to_pylist()], kind="stable"))), path)
     with used.served() as (retriever, rights):
         known = retriever.profiles.get(used.keys.key(USER), "time", moment)[0]
@@ -165,7 +167,24 @@ def test_a_history_with_later_events_keeps_those_alone(used: Any, tmp_path: Path
         rights.subjects.replay()
     (left,) = [r for r in pq.read_table(path).to_pylist() if r["user_key"] == used.keys.key(USER)]
     assert (left["item_ids"], left["event_types"], left["likes"]) == (["new"], ["play"], None)
-    assert pq.read_schema(path).metadata == table.schema.metadata
+    assert pq.read_schema(path).metadata == grown.schema.metadata
+
+
+def test_what_was_exported_before_is_forgotten_though_its_clock_was_ahead(used: Any) -> None:
+    path, key, moment = used.dir / "export" / "histories.parquet", used.keys.key(USER), time.time_ns() // 1000
+    table = pq.read_table(path)
+    ahead = [[moment + 8 * 3600 * 10**6 + place for place in range(len(items))] for items in table["item_ids"].to_pylist()]
+    place = table.column_names.index("timestamps")
+    table = table.set_column(place, "timestamps", pa.array(ahead, pa.list_(pa.int64())))
+    table = table.replace_schema_metadata({**table.schema.metadata, MADE: str(moment).encode()})
+    pq.write_table(table, path)
+    with used.served() as (retriever, rights):
+        assert retriever.recommend(user_id=USER).profile == "used"
+        rights.subjects.forget([key])
+        assert retriever.recommend(user_id=USER).profile == "none"
+        pq.write_table(table, path)  # from a backup
+        assert rights.subjects.replay()["rows"] == {"export/histories.parquet": 1}
+    assert key not in pq.read_table(path)["user_key"].to_pylist() and len(pq.read_table(path)) == len(table) - 1
 
 
 def test_grants_are_forgotten_and_refusals_are_not(used: Any) -> None:
