@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from serving.handed_on import HandedOn
 from serving.item_changes import Attributes, ItemChanges
 from serving.live_items import LiveItems
 from serving.messages import ItemChanged
@@ -37,6 +38,7 @@ class Engine:
         bundles: folder whose CURRENT is followed; None = the bundle stays.
         load: opens the retriever of a verified bundle, for what `bundles` brings; is given what is stored of users so far.
         chores: called at every tick: what else must be done now and then.
+        taken: shared with other processes that follow the same bundles: the last one that any of them has taken.
 
     Attributes:
         retriever: what answers now.
@@ -52,10 +54,12 @@ class Engine:
         bundles: Path | None = None,
         load: Callable[[Bundle, Profiles], Retriever] | None = None,
         chores: Callable[[], None] | None = None,
+        taken: HandedOn | None = None,
     ) -> None:
         self.refused: dict[str, str] | None = None
         self.waiting: str | None = None
         self._changes, self._bundles, self._load, self._chores = changes, bundles, load, chores
+        self._taken = taken
         self._live = None if changes is None else LiveItems(retriever, changes)
         self._looked_at, self._verdict = _seal(retriever.bundle.folder), ""
         self._lock = threading.Lock()
@@ -127,7 +131,9 @@ class Engine:
         return told | ({"refused": self.refused} if self.refused else {})
 
     def start(self) -> "Engine":
-        """Keep up to date from now on; to be called in the process that answers."""
+        """Keep up to date from now on; to be called in the process that answers, before it does: one that was started later first takes
+        the bundle that the others have."""
+        self._join_others()
         self._thread = threading.Thread(target=self._run, name="towers-engine", daemon=True)
         self._thread.start()
         return self
@@ -189,6 +195,21 @@ class Engine:
             return repr(error)
         return ""
 
+    def _join_others(self) -> None:
+        if self._taken is None or self._bundles is None or self._load is None:
+            return
+        with self._taken.alone():
+            name = self._taken.get()
+        if name is None:
+            return  # none has taken another than it began with
+        folder = self._bundles / name.decode()
+        seal = _seal(folder)
+        if reason := self._taken_over(self._load, folder):
+            log.error("bundle of the other workers cannot be opened", extra={"bundle": folder.name, "reason": reason})
+        else:
+            self._looked_at, self._verdict = seal, ""
+        self.follow()
+
     def _refuse(self, bundle: str | None, reason: str) -> None:
         """Tell why a bundle is not taken, once; nothing where there is no reason."""
         refused = {"reason": reason} if bundle is None else {"bundle": bundle, "reason": reason}
@@ -203,6 +224,9 @@ class Engine:
             ready = (None if live is None else live.refreshed()) or opened
             self._live = live
             self._take(ready)
+        if self._taken is not None:
+            with self._taken.alone():
+                self._taken.put(opened.bundle.folder.name.encode())
 
     def _take(self, ready: Retriever | None) -> None:
         if ready is not None:

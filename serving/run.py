@@ -20,6 +20,7 @@ from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.database import ANSWER_S, BUSY_S, TICK_S
 from serving.engine import Engine
 from serving.events import Retention
+from serving.handed_on import HandedOn
 from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.live_items import came, count_items
@@ -80,6 +81,7 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
             read_timeout_s=settings.read_timeout_s,
         )
         address = url(settings.host, listener)
+        taken = HandedOn()
         settle()
 
         def announce() -> None:
@@ -90,7 +92,7 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
             options.metrics.count_in(number)
             rights = Rights.open(config, keys, table)
             retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, rights.standing)
-            with live(config, retriever) as engine:
+            with live(config, retriever, taken) as engine:
                 serve(build_app(engine, replace(options, rights=rights)), listener, ready, settings.read_timeout_s)
 
         if settings.workers == 1:
@@ -143,8 +145,8 @@ def events(settings: ServeConfig, folder: Path, keys: UserKeys, busy_s: float = 
 
 
 @contextmanager
-def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
-    """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted."""
+def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = None) -> Iterator[Engine]:
+    """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted; `taken` as it says."""
     settings, folder = config.serving, state_dir(config)
     changes = ItemChanges(folder / ITEMS_FILE)
     keep, forgotten = settings.impression_days != 0, retriever.profiles.standing.forgotten
@@ -175,7 +177,7 @@ def live(config: ServingConfig, retriever: Retriever) -> Iterator[Engine]:
 
     bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
     try:
-        with Engine(retriever, changes, bundles, load, chores) as engine:
+        with Engine(retriever, changes, bundles, load, chores, taken) as engine:
             yield engine
     finally:
         changes.close()

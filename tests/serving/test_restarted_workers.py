@@ -1,6 +1,7 @@
 """A worker that is started in place of one that died goes by what its sisters go by now, not by what the service began with."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import psutil
 
 from serving.handed_on import HandedOn
 from tests.serving.test_serve import served
+from towers.bundle import Bundle, publish
 
 USER = "user-4"
 ROWS = f"user_id,purpose,granted,timestamp\n{USER},personalize,true,2026-01-01T00:00:00Z\n"
@@ -59,6 +61,24 @@ def test_a_withdrawal_outlives_the_workers_that_read_it(world: Any, tmp_path: Pa
             assert answers(url, "profile") == {"no_consent"}
         table.write_text(ROWS)
         wait_for(lambda: answers(url, "profile") == {"used"})
+
+
+def test_a_worker_that_is_started_later_answers_with_the_bundle_of_the_others(world: Any, tmp_path: Path) -> None:
+    run_dir = run_of(world, tmp_path)
+    bundles = run_dir / "bundles"
+    with served(world, run_dir, "serving.workers=2") as (server, announced):
+        url = announced["url"]
+        assert answers(url, "index_version") == {"v1"}
+        publish(bundles, "v2", {}, {}, parent=Bundle.open(bundles / "v1"))
+        wait_for(lambda: answers(url, "index_version") == {"v2"})
+        publish(bundles, "v3", {}, {}, parent=Bundle.open(bundles / "v2"))
+        wait_for(lambda: answers(url, "index_version") == {"v3"})
+        shutil.copytree(bundles / "v3", bundles / "bad")
+        (bundles / "bad" / "manifest.json").write_text("{")
+        (bundles / "CURRENT").write_text("bad")
+        wait_for(lambda: "refused" in httpx.get(f"{url}/health/ready", trust_env=False).json())
+        kill_workers(server.pid)
+        assert answers(url, "index_version") == {"v3"}
 
 
 def test_what_is_handed_on_is_replaced_whole() -> None:
