@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from serving.database import Database
 from serving.user_state import EVENTS, ITEMS, TIMES, of_events
-from towers.columns import MADE, NO_TIME, TIMESTAMP, USER_ID, USER_KEY
+from towers.columns import MADE, NO_TIME, PURGED, TIMESTAMP, USER_ID, USER_KEY
 from towers.errors import DataError, StorageError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT, UserKeys
 from towers.shards import writing
@@ -43,11 +43,13 @@ class Cut:
         moments: keys uint8 [n, 16] to int64 [n]: of each user, rows up to this moment (microseconds UTC) go; NO_TIME = none.
         undated: rows that tell no time go with them; otherwise they stay.
         users: the only users concerned, where it is known; others need not be looked for.
+        purged: where the rows of everybody go: up to when, microseconds UTC; noted in the files of histories.
     """
 
     moments: Moments
     undated: bool = True
     users: tuple[bytes, ...] | None = None
+    purged: int | None = None
 
 
 def all_of(user_keys: Iterable[bytes]) -> Cut:
@@ -63,7 +65,7 @@ def all_of(user_keys: Iterable[bytes]) -> Cut:
 
 def older_than(moment: int) -> Cut:
     """Everybody's rows up to a moment, microseconds UTC."""
-    return Cut(lambda keys_n: np.full(len(keys_n), moment, np.int64), undated=False)
+    return Cut(lambda keys_n: np.full(len(keys_n), moment, np.int64), undated=False, purged=moment)
 
 
 def strangers_to(histories: Path) -> Cut:
@@ -125,15 +127,15 @@ def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:
                 return 0
             gone = 0
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, path.stat().st_mode & 0o777)
-            options = writing(source.schema_arrow)
-            with open(handle, "wb") as file, pq.ParquetWriter(file, source.schema_arrow, write_page_checksum=True, **options) as sink:
+            schema = _purged(source.schema_arrow, cut)
+            with open(handle, "wb") as file, pq.ParquetWriter(file, schema, write_page_checksum=True, **writing(schema)) as sink:
                 for batch in source.iter_batches(_BATCH_ROWS):
                     table = pa.Table.from_batches([batch])
                     moment_n = _moments(table.column(named), cut, keys)
                     moment_n[moment_n >= made_us] = EVER  # made before the wish, whatever time its events say they are of
                     left, lost = _left(table, moment_n, cut.undated)
                     gone += lost
-                    sink.write_table(left)
+                    sink.write_table(left.replace_schema_metadata(schema.metadata))
         if gone:
             os.replace(temporary, path)
         return gone
@@ -141,6 +143,13 @@ def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:
         raise DataError(f"{path}: rows of users cannot be taken out ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _purged(schema: pa.Schema, cut: Cut) -> pa.Schema:
+    """Of histories, with a note of what goes, for a service that has read them (`UserHistories`)."""
+    if cut.purged is None or ITEMS not in schema.names:
+        return schema
+    return schema.with_metadata({**(schema.metadata or {}), PURGED: str(cut.purged).encode()})
 
 
 def cut_database(path: Path, cut: Cut) -> int:

@@ -10,8 +10,8 @@ import msgspec
 
 from serving.events import EventStore, LiveHistory, MemoryEvents
 from serving.standing import Standing
-from serving.user_state import StoredUser, UserHistories, seal_of
-from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, ITEM_ID, REMOVAL
+from serving.user_state import StoredUser, UserHistories, purged_of, seal_of
+from towers.columns import DEFAULT_EVENT_TYPE, EVENT_TYPE, ITEM_ID, NO_TIME, REMOVAL
 from towers.errors import ConfigError
 from towers.identity import SECRET_BYTES, UserKeys
 from towers.identity import key_file as secret_file
@@ -52,6 +52,7 @@ class Profiles:
         self._stores_events = events is not None
         self.stores_users = histories is not None or events is not None
         self._histories = histories
+        self._seen, self._purged = None if histories is None else histories.seal, NO_TIME
         self._newest = newest
 
     @classmethod
@@ -77,8 +78,14 @@ class Profiles:
             known = UserHistories.open(path)
             _check_secret(known, self.keys, path, "user-key secret of this service")
         changed = copy.copy(self)
+        changed._seen, changed._purged = None if known is None else known.seal, NO_TIME
         changed._histories, changed.stores_users = known, known is not None or self._stores_events
         return changed
+
+    def follow(self, path: Path | str | None) -> None:
+        """Pass over what was purged from the file of histories since it was read; costs a look at its size and time where it was not."""
+        if path is not None and (seal := seal_of(path)) != self._seen:
+            self._purged, self._seen = max(self._purged, purged_of(path)), seal
 
     def teach(self, preprocessor: Preprocessor, catalog: Vocabulary) -> None:
         """Have a model and a catalogue look up all items of the stored histories now, so that no request has to."""
@@ -92,7 +99,8 @@ class Profiles:
         if self._histories is None:
             return None
         forgotten = self.standing.forgotten(user_key)
-        return self._histories.get(user_key) if forgotten is None else self._histories.left_of(user_key, forgotten)
+        found = self._histories.get(user_key) if forgotten is None else self._histories.left_of(user_key, forgotten)
+        return found if found is None or self._purged == NO_TIME else found.newer(self._purged)
 
     def get(
         self, user_key: bytes, order: str, now: int, arrived: int | None = None, context: Sequence[str] = ()

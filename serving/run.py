@@ -157,6 +157,9 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
     retriever.outbox = outbox
     purged_s = -PURGE_EVERY_S
 
+    def follow_purges() -> None:
+        engine.retriever.profiles.follow(histories(settings, Path(config.run_dir)))
+
     def purge() -> None:
         """A part at each tick, until nothing is left of what expired within the last hour."""
         nonlocal purged_s
@@ -166,6 +169,7 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
     def chores() -> None:
         with ExitStack() as others:  # which are done too where one fails
             others.callback(purge)
+            others.callback(follow_purges)
             others.callback(rolling.tick)
             if outbox is not None:
                 others.callback(outbox.flush)
@@ -176,8 +180,10 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
         return opened(bundle, settings, profiles.with_histories(histories(settings, Path(config.run_dir))))
 
     bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
+    engine = Engine(retriever, changes, bundles, load, chores, taken)
     try:
-        with Engine(retriever, changes, bundles, load, chores, taken) as engine:
+        follow_purges()  # before it answers: this process may be forked from one that read them long ago
+        with engine:
             yield engine
     finally:
         changes.close()

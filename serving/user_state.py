@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import FIRST_ROW, MADE, NO_TIME, USER_KEY
+from towers.columns import FIRST_ROW, MADE, NO_TIME, PURGED, USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 from towers.vocab import Coded, Vocabulary
@@ -56,6 +56,13 @@ class StoredUser(NamedTuple):
         """What is left of a user of whom everything up to `moment` is forgotten: later events, no feature, for nothing dates those."""
         kept = [place for place, time in enumerate(self.timestamps) if time > moment]
         return self._of(kept, {}) if kept else None
+
+    def newer(self, moment: int) -> "StoredUser | None":
+        """What is left when everybody's events up to `moment` are deleted: those of unknown time stay, and features of whom any stay."""
+        kept = [place for place, time in enumerate(self.timestamps) if time > moment or time == NO_TIME]
+        if len(kept) == len(self.timestamps):
+            return self
+        return self._of(kept, self.features) if kept else None
 
     def _of(self, kept: Sequence[int], features: Mapping[str, Any]) -> "StoredUser":
         items, events = list(self.items), list(self.events)
@@ -181,6 +188,14 @@ class _Lists:
 
     def at(self, row: int) -> NDArray[Any]:
         return self.flat_N[self.ends_U[row] : self.ends_U[row + 1]]
+
+
+def purged_of(path: Path | str) -> int:
+    """Up to when (microseconds UTC) events were taken out of a file of histories; NO_TIME = none were, or it cannot be read."""
+    try:
+        return int((pq.read_schema(path).metadata or {}).get(PURGED, NO_TIME))
+    except (OSError, pa.ArrowException):
+        return NO_TIME
 
 
 def seal_of(path: Path | str) -> tuple[int, ...] | None:

@@ -25,6 +25,9 @@ USER_KEY: Final = "user_key"
 MADE: Final = b"towers.made"
 """In the metadata of a file of histories: when the export began that wrote it, microseconds UTC. It knows of wishes told before alone."""
 
+PURGED: Final = b"towers.purged"
+"""There as well: up to when (microseconds UTC) everybody's events were taken out since; absent where none were."""
+
 DEFAULT_EVENT_TYPE: Final = "interaction"
 NEGATIVE_EVENT_TYPES: Final = ("abandon", "skip")
 """Event types that tell what a person did not want: never a training target, part of the history."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from serving.config import ServingConfig, state_dir
 from serving.engine import Engine
+from serving.events import DAY_US
 from serving.profiles import Profiles
+from serving.rights import Rights
 from serving.run import events, live, opened, users
 from serving.user_state import UserHistories
 from towers.bundle import Bundle, publish
@@ -74,6 +77,27 @@ def test_histories_are_those_of_the_bundle_that_answers(world: Any, config: Serv
     Path(config.run_dir, "export", "histories.parquet").unlink()
     swap(config, engine, "v3")
     assert not known(engine, "user-3") and known(engine, "of today")
+
+
+def test_what_is_purged_is_of_no_use_any_more(world: Any, config: ServingConfig, engine: Engine) -> None:
+    keys = UserKeys.open(str(world.key_file))
+    key, old = keys.key("user-5"), keys.key("user-0")
+
+    def items(of: bytes) -> list[str]:
+        found = engine.retriever.profiles.get(of, "time", 0)[0]
+        return [] if found is None else list(found.items)
+
+    before = items(key)
+    moment = sorted(engine.retriever.profiles.stored(key).timestamps)[2]  # type: ignore[union-attr]
+    with closing(Rights.open(config, keys)) as rights:
+        rights.subjects.purge((time.time_ns() // 1000 - moment) / DAY_US)
+    until = time.monotonic() + 30
+    while len(items(key)) == len(before):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert items(key) == before[3:] and len(items(old)) == 1 and engine.retriever.bundle.version == "v1"
+    swap(config, engine, "v2")
+    assert items(key) == before[3:], "read anew with the bundle"
 
 
 def test_what_was_not_written_anew_is_not_read_anew(config: ServingConfig, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
