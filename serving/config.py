@@ -139,7 +139,8 @@ class SweepDials:
     """Values of each dial that are tried, one at a time.
 
     Attributes:
-        popularity, reach, calibration, diversity, freshness, temperature: see serving.selector.
+        popularity, reach, calibration, diversity, freshness, temperature: see serving.selector. reach (which needs a bundle of
+            `index.reach`) and freshness (items with `created_at`) are tried where values are given.
     """
 
     popularity: list[float] = field(default_factory=lambda: [-0.05, -0.1, -0.2, -0.4])

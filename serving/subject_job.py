@@ -37,7 +37,7 @@ def run(config: SubjectJobConfig) -> str:
     done: dict[str, Any] = {"action": config.action}
     if config.action == "verify":
         done |= verify(receipts_file(config.serving.receipts, config.serving.key_file))
-        print(f"   {done['receipts']} receipts are as they were written; last hash {done['last_hash']}", flush=True)
+        print(f"   {done['receipts']} lines of the receipts are as they were written; last hash {done['last_hash']}", flush=True)
         if torn := done.get("torn_bytes"):
             print(f"   after them stand {torn} bytes of one that was not written whole, of which nobody was told; the next replaces them")
     elif config.action == "scan":
@@ -72,7 +72,8 @@ def _removed(config: SubjectJobConfig, rights: Rights) -> dict[str, Any]:
         return {"days": days, "rows": rows, "not_removed_from": failed, "left": left}
     users = [config.user] if config.user is not None else read_ids(Path(config.subject.users or ""))
     receipt = rights.subjects.forget([rights.keys.key(user) for user in users])
-    print(f"   {_counted(receipt['rows'])} removed; receipt {receipt['number']}, hash {receipt['hash']}", flush=True)
+    nobody = "" if receipt["found"] else "nobody of that id was found: "
+    print(f"   {nobody}{_counted(receipt['rows'])} removed; line {receipt['number']} of the receipts, hash {receipt['hash']}", flush=True)
     return {"receipt": receipt}
 
 

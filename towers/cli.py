@@ -110,7 +110,7 @@ Config groups: choose with group=option
 {options}
 
 Settings are Hydra overrides, without dashes:
-  towers demo                                        the synthetic world, half a minute
+  towers demo                                        the synthetic world, about a minute
   towers demo data=ml_1m data.path=ml-1m             MovieLens-1M
   towers train model=transformer optim.lr=0.001      a group's option, and one setting
   towers train -m seed=0,1,2                         several runs, one after another
