@@ -237,7 +237,7 @@ def _explain(error: Exception) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and "hydra.cc" not in line and "To append" not in line]
     if isinstance(error, OverrideParseException):
         lines[:0] = [] if error.override in text else [f"cannot read {error.override!r}"]
-        lines.append("settings are written as key=value; quote values with spaces or signs: 'key=\"a value\"'")
+        lines.append("settings are written as key=value; quote values with spaces, signs or letters beyond a to z: 'key=\"a value\"'")
     return "\n  ".join(lines)
 
 
