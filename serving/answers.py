@@ -1,7 +1,11 @@
 """What people did with what they were shown: feedback events joined to the lists that they answer.
 
-An event answers an item of a list where it carries the list's `recommendation_id` and the item's id. Legend: E events that carry one, by
-(item of a list, time); A distinct items of lists that they name; L lists of a table; S slots, the items of all lists of a table.
+An event answers an item of a list where it carries the list's `recommendation_id` and the item's id, and is not somebody else's than the
+list. What it says stands beside a list of the same person alone: a removal finds that row by the list's key. Of a list that is nobody's it
+is only told whether somebody answered it.
+
+Legend: E events that carry an id, by (item of a list, time); A distinct items of lists that they name; L lists of a table; S slots, the
+items of all lists of a table; F pairs of a slot and an event that names it.
 """
 
 from collections.abc import Iterable
@@ -16,13 +20,15 @@ from numpy.typing import NDArray
 from towers import columns as c
 from towers.live_logs import EVENT_SCHEMA, ROW
 
-EVENT_COLUMNS = [c.RECOMMENDATION_ID, c.ITEM_ID, c.TIMESTAMP, c.EVENT_TYPE, c.VALUE]
+EVENT_COLUMNS = [c.RECOMMENDATION_ID, c.ITEM_ID, c.TIMESTAMP, c.EVENT_TYPE, c.VALUE, c.USER_KEY]
 LIST_COLUMNS = [
     c.RECOMMENDATION_ID, ROW, c.TIMESTAMP, c.USER_KEY, "surface", c.CHANNEL, "mode", "model_version", "index_version", "config_hash",
 ]  # fmt: skip
 """Of the impression log: what every slot says of its list."""
 LISTS_READ = [*LIST_COLUMNS, c.ITEM_ID, "score", "propensity"]
 """Of the impression log: all that `Answers.join` reads."""
+_NO_CLICKS = (*c.NEGATIVE_EVENT_TYPES, c.REMOVAL)
+"""Event types that do not tell that an item was wanted."""
 
 
 @dataclass
@@ -32,13 +38,15 @@ class Counts:
     Attributes:
         events: read, `with_id` those of them that name a list, `joined` those whose item stands in it.
         not_in_list: events that name a list which is there, and an item which is not in it; the rest name a list that is not there.
-        slots: items of all lists, `clicked` those with an event that is not negative.
+        of_others: events that name an item of a list which was shown to somebody else; none is joined.
+        slots: items of all lists, `clicked` those with an event that is neither negative nor takes the item out of the history.
     """
 
     events: int = 0
     with_id: int = 0
     joined: int = 0
     not_in_list: int = 0
+    of_others: int = 0
     lists: int = 0
     slots: int = 0
     clicked: int = 0
@@ -65,16 +73,16 @@ class Answers:
         self._events = table.take(pa.array(order_E))
         self._names_A = named.dictionary
         self._starts_A1 = np.concatenate([[0], np.cumsum(np.bincount(code_E, minlength=len(self._names_A)))])
-        self._positive_E = ~pc.is_in(self._events.column(c.EVENT_TYPE), value_set=pa.array(c.NEGATIVE_EVENT_TYPES)).to_numpy()
-        self._joined_A = np.zeros(len(self._names_A), bool)
-        self._list_known_E = np.zeros(len(table), bool)
+        self._positive_E = ~pc.is_in(self._events.column(c.EVENT_TYPE), value_set=pa.array(_NO_CLICKS)).to_numpy()
+        self._joined_E, self._others_E, self._list_known_E = (np.zeros(len(table), bool) for _ in range(3))
 
     def join(self, lists: pa.Table) -> pa.Table:
         """A row for each slot of a table of the impression log: its list, its place in it, and what people did with it.
 
         Returns:
-            `LIST_COLUMNS` of the list; `position` (from 1), `item_id`, `score`, `propensity`; `clicked`, whether an event that is not
-            negative answers the slot; and of the events that do, first to last, `event_type`, `value` and `event_time`.
+            `LIST_COLUMNS` of the list; `position` (from 1), `item_id`, `score`, `propensity`; `clicked`, whether somebody who wanted the
+            item answers the slot; and of the events that do, first to last, `event_type`, `value` and `event_time`, none where the list
+            has no key.
         """
         lists = lists.combine_chunks()
         length_L = pc.list_value_length(lists.column(c.ITEM_ID)).to_numpy()
@@ -84,13 +92,16 @@ class Answers:
         of_list = lists.select(LIST_COLUMNS).take(pa.array(list_S))
         found = pc.index_in(_names(of_list.column(c.RECOMMENDATION_ID), items), value_set=self._names_A)
         answer_S = pc.fill_null(found, -1).to_numpy()
-        self._joined_A[answer_S[answer_S >= 0]] = True
         known = pc.is_in(self._events.column(c.RECOMMENDATION_ID), value_set=pc.unique(lists.column(c.RECOMMENDATION_ID)))
         self._list_known_E |= known.to_numpy()
-        event_F, offsets_S1 = self._events_of(answer_S)
-        clicks_S1 = np.concatenate([[0], np.cumsum(self._positive_E[event_F])])[offsets_S1]
-        clicked_S = np.diff(clicks_S1) > 0
-        told = self._events.take(pa.array(event_F))
+        event_F, slot_F = self._events_of(answer_S)
+        same_F = pc.equal(of_list.column(c.USER_KEY).take(pa.array(slot_F)), self._events.column(c.USER_KEY).take(pa.array(event_F)))
+        own_F, others_F = (pc.fill_null(of, False).to_numpy() for of in (same_F, pc.invert(same_F)))
+        self._joined_E[event_F[~others_F]] = True
+        self._others_E[event_F[others_F]] = True
+        clicked_S = np.bincount(slot_F[~others_F & self._positive_E[event_F]], minlength=len(list_S)) > 0
+        offsets_S1 = np.concatenate([[0], np.cumsum(np.bincount(slot_F[own_F], minlength=len(list_S)))])
+        told = self._events.take(pa.array(event_F[own_F]))
         columns: dict[str, Any] = dict(zip(of_list.column_names, of_list.columns, strict=True))
         columns |= {"position": pa.array(position_S, pa.int32()), c.ITEM_ID: items}
         columns |= {name: _flat(lists, name) for name in ("score", "propensity")}
@@ -102,17 +113,17 @@ class Answers:
         return pa.table(columns)
 
     def _events_of(self, answer_S: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Events of each slot one after the other, and where each slot's begin."""
+        """Events of each slot one after the other, and the slot of each."""
         at_S = np.maximum(answer_S, 0)
         count_S = np.where(answer_S >= 0, np.diff(self._starts_A1)[at_S], 0) if len(self._names_A) else np.zeros(len(answer_S), np.int64)
-        offsets_S1 = np.concatenate([[0], np.cumsum(count_S)])
-        first_F = np.repeat(self._starts_A1[at_S] - offsets_S1[:-1], count_S)
-        return first_F + np.arange(len(first_F)), offsets_S1
+        first_F = np.repeat(self._starts_A1[at_S] - (np.cumsum(count_S) - count_S), count_S)
+        return first_F + np.arange(len(first_F)), np.repeat(np.arange(len(answer_S)), count_S)
 
     def _count(self, lists: int, clicked_S: NDArray[np.bool_]) -> None:
-        joined_E = np.repeat(self._joined_A, np.diff(self._starts_A1))
-        self.counts.joined = int(joined_E.sum())
-        self.counts.not_in_list = int((self._list_known_E & ~joined_E).sum())
+        others_E = self._others_E & ~self._joined_E
+        self.counts.joined = int(self._joined_E.sum())
+        self.counts.of_others = int(others_E.sum())
+        self.counts.not_in_list = int((self._list_known_E & ~self._joined_E & ~others_E).sum())
         self.counts.lists += lists
         self.counts.slots += len(clicked_S)
         self.counts.clicked += int(clicked_S.sum())

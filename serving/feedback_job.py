@@ -49,11 +49,9 @@ def run(config: ServingConfig) -> str:
 def _join(config: ServingConfig, standing: Standing, began: float) -> str:
     """Of people who do not allow measuring no event is read, and lists are nobody's; what was forgotten and came back is passed over."""
     run_dir, state = Path(config.run_dir), state_dir(config)
-    told = Reading(state / EVENTS, EVENT_SCHEMA, columns=[*EVENT_COLUMNS, USER_KEY])
+    told = Reading(state / EVENTS, EVENT_SCHEMA, columns=EVENT_COLUMNS)
     shown = Reading(state / IMPRESSIONS, IMPRESSION_SCHEMA, columns=LISTS_READ)
-    answers = Answers(
-        table.filter(pc.and_(_allowed(table, standing), _remembered(table, standing))).select(EVENT_COLUMNS) for table in told
-    )
+    answers = Answers(table.filter(pc.and_(_allowed(table, standing), _remembered(table, standing))) for table in told)
     target, temporary = run_dir / "feedback", run_dir / "feedback.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

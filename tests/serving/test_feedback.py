@@ -23,19 +23,22 @@ from towers.live_logs import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from towers.partitions import parts
 
 
-def events_of(*rows: tuple[str | None, str, int, str, float | None]) -> pa.Table:
+ANN, BOB = b"a" * 16, b"b" * 16
+
+
+def events_of(*rows: tuple[str | None, str, int, str, float | None], key: bytes = ANN) -> pa.Table:
     schema = pa.schema([EVENT_SCHEMA.field(name) for name in EVENT_COLUMNS])
-    return pa.Table.from_pylist([dict(zip(EVENT_COLUMNS, row, strict=True)) for row in rows], schema)
+    return pa.Table.from_pylist([dict(zip(EVENT_COLUMNS, (*row, key), strict=True)) for row in rows], schema)
 
 
-def lists_of(*rows: tuple[str, int, list[str]]) -> pa.Table:
+def lists_of(*rows: tuple[str, int, list[str]], key: bytes | None = ANN) -> pa.Table:
     schema = pa.schema([IMPRESSION_SCHEMA.field(name) for name in LISTS_READ])
     fixed = {"timestamp": 1, "mode": "cold", "profile": "none", "model_version": "m", "index_version": "i", "config_hash": "c"}
     made = [
         {"recommendation_id": name, "row": row, "item_id": items, "score": [0.5] * len(items), "propensity": [1.0] * len(items), **fixed}
         for name, row, items in rows
     ]
-    return pa.Table.from_pylist(made, schema)
+    return pa.Table.from_pylist([{**row, "user_key": key} for row in made], schema)
 
 
 def test_events_stand_beside_the_slot_that_they_answer() -> None:
@@ -63,6 +66,27 @@ def test_ids_that_run_into_each_other_are_told_apart() -> None:
     answers = Answers([events_of(("l 1", "2 b", 1, "play", None))])
     slots = answers.join(lists_of(("l", 0, ["1 2 b", "b"]), ("l 1 2", 0, ["b"]), ("l 1", 0, ["2 b"]))).to_pylist()
     assert [slot["clicked"] for slot in slots] == [False, False, False, True]
+
+
+def test_to_take_an_item_out_of_the_history_is_no_click() -> None:
+    answers = Answers([events_of(("l", "a", 1, "remove_from_history", None), ("l", "b", 1, "play", None))])
+    assert [slot["clicked"] for slot in answers.join(lists_of(("l", 0, ["a", "b"]))).to_pylist()] == [False, True]
+
+
+def test_an_event_of_somebody_else_answers_no_list() -> None:
+    answers = Answers([events_of(("l", "a", 1, "play", None), ("l", "b", 1, "play", None), key=BOB), events_of(("l", "b", 2, "play", None))])
+    slots = answers.join(lists_of(("l", 0, ["a", "b"]))).to_pylist()
+    assert [(slot["clicked"], len(slot["event_type"])) for slot in slots] == [(False, 0), (True, 1)]
+    counts = answers.counts
+    assert (counts.joined, counts.of_others, counts.not_in_list, counts.clicked) == (1, 2, 0, 1)
+
+
+def test_what_an_event_says_does_not_stand_in_a_list_of_nobody() -> None:
+    """A removal finds rows by the list's key."""
+    answers = Answers([events_of(("l", "a", 1, "play", 0.5))])
+    (slot,) = answers.join(lists_of(("l", 0, ["a"]), key=None)).to_pylist()
+    assert slot["clicked"] and (slot["event_type"], slot["value"], slot["event_time"]) == ([], [], [])
+    assert (answers.counts.joined, answers.counts.of_others) == (1, 0)
 
 
 def test_without_events_nothing_was_clicked() -> None:
