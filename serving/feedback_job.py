@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serving.aging import FEEDBACK
 from serving.answers import EVENT_COLUMNS, LISTS_READ, Answers
 from serving.config import ServingConfig, state_dir
 from serving.impressions import OUTBOX_FILE, Outbox
 from serving.rights import Rights
-from serving.rolling import roll_events, roll_impressions
+from serving.rolling import aged, roll_events, roll_impressions
 from serving.run import events, users
 from serving.standing import Standing
 from towers.columns import TIMESTAMP, USER_KEY
@@ -50,9 +51,9 @@ def _join(config: ServingConfig, standing: Standing, began: float) -> str:
     """Of people who do not allow measuring no event is read, and lists are nobody's; what was forgotten and came back is passed over."""
     run_dir, state = Path(config.run_dir), state_dir(config)
     told = Reading(state / EVENTS, EVENT_SCHEMA, columns=EVENT_COLUMNS)
-    shown = Reading(state / IMPRESSIONS, IMPRESSION_SCHEMA, columns=LISTS_READ)
+    shown = Reading(state / IMPRESSIONS, IMPRESSION_SCHEMA, since=_since(config), columns=LISTS_READ)
     answers = Answers(table.filter(pc.and_(_allowed(table, standing), _remembered(table, standing))) for table in told)
-    target, temporary = run_dir / "feedback", run_dir / "feedback.tmp"
+    target, temporary = run_dir / FEEDBACK, run_dir / f"{FEEDBACK}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for number, lists in enumerate(shown):
@@ -81,6 +82,12 @@ def _join(config: ServingConfig, standing: Standing, began: float) -> str:
         f" {len(document['skipped_files'])} files skipped"
     )
     return str(write_json(run_dir / "feedback.json", document))
+
+
+def _since(config: ServingConfig) -> int | None:
+    """Lists before it (microseconds UTC) are too old, though no service runs that deletes them."""
+    days = config.serving.impression_days
+    return None if days is None else aged(days, time.time_ns() // 1000)
 
 
 def _tell_of_damage(*logs: Reading) -> None:

@@ -204,6 +204,13 @@ class Outbox:
         with self._database.transaction() as connection:
             connection.executemany("DELETE FROM waiting WHERE place = ?", [(place,) for place in places])
 
+    def discard(self) -> None:
+        """Delete all rows that are written, and what is left of deleted ones."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM waiting")
+        self._database.rewrite()
+        self._database.checkpoint()
+
     def close(self) -> None:
         """Write what waits in memory, and release the file."""
         self.flush(BUSY_S)

@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.json as pj
 
+from serving.aging import age_events, age_feedback
 from serving.consent_store import ConsentStore
 from serving.events import DAY_US
 from serving.impressions import Outbox
@@ -29,6 +30,8 @@ PART_ROWS = 20_000
 """Rows that make a file before their hour is over; no more are held in memory at once."""
 PART_BYTES = 1 << 26
 """Of the JSON of impressions: so much makes a file too."""
+_AGED = ".aged"
+"""Tells of which hour, and by which settings, old rows were looked for last."""
 
 
 class Rolling:
@@ -38,8 +41,10 @@ class Rolling:
         state_dir: the service's; its folders `impressions` and `events` take the files.
         outbox: None = no impressions are kept.
         events: read over a connection of its own, so that requests do not wait.
-        impression_days, event_days: files of earlier hours are deleted; None = none is for its age.
+        impression_days, event_days: what is older is deleted, lists by the hour, events by their own time once an hour; None = none is for
+            its age, 0 = all is.
         consent: decisions, read over a connection of its own; None = they stay where they are.
+        feedback: folder of what was made of the lists, which is kept no longer than they are; None = there is none.
     """
 
     def __init__(
@@ -50,9 +55,10 @@ class Rolling:
         impression_days: float | None,
         event_days: float | None,
         consent: ConsentStore | None = None,
+        feedback: Path | None = None,
     ) -> None:
         self._state_dir, self._outbox, self._events, self._consent = state_dir, outbox, events, consent
-        self._days = {IMPRESSIONS: impression_days, EVENTS: event_days}
+        self._impression_days, self._event_days, self._feedback = impression_days, event_days, feedback
         self._looked_s = -LOOK_EVERY_S
 
     def tick(self) -> None:
@@ -76,9 +82,27 @@ class Rolling:
             roll_events(self._events, self._state_dir / EVENTS, now, everything)
             if self._consent is not None:
                 self._consent.export(self._state_dir / LIVE_CONSENT)
-            for log, days in self._days.items():
-                if days is not None:
-                    purge(self._state_dir / log, now - round(days * DAY_US))
+            self._age(now)
+
+    def _age(self, now: int) -> None:
+        """Delete what is too old. What takes a look into files is done once an hour, by one process."""
+        shown, told = (None if days is None else aged(days, now) for days in (self._impression_days, self._event_days))
+        for log, before in ((IMPRESSIONS, shown), (EVENTS, told)):
+            if before is not None:
+                purge(self._state_dir / log, before)
+        note, due = self._state_dir / _AGED, f"{now // HOUR_US} {self._impression_days} {self._event_days}"
+        if note.exists() and note.read_text() == due:
+            return
+        if self._feedback is not None and shown is not None:
+            age_feedback(self._feedback, shown)
+        if told is not None:
+            age_events(self._state_dir / EVENTS, told)
+        note.write_text(due)
+
+
+def aged(days: float, now: int) -> int:
+    """Before when (microseconds UTC) rows are too old: of 0 days even those of the hour that is not over."""
+    return now - round(days * DAY_US) if days else now + HOUR_US
 
 
 def roll_impressions(outbox: Outbox, root: Path, now: int, everything: bool = False) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from serving.aging import FEEDBACK
 from serving.announcement import Announcement
 from serving.api_keys import ApiKeys
 from serving.app import AppOptions, build_app, serve
@@ -74,6 +75,8 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         rights = Rights.open(config, keys, table)
         rights.subjects.replay()  # what a backup brought back of people who are forgotten
         rights.close()
+        if settings.impression_days == 0:
+            discard_lists(folder_of_state)
         options = AppOptions(
             Metrics(ROUTE_NAMES, settings.workers),
             ApiKeys.open(settings.api_keys) if settings.api_keys else None,
@@ -144,6 +147,14 @@ def events(settings: ServeConfig, folder: Path, keys: UserKeys, busy_s: float = 
     return SqliteEvents(folder / EVENTS_FILE, keys.fingerprint(), Retention(settings.user_events, settings.event_days), busy_s)
 
 
+def discard_lists(folder: Path) -> None:
+    """Delete the lists that an earlier service left waiting. Raises DataError."""
+    if (folder / OUTBOX_FILE).exists():
+        outbox = Outbox(folder / OUTBOX_FILE, "")
+        outbox.discard()
+        outbox.close()
+
+
 @contextmanager
 def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = None) -> Iterator[Engine]:
     """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted; `taken` as it says."""
@@ -153,7 +164,7 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
     outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, forgotten) if keep else None
     own = events(settings, folder, retriever.profiles.keys, TICK_S)
     decided = ConsentStore(folder / CONSENT_FILE, retriever.profiles.keys.fingerprint())
-    rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided)
+    rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided, Path(config.run_dir) / FEEDBACK)
     retriever.outbox = outbox
     purged_s = -PURGE_EVERY_S
 

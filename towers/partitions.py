@@ -41,6 +41,14 @@ def write_part(folder: Path, writer: str, last: int, table: pa.Table) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"part-{writer}-{last:015d}.parquet"
+    replace_part(target, table)
+    for entry in (folder, folder.parent, folder.parent.parent):  # new folders are entries of those above
+        sync(entry)
+    return target
+
+
+def replace_part(target: Path, table: pa.Table) -> None:
+    """Write a file or write it anew, as `write_part` does."""
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as sink:
@@ -50,9 +58,6 @@ def write_part(folder: Path, writer: str, last: int, table: pa.Table) -> Path:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)  # only there where the disk was full
-    for entry in (folder, folder.parent, folder.parent.parent):  # new folders are entries of those above
-        sync(entry)
-    return target
 
 
 def last_written(root: Path, writer: str) -> int:
@@ -79,11 +84,16 @@ def purge(root: Path, before: int) -> int:
     """Delete the files of hours that ended before a moment (microseconds UTC), and folders left empty; how many files."""
     gone = parts(root, None, before - HOUR_US + 1)
     for path in gone:
-        path.unlink(missing_ok=True)
-        for folder in (path.parent, path.parent.parent):
-            with contextlib.suppress(OSError):  # not empty yet
-                folder.rmdir()
+        remove_part(path)
     return len(gone)
+
+
+def remove_part(path: Path) -> None:
+    """Delete a file, and folders left empty."""
+    path.unlink(missing_ok=True)
+    for folder in (path.parent, path.parent.parent):
+        with contextlib.suppress(OSError):  # not empty yet
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -177,6 +177,13 @@ def test_where_a_whole_log_is_damaged_what_was_joined_before_stays(config: Servi
     assert Path(config.run_dir, "feedback.json").read_bytes() == facts and not Path(config.run_dir, "feedback.tmp").exists()
 
 
+def test_lists_that_are_too_old_are_not_joined(config: ServingConfig, service: Engine) -> None:
+    """Though no service has deleted them."""
+    twice(config, service)
+    config.serving.impression_days = 0.0
+    assert json.loads(Path(run(config)).read_text())["lists"] == 0
+
+
 def test_where_nothing_was_shown_there_is_nothing_to_join(config: ServingConfig) -> None:
     with pytest.raises(DataError, match="impression_days"):
         run(config)

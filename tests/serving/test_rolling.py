@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +23,7 @@ from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.messages import Item, RecommendRequest
 from serving.policy import Dials, Policy
 from serving.rolling import PART_BYTES, Rolling, roll_events, roll_impressions
+from serving.run import discard_lists
 from serving.selector import Candidates, Selection
 from serving.signals import Signals
 from serving.sqlite_events import SqliteEvents
@@ -169,6 +171,63 @@ def test_files_are_kept_as_long_as_the_settings_say(outbox: Outbox, events: Sqli
     assert found == ["impressions", "events"] and len(parts(tmp_path / "impressions")) == 1
     rolling.roll(HOUR + 24 * 2 * HOUR_US + HOUR_US)
     assert not parts(tmp_path / "impressions") and len(parts(tmp_path / "events")) == 1
+
+
+def test_events_go_by_their_own_time_though_they_came_late(events: SqliteEvents, tmp_path: Path) -> None:
+    """Half of a file is nine days old when it comes, half is new."""
+    events.append([StoredEvent(b"k" * 16, f"e{n}", "item", "play", HOUR - n % 2 * 9 * 24 * HOUR_US + n) for n in range(6)], 0)
+    rolling = Rolling(tmp_path, None, events, impression_days=None, event_days=10.0)
+    rolling.roll(HOUR, everything=True)
+    left = []
+    for hours in (23, 25, 10 * 24 - 1, 10 * 24 + 1):
+        rolling.roll(HOUR + hours * HOUR_US)
+        left.append([name for table in Reading(tmp_path / "events", EVENT_SCHEMA) for name in table.column("event_id").to_pylist()])
+    assert left == [[f"e{n}" for n in range(6)], ["e0", "e2", "e4"], ["e0", "e2", "e4"], []]
+    assert not list((tmp_path / "events").iterdir()), "folders are left"
+
+
+def test_the_secret_of_cut_events_is_still_told(events: SqliteEvents, tmp_path: Path) -> None:
+    events.append([StoredEvent(b"k" * 16, f"e{n}", "item", "play", HOUR - n * 9 * 24 * HOUR_US) for n in range(2)], 0)
+    rolling = Rolling(tmp_path, None, events, None, event_days=10.0)
+    rolling.roll(HOUR, everything=True)
+    (part,) = parts(tmp_path / "events")
+    before = pq.read_schema(part)
+    rolling.roll(HOUR + 30 * HOUR_US)
+    assert pq.read_metadata(part).num_rows == 1 and pq.read_schema(part).equals(before, check_metadata=True)
+    assert part.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_was_made_of_lists_is_kept_no_longer_than_they_are(events: SqliteEvents, tmp_path: Path, damaged: bool) -> None:
+    folder = tmp_path / "feedback"
+    folder.mkdir()
+    for name, hour in (("part-00000.parquet", 0), ("part-00001.parquet", 24)):
+        times = pa.array([HOUR + hour * HOUR_US, HOUR + hour * HOUR_US + 1], pa.timestamp("us", "UTC"))
+        pq.write_table(pa.table({"item_id": [["a"], ["b"]], "timestamp": times}), folder / name)
+        if damaged:
+            (folder / name).write_bytes(b"no table")
+            os.utime(folder / name, ns=(0, (HOUR + hour * HOUR_US) * 1000))
+    rolling = Rolling(tmp_path, None, events, impression_days=2.0, event_days=None, feedback=folder)
+    left = []
+    for hours in (47, 49, 73):
+        rolling.roll(HOUR + hours * HOUR_US)
+        left.append([path.name for path in sorted(folder.iterdir())])
+    assert left == [["part-00000.parquet", "part-00001.parquet"], ["part-00001.parquet"], []]
+
+
+def test_of_no_days_nothing_older_is_left(outbox: Outbox, events: SqliteEvents, tmp_path: Path) -> None:
+    for number in (1, 2):
+        outbox.add(shown(number, HOUR))
+        outbox.flush()
+        if number == 1:
+            Rolling(tmp_path, outbox, events, 90.0, None).roll(HOUR, everything=True)
+    assert lists(tmp_path / "impressions") == [1]
+    discard_lists(tmp_path)
+    assert outbox.oldest() is None
+    Rolling(tmp_path, None, events, 0.0, None).roll(HOUR + 1)
+    assert not parts(tmp_path / "impressions")
+    held = b"".join(path.read_bytes() for path in tmp_path.glob("impressions.db*"))
+    assert f"{2:032x}".encode() not in held
 
 
 def test_decisions_are_written_at_the_next_look(events: SqliteEvents, tmp_path: Path) -> None:
