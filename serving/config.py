@@ -63,8 +63,8 @@ class ServeConfig:
         runtime: auto | onnx | torch, what runs the towers. auto = onnx on a CPU where the bundle has ONNX towers, else torch.
         device: cpu | cuda; a GPU needs torch.
         state_dir: folder of what the service itself writes down; null = run_dir/state.
-        event_days: live events older than this are deleted; null = none is for its age.
-        user_events: newest events of a user that are kept and used.
+        event_days: live events that happened longer ago are deleted; null = none is for its age.
+        user_events: newest events of a user that are used; others are deleted from SQLite once they are in Parquet.
         consent: table of what users allow (user_id, purpose, granted, timestamp; Parquet or .csv), followed while it serves. null =
             everything that they have not refused here.
         receipts: file of who was forgotten and what was removed for it; null = beside the key file. Keep it where no backup of the run

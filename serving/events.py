@@ -97,7 +97,7 @@ class EventStore(Protocol):
                 may be long after the call.
 
         Returns:
-            how many of them were new and are now kept.
+            how many of them were new and are now kept: by a store on disk also those that only wait to be copied elsewhere.
         """
         ...
 

@@ -23,7 +23,7 @@ _SCHEMA = (
 EVENTS_FILE = "events.db"
 """Its name in the service's state_dir."""
 _INSERT = "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_TRIM = """DELETE FROM events WHERE user_key = ?1 AND (timestamp, arrival) <
+_TRIM = """DELETE FROM events WHERE user_key = ?1 AND arrival <= (SELECT value FROM facts WHERE name = 'exported') AND (timestamp, arrival) <
     (SELECT timestamp, arrival FROM events WHERE user_key = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?2)"""
 _READ = """SELECT item_id, event_type, timestamp, arrival, facts FROM events
     WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"""
@@ -35,7 +35,9 @@ _PURGE = """DELETE FROM events WHERE (user_key, timestamp, item_id, event_type) 
     (SELECT user_key, timestamp, item_id, event_type FROM events WHERE timestamp < ? LIMIT ?)"""
 PURGE_ROWS = 2000
 """Expired events that are deleted in one transaction: a few hundredths of a second, in which other writers wait."""
+_TRIMMED_AT_ONCE = 500
 _TAKEN = "SELECT value FROM facts WHERE name = 'arrivals'"
+_COPIED = "SELECT DISTINCT user_key FROM events WHERE arrival > ? AND arrival <= ?"
 _KEPT = "SELECT count(*) FROM events WHERE user_key = ? AND arrival > ?"
 
 
@@ -60,7 +62,8 @@ class Exported(NamedTuple):
 
 
 class SqliteEvents:
-    """See `EventStore`; the file outlives the process. One beside it, `.users`, tells who has events (see `LiveUsers`); it may be deleted
+    """See `EventStore`; the file outlives the process. Events that are not among a user's newest stay until they are copied elsewhere
+    (`note_exported`), and `history` passes over them. One file beside it, `.users`, tells who has events (see `LiveUsers`); it may be deleted
     while nothing runs.
 
     Args:
@@ -124,6 +127,7 @@ class SqliteEvents:
         rows = self._database.read(_READ, (user_key, self._retention.since(now)))
         if arrived is not None:
             rows = [row for row in rows if row[3] <= arrived]  # type: ignore[operator]
+        rows = rows[-self._retention.newest :]
         return LiveHistory(*zip(*rows, strict=True)) if rows else NOTHING
 
     def purge(self, now: int) -> int:
@@ -162,9 +166,14 @@ class SqliteEvents:
         return Exported(int(str(self._fact("exported"))), int(str(self._fact("exported_hour"))))
 
     def note_exported(self, done: Exported) -> None:
-        """Remember it."""
+        """Remember it, and delete of what was copied since the last time that which is not among a user's newest."""
+        before = self.exported().last
         with self._database.transaction() as connection:
             connection.executemany("UPDATE facts SET value = ? WHERE name = ?", [(done.last, "exported"), (done.hour, "exported_hour")])
+        users = [user for (user,) in self._database.read(_COPIED, (before, done.last))]
+        for start in range(0, len(users), _TRIMMED_AT_ONCE):
+            with self._database.transaction() as connection:  # short ones: who tells events waits
+                connection.executemany(_TRIM, [(user, self._retention.newest - 1) for user in users[start : start + _TRIMMED_AT_ONCE]])
 
     def close(self) -> None:
         """Release the files."""

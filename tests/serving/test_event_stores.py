@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving.events import DAY_US, EventStore, MemoryEvents, Retention, StoredEvent
-from serving.sqlite_events import SqliteEvents
+from serving.sqlite_events import Exported, SqliteEvents
 from towers.errors import ConfigError, DataError
 
 ANN, BEN = b"a" * 16, b"b" * 16
@@ -63,11 +63,33 @@ def test_what_was_taken_once_changes_nothing_again(opened: Open) -> None:
     assert store.append(same_moment, NOW) == 2, "another type, and another user, make another event"
 
 
+def copied(store: EventStore) -> None:
+    """A store on disk forgets what is not among the newest only then."""
+    if isinstance(store, SqliteEvents):
+        store.note_exported(Exported(store.taken(), 0))
+
+
+def test_what_waits_to_be_copied_stays_though_newer_ones_are_read(tmp_path: Path) -> None:
+    store = SqliteEvents(tmp_path / "events.db", SECRET, Retention(newest=5))
+    assert store.append([event(f"{n}", n) for n in range(12)], NOW) == 12
+    assert store.append([event(f"{n}", n) for n in range(8, 20)], NOW) == 8
+    newest = [f"item of {n}" for n in range(15, 20)]
+    assert items(store) == newest and len(store.arrived(0, 99)) == 20
+    store.note_exported(Exported(10, 0))
+    assert items(store) == newest and [e.arrival for e in store.arrived(0, 99)][0] == 11
+    store.note_exported(Exported(store.taken(), 0))
+    assert items(store) == newest == [e.item_id for e in store.arrived(0, 99)]
+    store.close()
+
+
 def test_the_newest_are_kept(opened: Open) -> None:
     store = opened(Retention(newest=3))
-    assert store.append([event(name, time) for name, time in (("d", 4), ("b", 2), ("e", 5), ("c", 3), ("a", 1))], NOW) == 3
+    assert store.append([event(name, time) for name, time in (("d", 4), ("b", 2), ("e", 5), ("c", 3), ("a", 1))], NOW) == (3 if isinstance(store, MemoryEvents) else 5)
+    copied(store)
     assert items(store) == ["item of c", "item of d", "item of e"]
-    assert store.append([event("a", 1)], NOW) == 0 and items(store) == ["item of c", "item of d", "item of e"]
+    store.append([event("a", 1)], NOW)
+    copied(store)
+    assert items(store) == ["item of c", "item of d", "item of e"]
     assert store.append([event("tie", 3)], NOW) == 1 and items(store) == ["item of tie", "item of d", "item of e"]
 
 
@@ -97,6 +119,7 @@ def test_any_stream_gives_what_a_plain_list_gives(opened: Open, seed: int) -> No
         drawn = rng.integers(0, (12, 6, 3, 2, 2), (rng.integers(1, 8), 5)).tolist()
         batch = [event(f"e{a}", b, f"i{c}", (ANN, BEN)[d], ("play", "skip")[e]) for a, b, c, d, e in drawn]
         store.append(batch, NOW)
+        copied(store)
         for new in batch:
             if not any(new.user_key == old.user_key and (new.event_id == old.event_id or content(new) == content(old)) for old in known):
                 known.append(new)

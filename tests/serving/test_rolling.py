@@ -18,7 +18,7 @@ import pytest
 
 from serving.asked import Asked, Known
 from serving.consent_store import ConsentStore
-from serving.events import StoredEvent
+from serving.events import Retention, StoredEvent
 from serving.impressions import Listed, Outbox, Shown, Versions
 from serving.messages import Item, RecommendRequest
 from serving.policy import Dials, Policy
@@ -138,6 +138,17 @@ def test_events_are_copied_once_an_hour_in_the_order_of_their_arrival(events: Sq
     plain, told, _ = one.to_pylist()
     assert (told["value"], told["session_id"], told["recommendation_id"], json.loads(told["context"])) == (2.0, "s", "list", {"hour": "5"})
     assert (plain["value"], plain["context"], plain["recommendation_id"]) == (None, None, None)
+
+
+def test_all_events_are_copied_though_few_of_a_user_are_kept(tmp_path: Path) -> None:
+    store = SqliteEvents(tmp_path / "events.db", b"fingerprint", Retention(newest=5))
+    for n in range(20):
+        store.append([StoredEvent(b"k" * 16, f"e{n}", f"item-{n}", "play", n)], 0)
+    roll_events(store, tmp_path / "log", HOUR, everything=True)
+    (told,) = Reading(tmp_path / "log", EVENT_SCHEMA)
+    assert told.column("event_id").to_pylist() == [f"e{n}" for n in range(20)]
+    assert len(store.arrived(0, 99)) == 5
+    store.close()
 
 
 def test_many_events_become_a_file_at_once(events: SqliteEvents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
