@@ -76,7 +76,7 @@ def test_what_waits_to_be_copied_stays_though_newer_ones_are_read(tmp_path: Path
     newest = [f"item of {n}" for n in range(15, 20)]
     assert items(store) == newest and len(store.arrived(0, 99)) == 20
     store.note_exported(Exported(10, 0))
-    assert items(store) == newest and [e.arrival for e in store.arrived(0, 99)][0] == 11
+    assert items(store) == newest and store.arrived(0, 99)[0].arrival == 11
     store.note_exported(Exported(store.taken(), 0))
     assert items(store) == newest == [e.item_id for e in store.arrived(0, 99)]
     store.close()
@@ -84,7 +84,8 @@ def test_what_waits_to_be_copied_stays_though_newer_ones_are_read(tmp_path: Path
 
 def test_the_newest_are_kept(opened: Open) -> None:
     store = opened(Retention(newest=3))
-    assert store.append([event(name, time) for name, time in (("d", 4), ("b", 2), ("e", 5), ("c", 3), ("a", 1))], NOW) == (3 if isinstance(store, MemoryEvents) else 5)
+    told = [event(name, time) for name, time in (("d", 4), ("b", 2), ("e", 5), ("c", 3), ("a", 1))]
+    assert store.append(told, NOW) == (3 if isinstance(store, MemoryEvents) else 5)
     copied(store)
     assert items(store) == ["item of c", "item of d", "item of e"]
     store.append([event("a", 1)], NOW)

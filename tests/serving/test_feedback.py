@@ -22,7 +22,6 @@ from towers.errors import DataError
 from towers.live_logs import EVENT_SCHEMA, IMPRESSION_SCHEMA
 from towers.partitions import parts
 
-
 ANN, BOB = b"a" * 16, b"b" * 16
 
 
@@ -74,7 +73,8 @@ def test_to_take_an_item_out_of_the_history_is_no_click() -> None:
 
 
 def test_an_event_of_somebody_else_answers_no_list() -> None:
-    answers = Answers([events_of(("l", "a", 1, "play", None), ("l", "b", 1, "play", None), key=BOB), events_of(("l", "b", 2, "play", None))])
+    of_bob = events_of(("l", "a", 1, "play", None), ("l", "b", 1, "play", None), key=BOB)
+    answers = Answers([of_bob, events_of(("l", "b", 2, "play", None))])
     slots = answers.join(lists_of(("l", 0, ["a", "b"]))).to_pylist()
     assert [(slot["clicked"], len(slot["event_type"])) for slot in slots] == [(False, 0), (True, 1)]
     counts = answers.counts
