@@ -136,7 +136,7 @@ class Chooser:
             caps = [Cap(self._traits, name, most) for name, most in dials.caps.items()]
             return [Reach(self._traits, dials.reach, FIRST), *caps] if dials.reach else [*caps]
 
-        return Parts(standing, page, each)
+        return Parts(standing, page, each, len(self._catalog))
 
     def _taste(self, signals: Signals, attribute: str) -> Taste | None:
         rows = self._catalog.rows(liked(signals, self._against))

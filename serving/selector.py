@@ -19,7 +19,10 @@ from serving.gains import Part, Places, Rows, Values
 from serving.policy import Policy
 
 DEEPEST = 7
-"""Searches for candidates at most; each asks for twice as many as the one before, none of them twice."""
+"""Searches for candidates at most before everything that is left is ranked once; each asks for twice as many as the one before, none of
+them twice."""
+_BLOCK_ROWS = 16_384
+"""Of what is left, so many are taken up at once; what the masks bar of them is dropped."""
 
 ITEMS, POLICY = "items", "policy"
 
@@ -64,11 +67,13 @@ class Parts:
         standing: gains that do not depend on the list: [C] of rows.
         page: gains and masks that a next list goes on with.
         each: makes those that every list begins anew.
+        items: of the whole catalogue.
     """
 
     standing: Callable[[Rows], Values]
     page: Sequence[Part]
     each: Callable[[], Sequence[Part]]
+    items: int
 
 
 def select(candidates: Candidates, policy: Policy, parts: Parts | None = None, deeper: Deeper | None = None) -> Selection:
@@ -116,6 +121,8 @@ class _Loop:
         self._k, self._deeper = policy.k, deeper
         self._standing, self._parts = parts.standing, [*parts.page, *parts.each()]
         self._asked, self._pools, self._before = policy.candidates, [candidates], 0
+        self._items = parts.items
+        self._left: Candidates | None = None  # of the whole catalogue, once all of it was ranked
         scores_C = candidates.scores_C
         self._low = float(scores_C.min()) if len(scores_C) else 0.0
         self._span = float(scores_C.max()) - self._low if len(scores_C) else 0.0
@@ -158,20 +165,46 @@ class _Loop:
         relevance_C = (self.pool.scores_C.astype(np.float64) - self._low) / (self._span or 1.0)
         self._value_C = relevance_C + self._standing(self.pool.rows_C)
         self._sum_C = np.empty_like(self._value_C)
+        self._value_C[self._barred(self.pool.rows_C)] = -inf
+
+    def _barred(self, rows_C: Rows) -> NDArray[np.bool_]:
+        """Take up candidates; whether the list so far bars each."""
+        barred_C = np.zeros(len(rows_C), bool)
         for part in self._parts:
-            barred = part.enter(self.pool.rows_C)
+            barred = part.enter(rows_C)
             if barred is not None:
-                self._value_C[barred] = -inf
+                barred_C[barred] = True
+        return barred_C
 
     def _search_on(self) -> bool:
         """Take up further candidates; whether there were any."""
-        if self._deeper is None or len(self._pools) == DEEPEST or len(self.pool.rows_C) < self._asked:
+        if self._left is not None:
+            return self._go_on()
+        if self._deeper is None or len(self.pool.rows_C) < self._asked:
             return False
+        if len(self._pools) == DEEPEST:
+            self._left = self._deeper(self._items, self._rows())
+            return self._go_on()
         self._asked, self._before = 2 * self._asked, self._before + len(self.pool.rows_C)
         self.pool = self._deeper(self._asked, self._rows())
         self._pools.append(self.pool)
         self._enter()
         return len(self.pool.rows_C) > 0
+
+    def _go_on(self) -> bool:
+        """Take up the next of what is left that the list does not bar. What it bars is never freed, so each is looked at once."""
+        assert self._left is not None
+        while len(self._left.rows_C):
+            block = Candidates(self._left.rows_C[:_BLOCK_ROWS], self._left.scores_C[:_BLOCK_ROWS])
+            self._left = Candidates(self._left.rows_C[_BLOCK_ROWS:], self._left.scores_C[_BLOCK_ROWS:])
+            stays_C = ~self._barred(block.rows_C)
+            if stays_C.any():
+                self._before += len(self.pool.rows_C)
+                self.pool = Candidates(block.rows_C[stays_C], block.scores_C[stays_C])
+                self._pools.append(self.pool)
+                self._enter()
+                return True
+        return False
 
     def _rows(self) -> Rows:
         return np.concatenate([pool.rows_C for pool in self._pools])

@@ -102,6 +102,23 @@ def test_a_flood_of_clones_takes_one_slot(temperature: float) -> None:
     assert len(chosen.rows_k) == 50 and likeness.max() < 0.999 and chosen.shortage == ""
 
 
+@pytest.mark.parametrize("dials", [Dials(near_duplicates=0.999), Dials(caps={"provider": 2})])
+def test_what_is_not_barred_is_found_however_deep_it_lies(dials: Dials) -> None:
+    """Clones of the best item past all that searches for more candidates come to."""
+    world = item_world(100, 5)
+    provider = np.array(world.table["provider"].to_pylist(), object)
+    provider[world.search(1, np.empty(0, np.int64)).rows_C] = "flood"
+    world = replace(world, table=world.table.set_column(3, "provider", pa.array(provider.tolist())))
+    flooded = with_clones(world, 60_000)
+    chosen, without = flooded.choose(Policy(10, dials)), world.choose(Policy(10, dials))
+    assert len(chosen.rows_k) == 10 and chosen.shortage == "" and legal(flooded, chosen.rows_k.tolist(), dials)
+    others = [row for row in chosen.rows_k.tolist() if row < 100]
+    assert [row for row in without.rows_k.tolist() if row in others] == others and len(others) >= 8
+    assert len(chosen.considered.rows_C) < 30_000
+    everything = flooded.choose(Policy(300, Dials(near_duplicates=0.999)))
+    assert everything.shortage == "policy" and set(everything.rows_k.tolist()) >= set(range(100)) - set(chosen.rows_k[:1].tolist())
+
+
 def test_caps_are_kept_and_the_list_is_still_filled() -> None:
     """The best 200 are of one provider: a cap of two needs a deeper search, which finds what a search of everything would."""
     world = item_world(900, 6)
