@@ -28,19 +28,28 @@ from serving.selector import Candidates, Selection, select
 from serving.signals import PERSONALIZED, Signals
 from serving.waterfall import Stage, waterfall
 from towers.bundle import Bundle, current
-from towers.columns import ITEM_ID
+from towers.columns import ITEM_ID, USER_KEY
 from towers.encoder import UserRow
 from towers.errors import ConfigError, RequestError
 from towers.held_out import HELD_OUT, HeldOut
+from towers.identity import KEY_BYTES
 from towers.job import write_json
 
 FOLDER = "sweep"
-_SCHEMA = pa.schema([("policy", pa.int32()), ("query", pa.int32()), ("item_ids", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
+_SCHEMA = pa.schema(
+    [
+        ("policy", pa.int32()),
+        ("query", pa.int32()),
+        (USER_KEY, pa.binary(KEY_BYTES)),
+        ("now", pa.int64()),
+        ("item_ids", pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+    ]
+)
 
 
 def run(config: ServingConfig) -> str:
-    """Write run_dir/sweep/lists.parquet (policy, query, item_ids), stages.parquet (the same, by stage of the waterfall in place of policy)
-    and run_dir/sweep.json, whose path is returned.
+    """Write run_dir/sweep/lists.parquet (policy, query, its user_key and now, item_ids), stages.parquet (the same, by stage of the
+    waterfall in place of policy) and run_dir/sweep.json, whose path is returned.
 
     Raises:
         DataError: there is no bundle, or no held-out queries of its model.
@@ -64,20 +73,20 @@ def run(config: ServingConfig) -> str:
             chosen = [query.listed(retriever, replace(policy, seed=place)) for place, query in enumerate(asked)]
             us = 1e6 * (time.process_time() - began) / len(asked)
             told.append({"policy": policy.to_row(), "us_per_list": round(us, 1)})
-            writer.write_table(_table(number, [one.rows_k for one in chosen], ids))
+            writer.write_table(_table(number, [one.rows_k for one in chosen], ids, held))
     target.with_suffix(".tmp").rename(target)
     stages = waterfall(retriever, held, sweep.k, lambda place: asked[place].listed(retriever, replace(usual, seed=place)).rows_k)
-    names = _write_stages(target.with_name("stages.parquet"), stages, ids)
+    names = _write_stages(target.with_name("stages.parquet"), stages, ids, held)
     document = {"bundle": str(bundle.folder), "split": sweep.split, "queries": len(held), "k": sweep.k, "policies": told, "stages": names}
     return str(write_json(run_dir / "sweep.json", document))
 
 
-def _write_stages(target: Path, stages: Iterator[Stage], ids: pa.Array) -> list[str]:
+def _write_stages(target: Path, stages: Iterator[Stage], ids: pa.Array, held: HeldOut) -> list[str]:
     """The lists of each stage, by number; their names."""
     names: list[str] = []
     with pq.ParquetWriter(target.with_suffix(".tmp"), _SCHEMA, compression="zstd") as writer:
         for stage in tqdm(stages, desc="waterfall", unit="stages", disable=not sys.stderr.isatty()):
-            writer.write_table(_table(len(names), stage.lists, ids))
+            writer.write_table(_table(len(names), stage.lists, ids, held))
             names.append(stage.name)
     target.with_suffix(".tmp").rename(target)
     return names
@@ -128,10 +137,11 @@ class _Query:
         return select(best, policy, parts, further(self.excluded, search))
 
 
-def _table(number: int, chosen: Sequence[NDArray[np.integer]], ids: pa.Array) -> pa.Table:
-    """Lists of rows, of one policy or stage."""
+def _table(number: int, chosen: Sequence[NDArray[np.integer]], ids: pa.Array, held: HeldOut) -> pa.Table:
+    """Lists of rows, of one policy or stage; whose they are and of when, so that they go when the queries do."""
     offsets = np.concatenate([[0], np.cumsum([len(rows_k) for rows_k in chosen])])
     flat = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(chosen), pa.int32()), ids)
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
     queries = np.arange(len(chosen), dtype=np.int32)
-    return pa.table([pa.array(np.full(len(chosen), number, np.int32)), pa.array(queries), lists], schema=_SCHEMA)
+    number_Q = pa.array(np.full(len(chosen), number, np.int32))
+    return pa.table([number_Q, pa.array(queries), held.user_keys, pa.array(held.now_Q), lists], schema=_SCHEMA)

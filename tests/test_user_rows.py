@@ -36,6 +36,7 @@ DOORS = {
     ),
     "training/held_out.py": PREPARED,
     "training/sweep_report.py": "counts the people of held-out queries, which are of prepared data",
+    "serving/sweep_job.py": "reads held-out queries, which are of prepared data, and says whose its lists are",
     "serving/asked.py": "personalize: the only reader of profiles for a request; measure: `Known.logged_key`",
     "serving/intake.py": "personalize, train or measure: else an event is not kept",
     "serving/impressions.py": "measure: `Known.logged_key`",

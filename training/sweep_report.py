@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from towers.bundle import Bundle
-from towers.columns import CATEGORIES, IS_HIDDEN, ITEM_ID
+from towers.columns import CATEGORIES, IS_HIDDEN, ITEM_ID, USER_KEY
 from towers.errors import DataError
 from towers.held_out import HELD_OUT, HeldOut
 from towers.job import write_json
@@ -97,7 +97,7 @@ def run(config: TrainingConfig) -> str:
     """Print the table of run_dir/sweep.json and write it as run_dir/sweep.md, and all numbers as run_dir/sweep_report.json.
 
     Raises:
-        DataError: there is no sweep, or what it was made of is gone.
+        DataError: there is no sweep, what it was made of is gone, or its lists are of other queries.
         ConfigError: the model has learned the answers that its lists are to be judged by.
     """
     run_dir = Path(config.run_dir)
@@ -109,6 +109,9 @@ def run(config: TrainingConfig) -> str:
     bundle = Bundle.open(told["bundle"])
     held = HeldOut.read(run_dir / "export" / HELD_OUT, told["split"], bundle.weights_sha256)
     held.check_judges(told["split"])
+    for table in (lists, stages):
+        _check_queries(table, held)
+    told["queries"] = len(held)
     judge, ids = Judge.of(bundle, held), bundle.catalog().column(ITEM_ID).combine_chunks()
     _, user_Q = np.unique([key.as_py() for key in held.user_keys], return_inverse=True)
     plain: dict[str, NDArray[np.float64]] = {}
@@ -131,6 +134,17 @@ def run(config: TrainingConfig) -> str:
     (run_dir / "sweep.md").write_text(text)
     print(text)
     return str(write_json(run_dir / "sweep_report.json", document))
+
+
+def _check_queries(table: pa.Table, held: HeldOut) -> None:
+    """Raises DataError where lists are not of these queries, one after the other: both files lose what is removed of people."""
+    first = table.filter(pc.field("policy") == 0)
+    told = [first.column(name).to_pylist() for name in (USER_KEY, "now") if name in first.column_names]
+    if told != [held.user_keys.to_pylist(), held.now_Q.tolist()]:
+        raise DataError(
+            f"the lists of the sweep are of other queries ({len(first):,}) than {HELD_OUT} holds now ({len(held):,}): it was exported anew,"
+            " or people were removed from it. Run `towers recommend sweep=true` again"
+        )
 
 
 def as_markdown(document: Mapping[str, Any]) -> str:

@@ -12,9 +12,11 @@ import pytest
 
 from serving import recommend_job
 from serving.config import ServingConfig, SweepDials
+from serving.cutting import all_of, cut_table, tables_of_users
 from towers.bundle import Bundle, current
 from towers.errors import ConfigError, DataError
 from towers.held_out import HeldOut, write_held_out
+from towers.identity import UserKeys
 from training import reporting
 from training.config import TrainingConfig
 from training.interactions import Interactions
@@ -140,6 +142,28 @@ def test_a_refitted_model_is_not_swept_by_what_it_has_learned(swept: Any, tmp_pa
     (run.run_dir / "sweep.json").write_text(json.dumps({**swept_by_test, "split": "valid"}))
     with pytest.raises(ConfigError, match=r"sweeping\.split"):
         reporting.run(settings)
+
+
+def test_who_is_forgotten_goes_out_of_the_sweep_too(swept: Any) -> None:
+    run, config = swept
+    told = json.loads(Path(recommend_job.run(config)).read_text())
+    settings, folder = TrainingConfig(run_dir=str(run.run_dir), sweep=True), run.run_dir / "sweep"
+    path = run.run_dir / "export" / "held_out.parquet"
+    held, before = HeldOut.read(path, "valid", weights_of(run)), path.read_bytes()
+    gone, keys = held.user_keys[0].as_py(), UserKeys(b"s" * 32)
+    assert {folder / "lists.parquet", folder / "stages.parquet"} <= set(tables_of_users(run.run_dir))
+    of_person = sum(key == gone for key in held.user_keys.to_pylist())
+    assert cut_table(folder / "lists.parquet", all_of([gone]), keys) == of_person * len(told["policies"])
+    with pytest.raises(DataError, match="of other queries"):
+        reporting.run(settings)
+    cut_table(folder / "stages.parquet", all_of([gone]), keys)
+    cut_table(path, all_of([gone]), keys)
+    document = json.loads(Path(reporting.run(settings)).read_text())
+    assert document["queries"] == told["queries"] - of_person
+    cut_table(path, all_of([held.user_keys[-1].as_py()]), keys)
+    with pytest.raises(DataError, match="recommend sweep=true"):
+        reporting.run(settings)
+    path.write_bytes(before)
 
 
 def test_what_cannot_be_swept_is_told(swept: Any, tmp_path: Path) -> None:
