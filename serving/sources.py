@@ -20,6 +20,8 @@ from towers.vocab import Coded
 
 MOST_KEPT = 20_000
 """Sources kept, of about 0.5 kB; past that all are told anew."""
+LONGEST_KEPT = 100
+"""Characters of a given value; longer ones are told anew each time: people send what they like."""
 
 _FEW = 64
 _JSON = msgspec.json.Encoder()
@@ -78,7 +80,7 @@ class Sources:
 
     def value(self, name: str, value: Told) -> Sourced:
         """Of something that was given, by the name of its input."""
-        if isinstance(value, list):
+        if isinstance(value, list) or (value is not None and len(value) > LONGEST_KEPT):
             return self._value(name, value)
         found = self._values.get((name, value))
         if found is None:

@@ -16,6 +16,7 @@ from serving.wording import LEAST_SHARE, Wording
 from tests.serving.selector_world import item_world
 from towers.columns import FIRST_ROW
 from towers.encoder import UserRow
+from towers.schema import Feature
 
 
 def slowly(parts_S: np.ndarray, events: int, others: list[int]) -> tuple[list[int], list[float], float, list[int] | None]:
@@ -89,6 +90,13 @@ def test_what_is_kept_is_of_one_catalogue_and_bounded() -> None:
         sources._events[1][FIRST_ROW + number, "other"] = told[0]
     sources.events(row, [0, 1], old)
     assert len(sources._events[1]) == 2
+
+
+def test_long_values_are_told_and_not_kept() -> None:
+    sources = Sources({"context.device": Feature("device", "categorical", "context")}, Wording({}))
+    for value in ("tv", "x" * 10_000):
+        assert f'"value":"{value}"'.encode() in sources.value("context.device", value).tail
+    assert [value for _, value in sources._values] == ["tv"]
 
 
 @pytest.mark.parametrize("explained", [0, 1, 2, 3])
