@@ -25,7 +25,8 @@ _SCHEMA = (
     "INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))",
 )
 _PUT = """INSERT INTO items SELECT ?, ?, coalesce(max(generation), 0) + 1 FROM items WHERE true
-    ON CONFLICT (item_id) DO UPDATE SET attributes = excluded.attributes, generation = excluded.generation"""
+    ON CONFLICT (item_id) DO UPDATE SET attributes = excluded.attributes, generation = excluded.generation
+    RETURNING generation"""
 
 Attributes = Mapping[str, Any]
 
@@ -69,8 +70,8 @@ class ItemChanges:
         """Note that an item is new or other than it was, or (None) that it is taken down; the generation of the change."""
         told = None if attributes is None else msgspec.json.encode(attributes).decode()
         with self._database.transaction() as connection:
-            connection.execute(_PUT, (item_id, told))
-        return self.generation()
+            ((generation,),) = connection.execute(_PUT, (item_id, told)).fetchall()  # its own: others put items meanwhile
+        return int(generation)
 
     def generation(self) -> int:
         """Number of the last change; 0 where there was none."""

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ from towers.errors import ConfigError
 from towers.identity import UserKeys
 
 PURGE_EVERY_S = 3600.0
+log = logging.getLogger("towers.serving")
 
 
 def run(config: ServingConfig, verified: Future[Bundle]) -> str:
@@ -63,6 +65,8 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         keys, known = users(settings, run_dir)
         retriever = opened(verified.result(), settings, Profiles(keys, known))
         log_to_stderr()
+        if warning := UserKeys.warning(settings.key_file):
+            log.warning(warning)
         folder_of_state = state_dir(config)
         store = events(settings, folder_of_state, keys)  # what is wrong with a store is told here, not by each worker
         store.find_users()

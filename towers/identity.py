@@ -57,6 +57,15 @@ class UserKeys:
                 " at the file that `towers prepare` used; another secret would make every user unknown"
             ) from error
 
+    @staticmethod
+    def warning(path: str | None) -> str:
+        """What is to be told of who else can read the secret; empty where nobody can."""
+        file = key_file(path)
+        mode = file.stat().st_mode & 0o777
+        if not mode & 0o077:
+            return ""
+        return f"user-key secret {file} has mode {mode:04o}: others on this machine can read or change it. Run `chmod 600 {file}`"
+
     def key(self, user_id: str) -> bytes:
         """The 16-byte key of one raw user id."""
         mac = self._hmac.copy()

@@ -1,5 +1,6 @@
 """Items come and go while the service runs: what is shown, found and filtered equals a catalogue made anew."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -99,6 +100,23 @@ def test_a_changed_item_is_what_it_is_now(opened: Opened) -> None:
     assert changed not in ids(engine, history=["item-01"])
     engine.put_item(HIDDEN, {"categories": ["drama"]})
     assert HIDDEN in ids(engine, history=["item-01"], filter=drama), "no longer hidden"
+
+
+def test_each_change_is_told_its_own_number(tmp_path: Path) -> None:
+    """Several put items at once, each over a connection of its own."""
+    told: list[int] = []
+
+    def put(name: str) -> None:
+        changes = ItemChanges(tmp_path / "items.db")
+        told.extend(changes.put(f"{name} {number}", {}) for number in range(60))
+        changes.close()
+
+    threads = [threading.Thread(target=put, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(told) == list(range(1, 241))
 
 
 def test_what_is_popular_stays_popular(world: Any, opened: Opened) -> None:

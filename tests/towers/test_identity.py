@@ -35,6 +35,14 @@ def test_secret_is_made_once_with_mode_0600(tmp_path: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["key"]
 
 
+def test_a_secret_that_others_can_read_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    UserKeys.open(str(path), create=True)
+    assert UserKeys.warning(str(path)) == ""
+    path.chmod(0o644)
+    assert "mode 0644" in UserKeys.warning(str(path)) and f"chmod 600 {path}" in UserKeys.warning(str(path))
+
+
 def test_missing_or_short_secret_names_the_knob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="identity.key_file"):
         UserKeys.open(str(tmp_path / "none"))
