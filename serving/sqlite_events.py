@@ -24,7 +24,8 @@ EVENTS_FILE = "events.db"
 """Its name in the service's state_dir."""
 _INSERT = "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _TRIM = """DELETE FROM events WHERE user_key = ?1 AND arrival <= (SELECT value FROM facts WHERE name = 'exported')
-    AND (timestamp, arrival) < (SELECT timestamp, arrival FROM events WHERE user_key = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?2)"""
+    AND (timestamp, arrival) <
+    (SELECT timestamp, arrival FROM events WHERE user_key = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?2)"""
 _READ = """SELECT item_id, event_type, timestamp, arrival, facts FROM events
     WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"""
 _ARRIVED = """SELECT user_key, item_id, timestamp, event_id, event_type, recommendation_id, facts, arrival FROM events
