@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
         ("query", pa.int32()),
         (USER_KEY, pa.binary(KEY_BYTES)),
         ("now", pa.int64()),
-        ("item_ids", pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        ("item_ids", pa.list_(pa.string())),
     ]
 )
 
@@ -140,7 +140,7 @@ class _Query:
 def _table(number: int, chosen: Sequence[NDArray[np.integer]], ids: pa.Array, held: HeldOut) -> pa.Table:
     """Lists of rows, of one policy or stage; whose they are and of when, so that they go when the queries do."""
     offsets = np.concatenate([[0], np.cumsum([len(rows_k) for rows_k in chosen])])
-    flat = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(chosen), pa.int32()), ids)
+    flat = ids.take(pa.array(np.concatenate(chosen)))  # plain: removals read batches, which dictionaries in lists do not come in
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
     queries = np.arange(len(chosen), dtype=np.int32)
     number_Q = pa.array(np.full(len(chosen), number, np.int32))
