@@ -112,7 +112,8 @@ def held_out_queries(path: Path, dim: int, most: int, seed: int) -> NDArray[np.f
 def table(meta: IndexMeta) -> str:
     """What was measured, for people: settings that no other beats in both recall and time, and the exact scan."""
     lines = [
-        f"{meta.rows:,} items x {meta.dim}, {meta.factory or 'exact scan'}, {meta.metric}; top {meta.k} of {meta.queries:,} held-out users",
+        f"{meta.rows:,} items x {meta.dim}, {meta.factory or 'exact scan'}, {meta.metric};"
+        f" top {meta.k} of {meta.queries:,} held-out queries",
         f"{'':2} {'index':24} {'nprobe':>6} {'rescored':>8} {'recall@' + str(meta.k):>10} {'us/search':>9}",
     ]
     shown = [p for p in meta.curve if not any(q.recall >= p.recall and q.search_us < p.search_us for q in meta.curve)]

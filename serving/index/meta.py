@@ -76,7 +76,7 @@ class IndexMeta:
         kind, factory, metric, rows, dim, nlist, nprobe, candidates: see `IndexStats`.
         item_vectors_sha256: of the item vectors it was built from; an index and a model that do not belong together are refused.
         largest_norm: of the item vectors.
-        k, queries: the recall is of the top k, over so many held-out users (0 for `exact`, which is not judged).
+        k, queries: the recall is of the top k, over so many held-out queries (0 for `exact`, which is not judged).
         recall, recall_floor: reached as it is set, and asked for.
         search_us, exact_us: processor time of one search, and of the exact scan of the same queries.
         curve: every setting measured of every index that was tried.

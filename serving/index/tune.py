@@ -143,7 +143,7 @@ def tune(judge: Judge, indexes: Sequence[_Index], floor: float) -> Tuned[_Index]
         reached = max(curve, key=lambda point: point.recall)
         raise GateError(
             f"index.recall_floor: the best index found has recall@{judge.k} {reached.recall:.4f} ({reached.factory} at nprobe="
-            f"{reached.nprobe} and {reached.candidates} candidates, on {len(judge.query_QD)} held-out users), expected at least {floor}."
+            f"{reached.nprobe} and {reached.candidates} candidates, on {len(judge.query_QD)} held-out queries), expected at least {floor}."
             " Nothing was published. Lower index.recall_floor or index.k, or take index=exact"
         )
     seconds: list[list[float]] = [[] for _ in finalists]
