@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 # Before torch or faiss start their thread pools: tests run in several processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Whatever started us in the background ignores Ctrl-C, and so would every process of ours that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI the same examples each time: what it says is of the change that it was asked about. A busy machine draws them slowly.
 settings.register_profile("towers", suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI")))
