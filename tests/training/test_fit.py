@@ -15,6 +15,7 @@ from training.checkpoint import STATE, TENSORS
 from training.config import EvaluateConfig, LossConfig, OptimConfig, TrainerConfig, TrainingConfig
 from training.fit import assemble, run
 from training.interactions import Interactions, write_prepared
+from training.objective import SampledSoftmax
 from training.opening import check_trained_on, open_prepared
 from training.queries import make_queries, recommendable
 from training.rank_queries import rank_queries
@@ -198,6 +199,20 @@ def test_tables_trained_row_by_row_get_sparse_gradients(make_config, tmp_path, l
     assert len(tables) == 2 and all(grad.is_sparse and not grad.is_coalesced() for grad in tables)
     state = parts.optimizer.state_dict()
     assert {name for name in state if name.endswith("/square")} == {f"tables.{name}.weight/square" for name in parts.model.tables}
+
+
+def test_the_correction_is_for_what_the_sampler_draws(make_config, tmp_path):
+    config = make_config(loss=LossConfig(name="sampled_softmax", precision="fp32"), sampler="user", history_share=0.5)
+    parts = assemble(config, Interactions.open(tmp_path / "prepared"), torch.device("cpu"))
+
+    def loss(objective):
+        return float(objective(parts.model.eval(), parts.loader.batch(0, 0), np.random.default_rng(0)).detach())
+
+    def corrected(drawn_I):
+        return SampledSoftmax(parts.objective.items, config.loss, config.negatives, False, drawn_I=drawn_I)
+
+    assert loss(parts.objective) == pytest.approx(loss(corrected(parts.loader.draws())), abs=1e-5)
+    assert abs(loss(parts.objective) - loss(corrected(None))) > 1e-3
 
 
 def test_refit_trains_anew_on_training_and_validation_rows_for_the_epochs_chosen(make_config, weights, tmp_path, capsys):
