@@ -18,8 +18,8 @@ FEWEST_ROWS, WIDE_ROWS = 64, 512
 """Of a block: fewer than WIDE_ROWS would have the products pack the candidates again for little work, and FEWEST_ROWS is the least."""
 BLOCK_BYTES = 1 << 26
 """Of a block in more than one tile, if FEWEST_ROWS are no more."""
-CUDA_BLOCK_BYTES = 1 << 28
-"""Of a block on a GPU, whose products want to be large; it has one tile."""
+CUDA_BLOCK_SHARE = 1 / 32
+"""Of a GPU's memory for a block: its products want to be large, and each block adds to the gradient of all items once. It has one tile."""
 EVEN = 32
 """Rows of a block and columns of a tile are multiples: the remainder of a product costs as much as so many of them."""
 WIDEST_RANGE = 40.0
@@ -47,7 +47,7 @@ def block_rows(rows: int, columns: int, kind: torch.dtype, device: torch.device)
     """Rows of a block: all blocks about alike, since a short last one would cost the third product nearly as much as a full one."""
     row_bytes = kind.itemsize * max(1, columns)
     if device.type == "cuda":
-        most = CUDA_BLOCK_BYTES // row_bytes
+        most = int(CUDA_BLOCK_SHARE * torch.cuda.get_device_properties(device).total_memory) // row_bytes
     else:
         most = max(TILE_BYTES // row_bytes, min(WIDE_ROWS, BLOCK_BYTES // row_bytes))
     return _alike(rows, max(FEWEST_ROWS, most))
@@ -89,6 +89,8 @@ class Bounded:
             left, right = [*left, -self._guess_N], [*right, one]
         self._user_NE = _columns(user_ND * LOG2_E, left, kind)
         self._item_EC = (_columns(item_CD, right, kind) if right else self._item_CD).t()
+        # a GPU adds up the rows in the same product; a CPU, whose products take the time of their columns, beside it
+        self._item_C1 = _columns(item_CD, [one], kind) if user_ND.device.type == "cuda" else None
         self.rows = block_rows(len(user_ND), len(item_CD), kind, user_ND.device)
         self.tiles = tiles(self.rows, len(item_CD), kind, user_ND.device)
         self._score = _scratch(self.rows * len(item_CD), kind, user_ND.device)
@@ -107,8 +109,11 @@ class Bounded:
         return score_BT.exp2_(), 0.0 if self._guess_N is None else self._guess_N[block] / LOG2_E
 
     def sums(self, exp_BT: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
-        wide = self._grad_CD.dtype
-        return torch.mm(exp_BT, self._item_CD[tile]).to(wide), exp_BT.sum(1).to(wide)
+        wide, dim = self._grad_CD.dtype, self._item_CD.shape[1]
+        if self._item_C1 is None:
+            return torch.mm(exp_BT, self._item_CD[tile]).to(wide), exp_BT.sum(1).to(wide)
+        sum_BE = torch.mm(exp_BT, self._item_C1[tile]).to(wide)
+        return sum_BE[:, :dim], sum_BE[:, dim]
 
     def check(self, z_B: Tensor) -> None:
         """Raises GuessTooHigh where too little is left of a row."""
@@ -181,12 +186,13 @@ def _scratch(numbers: int, kind: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _columns(vectors: Tensor, more: Sequence[Tensor], kind: torch.dtype) -> Tensor:
-    """Vectors with more columns (or scalars), and zeros up to an even number, as bf16 products take them in pairs; alone where there are
-    none."""
+    """Vectors with more columns (or scalars), and zeros up to an even number, as bf16 products take them in pairs (on a GPU up to 16
+    bytes); alone where there are none."""
     rows, dim = vectors.shape
     if not more:
         return vectors.to(kind)
-    wide = torch.zeros(rows, -(-(dim + len(more)) // 2) * 2, dtype=kind, device=vectors.device)
+    even = 16 // kind.itemsize if vectors.device.type == "cuda" else 2
+    wide = torch.zeros(rows, -(-(dim + len(more)) // even) * even, dtype=kind, device=vectors.device)
     wide[:, :dim] = vectors
     for place, column in enumerate(more, start=dim):
         wide[:, place] = column

@@ -126,8 +126,14 @@ def ids(folder: Path, results: Results, quick: bool) -> None:
                 floor = [min(turn) for turn in zip(*(seconds[f"{kind}_{rows}"] for rows in FLOOR_ROWS), strict=True)]
                 results.ratios[f"share_{kind}_floor_41k_d64"] = ratio(floor, seconds[form])
                 results.figures[f"floor_{kind}_41k_d64_examples_per_s"] = B / statistics.median(floor)
-    if torch.cuda.is_available():
-        results.figures.update(gpu_figures(generated(folder, LARGE), 10 if quick else 50))
+
+
+def gpu(folder: Path, results: Results, quick: bool) -> None:
+    """A step on a GPU, over 1M items."""
+    if not torch.cuda.is_available():
+        say("no GPU here: nothing of gpu")
+        return
+    results.figures.update(gpu_figures(generated(folder, LARGE), 10 if quick else 50))
 
 
 def tfrs(folder: Path, results: Results, quick: bool) -> None:
@@ -261,7 +267,7 @@ def whole(folder: Path, results: Results, quick: bool) -> None:
 
 
 GROUPS: dict[str, Callable[[Path, Results, bool], None]] = {
-    "ids": ids, "tfrs": tfrs, "grouped": grouped, "gowalla": gowalla, "stock": stock, "processes": processes, "whole": whole,
+    "ids": ids, "gpu": gpu, "tfrs": tfrs, "grouped": grouped, "gowalla": gowalla, "stock": stock, "processes": processes, "whole": whole,
 }  # fmt: skip
 OF_DATA = ("gowalla", "stock", "processes", "whole")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from serving.onnx_runtime import OnnxRuntime
+from serving.retriever import Retriever
 from serving.runtimes import open_runtime
 from towers.bundle import Bundle
 from towers.encoder import Encoder, UserRow
@@ -93,6 +94,18 @@ def test_a_gpu_gives_the_vectors_of_onnx(request: pytest.FixtureRequest, world_n
     gpu, cpu = (open_runtime(bundle, world.preprocessor, device=device) for device in ("cuda", "cpu"))
     ours, theirs = (Encoder(world.preprocessor, runtime, 6).users(ROWS[:size]).vectors_BHD for runtime in (gpu, cpu))
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_lists_encoded_on_a_gpu_are_those_of_the_cpu(world: Any) -> None:
+    gpu, cpu = (Retriever.open(world.bundle, world.histories, world.key_file, device=device) for device in ("cuda", "cpu"))
+    for user in ("user-5", "likes-only", "empty"):
+        asked = {"user_id": user, "context": {"hour": 5, "budget": 3.0}, "k": 20, "now": NOW_US / 1e6, "explain": True}
+        ours, theirs = gpu.recommend(**asked), cpu.recommend(**asked)
+        assert ours.mode == theirs.mode
+        assert [item.item_id for item in ours.items] == [item.item_id for item in theirs.items]
+        assert [item.score for item in ours.items] == pytest.approx([item.score for item in theirs.items], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch"])

@@ -7,13 +7,18 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from towers.errors import ConfigError, TrainingError
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import on_device
 from training.config import LossConfig, NegativesConfig, TrainerConfig, TrainingConfig
 from training.device import choose_half
+from training.distributed import join
 from training.fit import run
 from training.fused import Targets, fused_softmax
 from training.interactions import write_prepared
+from training.randomness import seed_torch
+from training.room import enough_memory
+from training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -56,6 +61,66 @@ def test_a_short_run_learns_as_on_the_cpu(tmp_path, make_toy, loss, negatives, h
         recalls[device] = result["valid"]["valid/recall@20"]
         run(config)  # finished: its checkpoint fits the device
     assert recalls["cuda"] == pytest.approx(recalls["cpu"], abs=0.15)
+
+
+def test_a_run_that_began_on_the_cpu_goes_on_here(tmp_path, make_toy, monkeypatch):
+    write_prepared(tmp_path / "prepared", make_toy(users=120, events=(8, 24)))
+    config = TrainingConfig(
+        run_dir=str(tmp_path),
+        model=ModelConfig(dim=16, history=HistoryConfig(length=6), id_dropout=0.0),
+        trainer=TrainerConfig(epochs=4, batch_size=64, device="cpu", patience=0),
+    )
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "end_epoch", interrupted_after(2, Trainer.end_epoch))
+        run(config)
+    config.trainer.device = "cuda"
+    steps = []
+    monkeypatch.setattr(Trainer, "train_step", noted(steps, Trainer.train_step))
+    result = json.loads(Path(run(config)).read_text())
+    assert result["run"]["device"] == "cuda" and result["epochs"] == 4
+    assert steps[0] == steps[-1] // 2 + 1
+
+
+def interrupted_after(epochs, end_epoch):
+    def ended(trainer):
+        end_epoch(trainer)
+        if trainer.progress.epochs == epochs:
+            raise KeyboardInterrupt
+
+    return ended
+
+
+def noted(steps, train_step):
+    def step(trainer, batch):
+        scalars = train_step(trainer, batch)
+        steps.append(trainer.progress.step)
+        return scalars
+
+    return step
+
+
+def test_the_same_seed_draws_the_same_here():
+    device = torch.device("cuda")
+    first, again, other = (drawn(seed, device) for seed in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def drawn(seed, device):
+    seed_torch(seed, device)
+    return torch.rand(100, device=device)
+
+
+def test_memory_that_runs_out_names_the_knobs():
+    with pytest.raises(TrainingError, match=r"out of memory.*trainer\.batch_size.*model\.dim"), enough_memory():
+        torch.empty(1 << 50, device="cuda")
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    gpus = torch.cuda.device_count()
+    for name, value in (("WORLD_SIZE", gpus + 1), ("RANK", gpus), ("LOCAL_RANK", gpus)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=rf"process {gpus} .* finds {gpus} GPUs.*trainer\.device=cpu"), join(torch.device("cuda")):
+        pass
 
 
 def test_copies_go_through_pinned_memory():
