@@ -1,6 +1,7 @@
 """Live events on disk, shared by processes: acknowledged after commit, read at every request of those who have some."""
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,9 @@ _SCHEMA = (
 EVENTS_FILE = "events.db"
 """Its name in the service's state_dir."""
 _INSERT = "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_TRIM = """DELETE FROM events WHERE user_key = ?1 AND arrival <= (SELECT value FROM facts WHERE name = 'exported')
+_TRIM = """DELETE FROM events WHERE user_key = ? AND arrival <= (SELECT value FROM facts WHERE name = 'exported')
     AND (timestamp, arrival) <
-    (SELECT timestamp, arrival FROM events WHERE user_key = ?1 ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?2)"""
+    (SELECT timestamp, arrival FROM events WHERE user_key = ? ORDER BY timestamp DESC, arrival DESC LIMIT 1 OFFSET ?)"""
 _READ = """SELECT item_id, event_type, timestamp, arrival, facts FROM events
     WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"""
 _ARRIVED = """SELECT user_key, item_id, timestamp, event_id, event_type, recommendation_id, facts, arrival FROM events
@@ -119,7 +120,7 @@ class SqliteEvents:
                     for arrival, e in enumerate(rows, first + 1)
                 ],
             )
-            connection.executemany(_TRIM, [(user, self._retention.newest - 1) for user in users])
+            self._trim(connection, users)
             return sum(connection.execute(_KEPT, (user, first)).fetchone()[0] for user in users)
 
     def history(self, user_key: bytes, now: int, arrived: int | None = None) -> LiveHistory:
@@ -174,7 +175,10 @@ class SqliteEvents:
         users = [user for (user,) in self._database.read(_COPIED, (before, done.last))]
         for start in range(0, len(users), _TRIMMED_AT_ONCE):
             with self._database.transaction() as connection:  # short ones: who tells events waits
-                connection.executemany(_TRIM, [(user, self._retention.newest - 1) for user in users[start : start + _TRIMMED_AT_ONCE]])
+                self._trim(connection, users[start : start + _TRIMMED_AT_ONCE])
+
+    def _trim(self, connection: sqlite3.Connection, users: Iterable[object]) -> None:
+        connection.executemany(_TRIM, [(user, user, self._retention.newest - 1) for user in users])
 
     def close(self) -> None:
         """Release the files."""

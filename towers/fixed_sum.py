@@ -145,6 +145,7 @@ def _csr(row_n: Tensor, column_n: Tensor, value_n: Tensor, rows: int, columns: i
     """A sparse matrix by rows, values of equal places summed, with indices of 32 bits, as MKL wants them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)  # said though they are asked for
         pairs = torch.sparse_coo_tensor(torch.stack([row_n, column_n]), value_n, (rows, columns), check_invariants=True)
         wide = pairs.coalesce().to_sparse_csr()
         parts = wide.crow_indices().int(), wide.col_indices().int(), wide.values()
