@@ -17,8 +17,8 @@ def generator(seed: int, stream: int, *place: int) -> np.random.Generator:
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """What `torch.manual_seed` does for the CPU and this device: asking all kinds of devices, as that does, takes a hundred times as long on a
-    CPU, and half a millisecond beside a GPU."""
+    """What `torch.manual_seed` does for the CPU and this device: asking all kinds of devices, as that does, takes a hundred times as long
+    on a CPU, and half a millisecond beside a GPU."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(seed)
