@@ -196,15 +196,9 @@ def assemble(
     choice = choose(config, Sizes(int(items.counts_K.sum()), events.users_with_targets(), len(items), data.schema.order == "set"))
     sampler, batch_size = make_sampler(choice.sampler, events, config.model.history.length), choice.batch_size
     loader = Loader(
-        data,
-        events,
-        sampler,
-        length=config.model.history.length,
-        batch_size=batch_size,
-        seed=config.seed,
-        part=processes.rows,
-        history_share=config.trainer.history_share,
-    )
+        data, events, sampler, length=config.model.history.length, batch_size=batch_size, seed=config.seed, part=processes.rows,
+        history_share=config.trainer.history_share, beside=device.type == "cuda",
+    )  # fmt: skip
     if processes.first and not last_epoch and (warning := doubts(config.negatives, choice.loss, sampler.name, batch_size, len(items))):
         say(warning)  # once: a refit draws as the training before it
     objective, why = choose_objective(replace(config.loss, name=choice.loss), config.negatives, items, choice.why, processes, loader.draws)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from towers import history
 from towers.batch import TrainBatch
+from training.ahead import ahead
 from training.batches import user_inputs
 from training.events import TrainingEvents
 from training.examples import Sampler, UserParts, random_others, user_draws, user_parts
@@ -44,6 +45,8 @@ class Loader:
         part: rows of a batch of n that this process reads, where several train together; all processes' rows are the batch that one
             process would have.
         history_share: share of a user's events of data without order that the `user` sampler makes the history.
+        beside: gather each batch while the one before it is trained on, in a thread of its own. That pays where a GPU computes; a CPU
+            has its cores in use.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class Loader:
         seed: int,
         part: Callable[[int], slice] = slice,
         history_share: float = 0.5,
+        beside: bool = False,
     ) -> None:
         self._data = data
+        self._beside = beside
         self._part = part
         self._events = events
         self._sampler = sampler
@@ -83,8 +88,8 @@ class Loader:
         return user_draws(self._data, self._events, self._length, MOST_TARGETS, self._history_share)
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        while self.step < self.steps_per_epoch:
-            batch = self.batch(self.epoch, self.step)
+        batches = (self.batch(self.epoch, step) for step in range(self.step, self.steps_per_epoch))
+        for batch in ahead(batches) if self._beside else batches:
             self.step += 1  # before the yield: a state taken while the batch is in hand continues after it
             yield batch
 

@@ -3,8 +3,12 @@ import threading
 
 import pytest
 
+from towers.columns import TRAIN
 from training import ahead as module
 from training.ahead import ahead
+from training.events import TrainingEvents
+from training.examples import EventSampler
+from training.loader import Loader
 
 
 def test_doctests():
@@ -47,3 +51,16 @@ def test_stopping_early_leaves_no_thread():
 
 def test_nothing_gives_nothing():
     assert list(ahead([])) == []
+
+
+def test_a_loader_gathers_the_next_batch_beside(make_toy, monkeypatch):
+    data = make_toy()
+    events = TrainingEvents.select(data, (TRAIN,))
+    loader = Loader(data, events, EventSampler(events), length=6, batch_size=16, seed=0, beside=True)
+    second = threading.Event()
+    gather = loader.batch
+    monkeypatch.setattr(loader, "batch", lambda epoch, step: (second.set() if step else None, gather(epoch, step))[1])
+    batches = iter(loader)
+    next(batches)
+    assert second.wait(10) and loader.step == 1, "what is in hand is what a state counts, not what is under way"
+    batches.close()

@@ -11,14 +11,14 @@ from training.interactions import Interactions, write_prepared
 from training.loader import Loader
 
 
-def make_loader(data, sampler="event", batch_size=32, length=6, seed=0):
+def make_loader(data, sampler="event", batch_size=32, length=6, seed=0, beside=False):
     events = TrainingEvents.select(data, (TRAIN,))
     chosen = {
         "event": lambda: EventSampler(events),
         "sequence": lambda: SequenceSampler(events, length),
         "user": lambda: UserSampler(events),
     }[sampler]()
-    return Loader(data, events, chosen, length=length, batch_size=batch_size, seed=seed), events
+    return Loader(data, events, chosen, length=length, batch_size=batch_size, seed=seed, beside=beside), events
 
 
 def row_of(events, place):
@@ -202,14 +202,15 @@ def test_histories_of_a_set_are_other_events_of_the_user(make_toy):
 @pytest.mark.parametrize(
     "order,sampler", [("time", "event"), ("set", "event"), ("position", "sequence"), ("set", "user"), ("time", "user")]
 )
-def test_resuming_at_any_step_gives_the_same_batches(make_toy, order, sampler):
+@pytest.mark.parametrize("beside", [False, True])
+def test_resuming_at_any_step_gives_the_same_batches(make_toy, order, sampler, beside):
     data = make_toy(order=order)
     whole, _ = make_loader(data, sampler, batch_size=16)
     batches = list(whole)
     whole.end_epoch()
     batches += list(whole)
     for cut in (0, 1, len(batches) // 2, len(batches) // 2 + 1):
-        first, _ = make_loader(data, sampler, batch_size=16)
+        first, _ = make_loader(data, sampler, batch_size=16, beside=beside)
         done = 0
         while done < cut:
             for _ in first:
@@ -218,7 +219,7 @@ def test_resuming_at_any_step_gives_the_same_batches(make_toy, order, sampler):
                     break
             if done < cut:
                 first.end_epoch()
-        second, _ = make_loader(data, sampler, batch_size=16)
+        second, _ = make_loader(data, sampler, batch_size=16, beside=beside)
         second.load_state_dict(first.state_dict())
         rest = list(second)
         while len(rest) < len(batches) - cut:
