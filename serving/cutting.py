@@ -29,6 +29,7 @@ NOW = "now"
 """Column of a held-out query's moment."""
 _BATCH_ROWS = 20_000
 _CHECKPOINT_S = 15.0
+_CUT = ".cut"
 _NOT_HERE = ("bundles", "checkpoints", "model")
 """Folders of a run in which no row is a user's."""
 
@@ -117,7 +118,7 @@ def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:
     Raises:
         DataError: the file cannot be read or written.
     """
-    temporary = path.with_name(f".{path.name}.cut")
+    temporary = path.with_name(f".{path.name}{_CUT}")
     try:
         with pq.ParquetFile(path) as source:
             named = USER_KEY if USER_KEY in source.schema_arrow.names else USER_ID
@@ -143,6 +144,11 @@ def cut_table(path: Path, cut: Cut, keys: UserKeys) -> int:
         raise DataError(f"{path}: rows of users cannot be taken out ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cuts_left(root: Path) -> Iterator[Path]:
+    """Files below a folder that a removal which was killed left; none may be at work."""
+    return root.rglob(f".*.parquet{_CUT}")
 
 
 def _purged(schema: pa.Schema, cut: Cut) -> pa.Schema:

@@ -20,6 +20,7 @@ from serving.rights import Rights
 from serving.rolling import aged, roll_events, roll_impressions
 from serving.run import events, users
 from serving.standing import Standing
+from towers.alone import JOINING, alone_in
 from towers.columns import TIMESTAMP, USER_KEY
 from towers.consent import BITS, MEASURE
 from towers.errors import DataError
@@ -36,13 +37,15 @@ def run(config: ServingConfig) -> str:
 
     Raises:
         DataError: nothing was ever shown, or no file of a log can be read; what was joined before stays as it was.
-        ConfigError: the users' secret is not where it should be, or not theirs.
+        ConfigError: the users' secret is not where it should be, or not theirs; or another process joins in the same run.
     """
     began = time.perf_counter()
     run_dir, state = Path(config.run_dir), state_dir(config)
     if not (state / OUTBOX_FILE).is_file() and not (state / IMPRESSIONS).is_dir():
         raise DataError(f"{state}: no list was shown from here. Run `towers serve` with serving.impression_days above 0, and ask it")
-    with closing(Rights.open(config, users(config.serving, run_dir)[0])) as rights:  # from here on nobody exchanges the secret
+    secret = users(config.serving, run_dir)[0]
+    # from here on nobody exchanges it
+    with alone_in(run_dir, work=JOINING), closing(Rights.open(config, secret)) as rights:
         bring_up_to_now(config, state)
         return _join(config, rights.standing, began)
 
@@ -67,8 +70,10 @@ def _join(config: ServingConfig, standing: Standing, began: float) -> str:
     except DataError:
         shutil.rmtree(temporary)
         raise
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    with only_one(state, wait=True):  # a removal that begins now waits, and finds the files in their place
+        _leave_out(temporary, standing)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
     counts = answers.counts
     document = {
         **asdict(counts),
@@ -82,6 +87,16 @@ def _join(config: ServingConfig, standing: Standing, began: float) -> str:
         f" {len(document['skipped_files'])} files skipped"
     )
     return str(write_json(run_dir / "feedback.json", document))
+
+
+def _leave_out(folder: Path, standing: Standing) -> None:
+    """Take out the lists of people who were forgotten since they were read."""
+    standing.refresh()
+    for path in sorted(folder.glob("part-*.parquet")):
+        table = pq.read_table(path, columns=[USER_KEY, TIMESTAMP])
+        kept = _remembered(table, standing)
+        if not pc.all(kept).as_py():
+            pq.write_table(pq.read_table(path).filter(kept), path, compression="zstd")
 
 
 def _since(config: ServingConfig) -> int | None:

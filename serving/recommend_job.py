@@ -39,6 +39,7 @@ from serving.signals import FALLBACK, Signals, read_signals
 from serving.sqlite_events import SqliteEvents
 from serving.standing import Standing
 from serving.user_state import UserHistories
+from towers.alone import LISTING, alone_in
 from towers.bundle import Bundle, current, sha256
 from towers.columns import USER_KEY
 from towers.consent import BITS, PERSONALIZE
@@ -58,10 +59,15 @@ def run(config: ServingConfig) -> str:
 
     Raises:
         DataError: there is no bundle or no histories, or one is damaged.
-        ConfigError: the users' secret is not where it should be.
+        ConfigError: the users' secret is not where it should be, or another process makes lists in the same run.
     """
     if config.sweep:
         return sweep_job.run(config)
+    with alone_in(Path(config.run_dir), work=LISTING):
+        return _run(config)
+
+
+def _run(config: ServingConfig) -> str:
     began, began_us = time.perf_counter(), time.time_ns() // 1000
     settings, run_dir, folder = config.serving, Path(config.run_dir), Path(config.run_dir) / "recommendations"
     keys, known = users(settings, run_dir)

@@ -23,7 +23,7 @@ from towers import columns as c
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
 from towers.live_consent import LIVE_CONSENT
 from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
-from towers.partitions import HOUR_US, hour_folder, last_written, only_one, purge, write_part
+from towers.partitions import HOUR_US, hour_folder, last_written, only_one, purge, remove_left, write_part
 
 LOOK_EVERY_S = 5.0
 PART_ROWS = 20_000
@@ -93,6 +93,8 @@ class Rolling:
         note, due = self._state_dir / _AGED, f"{now // HOUR_US} {self._impression_days} {self._event_days}"
         if note.exists() and note.read_text() == due:
             return
+        for log in (IMPRESSIONS, EVENTS):  # nothing tells how old the rows in these are
+            remove_left(self._state_dir / log)
         if self._feedback is not None and shown is not None:
             age_feedback(self._feedback, shown)
         if told is not None:

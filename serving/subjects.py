@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.consent_store import CONSENT_FILE, ConsentStore
-from serving.cutting import Cut, all_of, cut_database, cut_table, older_than, strangers_to, tables_of_users
+from serving.cutting import Cut, all_of, cut_database, cut_table, cuts_left, older_than, strangers_to, tables_of_users
 from serving.events import DAY_US
 from serving.receipt_writer import write_receipt
 from serving.rekey_files import sweep
 from serving.standing import Standing
+from towers.alone import remove_left as remove_left_of_jobs
 from towers.columns import NO_TIME
 from towers.errors import DataError, StorageError
 from towers.held_out import QUERY_VECTORS
 from towers.identity import UserKeys, mark
 from towers.live_consent import LIVE_CONSENT
-from towers.partitions import only_one
+from towers.live_logs import EVENTS, IMPRESSIONS
+from towers.partitions import only_one, remove_left
 from towers.pointers import MANIFEST
 from towers.prepared import FACTS, USER_TABLES, remove_users
 from towers.receipts import FORGET, REMOVED, Erasures, Receipts
@@ -153,7 +155,8 @@ class Subjects:
             strangers = strangers_to(exported)
         except DataError as error:
             return Removed({}, {self._places.name(exported): str(error)})
-        return _done([(self._places.name(path), partial(cut_table, path, strangers, self._keys)) for path in vectors])
+        with only_one(self._places.state_dir, wait=True):
+            return _done([(self._places.name(path), partial(cut_table, path, strangers, self._keys)) for path in vectors])
 
     def _grants(self, moments: Mapping[bytes, int]) -> dict[str, int]:
         if self._consent is None or not moments or not (gone := self._consent.forget(moments)):
@@ -213,14 +216,25 @@ def _older_prepared(places: Places, moment: int, days: float) -> dict[str, str]:
 def cut_everywhere(places: Places, cut: Cut, keys: UserKeys, prepared: bool = True) -> Removed:
     """Take rows out of all places; of prepared data too, unless told otherwise."""
     work: list[tuple[str, Callable[[], int]]] = []
-    folder = places.prepared()
     with only_one(places.state_dir, wait=True):  # no log moves on to another file meanwhile
         sweep(places.run_dir, places.state_dir, places.histories)  # copies that an exchange of secrets left
+        _remove_left(places)
+        folder = places.prepared()
         work += [(places.name(path), partial(cut_database, path, cut)) for path in places.databases()]
         work += [(places.name(path), partial(cut_table, path, cut, keys)) for path in places.tables()]
         if prepared and folder is not None:
             work.append((PREPARED, partial(remove_users, folder, cut.moments)))
         return _done(work)
+
+
+def _remove_left(places: Places) -> None:
+    """Copies of rows that killed processes left beside the files whose places they were to take."""
+    for log in (IMPRESSIONS, EVENTS):
+        remove_left(places.state_dir / log)
+    for root in {places.run_dir, places.state_dir, *([places.histories.parent] if places.histories else [])}:
+        for path in cuts_left(root):
+            path.unlink(missing_ok=True)
+    remove_left_of_jobs(places.run_dir)
 
 
 def _done(work: Sequence[tuple[str, Callable[[], int]]]) -> Removed:

@@ -4,8 +4,8 @@ A removal notes the wish first, waits a moment and then takes rows out of the fi
 (`towers.partitions.only_one`). A file that is looked through under that lock is either seen by the removal or does not hold the person.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,13 @@ Allowed = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
 _BATCH_ROWS = 20_000
 
 
+@contextmanager
+def removals_wait(state_dir: Path) -> Iterator[None]:
+    """Keep removals from looking for files until the block ends; without a service's state there are none."""
+    with only_one(state_dir, wait=True) if state_dir.is_dir() else nullcontext():
+        yield
+
+
 class LastLook:
     """Puts Parquet files of users in their places.
 
@@ -36,7 +43,7 @@ class LastLook:
 
     def place(self, temporary: Path, target: Path) -> None:
         """Rename a file that is written, without the rows of people who may not stand in it any more."""
-        with only_one(self._state_dir, wait=True) if self._state_dir.is_dir() else nullcontext():
+        with removals_wait(self._state_dir):
             while not self._leave_out(temporary):  # writing takes a while, in which others may decide
                 pass
             temporary.rename(target)

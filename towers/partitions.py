@@ -19,6 +19,7 @@ from towers.errors import listed
 
 HOUR_US = 3_600_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TEMPORARY = ".tmp"
 
 
 def hour_folder(root: Path, moment: int) -> Path:
@@ -49,7 +50,7 @@ def write_part(folder: Path, writer: str, last: int, table: pa.Table) -> Path:
 
 def replace_part(target: Path, table: pa.Table) -> None:
     """Write a file or write it anew, as `write_part` does."""
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}{_TEMPORARY}")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as sink:
             pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -94,6 +95,12 @@ def remove_part(path: Path) -> None:
     for folder in (path.parent, path.parent.parent):
         with contextlib.suppress(OSError):  # not empty yet
             folder.rmdir()
+
+
+def remove_left(root: Path) -> None:
+    """Delete what a process that was killed left beside its files, and folders left empty; none may be writing."""
+    for path in root.glob(f"date=*/hour=*/.part-*{_TEMPORARY}"):
+        remove_part(path)
 
 
 @contextlib.contextmanager

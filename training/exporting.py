@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from towers import bundle
+from towers.alone import alone_in
 from towers.batch import take
 from towers.columns import ITEM_ID, USER_ID, USER_KEY
 from towers.consent import MEASURE, PERSONALIZE
@@ -24,7 +25,6 @@ from towers.model import TwoTower
 from towers.pointers import current, waiting
 from towers.runtime import WEIGHTS_FILE, TorchRuntime, load_runtime
 from towers.shards import Place, embedding_column, rename, write_shards
-from training.alone import alone_in
 from training.ancestry import Learned
 from training.batches import user_inputs
 from training.bundle_parts import bundle_facts, bundle_parts, version_name

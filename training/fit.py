@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from towers.alone import alone_in
 from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, TRAIN
 from towers.job import write_json
 from towers.model import TwoTower
 from towers.runtime import save_model
-from training.alone import alone_in
 from training.ancestry import LEARNED, inherited, learned_by, warn_of_validation
 from training.candidates import CandidateItems
 from training.checkpoint import Checkpointer

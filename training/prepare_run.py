@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from towers.alone import alone_in
 from towers.columns import EVENT_TYPE, NEGATIVE_EVENT_TYPES, NO_TIME, REMOVAL, USER_ID, USER_KEY, WEIGHT
 from towers.errors import ConfigError, DataError
 from towers.identity import KEY_BYTES, UserKeys
 from towers.job import write_json
+from towers.last_look import removals_wait
 from towers.prepared import digest, remove_users
 from towers.receipts import receipts_file
 from towers.schema import Schema
 from towers.values import LARGEST_NUMBER
-from training.alone import alone_in
 from training.assemble import Assembler, Kept, sort_buckets
 from training.catalogue import Catalogue, build_catalogue
 from training.config import TrainingConfig
@@ -34,7 +35,7 @@ from training.facts import Stopwatch, run_facts
 from training.ingest import Ingest, Ingested
 from training.npy_stream import NpyReader
 from training.people import AUDIT, build_people, write_audit, write_users
-from training.permission import Permission
+from training.permission import Permission, state_of
 from training.sources import open_source
 from training.sources.base import SourceTables
 from training.sources.live import with_live
@@ -57,24 +58,27 @@ def run(config: TrainingConfig) -> str:
     keyed = (run_dir / PREPARED, run_dir / "state", receipts_file(config.identity.receipts, config.identity.key_file))
     keys = UserKeys.open(config.identity.key_file, create=not any(path.exists() for path in keyed))
     permission = Permission.open(config, keys)
-    with alone_in(run_dir), new_folder(run_dir / PREPARED) as folder:
-        stages = prepare(with_live(open_source(config.data), config.data.live, keys), config, folder, keys, permission)
-        for warning in warnings(stages):
-            tqdm.write(f"warning: {warning}", file=sys.stderr)
-        facts = data_facts(stages)
-        written = digest(folder)
-        # `digest` follows removals, `made` does not
-        facts["data"] |= {"digest": written, "made": written, "began": began, **permission.facts()}
-        _tell_ahead(stages)
-        document = {"run": run_facts(config, watch), **facts}
-        write_json(folder / "prepare.json", document)
-        (folder / "data_card.md").write_text(data_card(stages, config))
-        permission = Permission.open(config, keys)
-        if _leave_out(folder, keys, permission, began):
-            document = json.loads((folder / "prepare.json").read_text())
-    audit = stages.source.audit
-    if audit is not None:
-        write_audit(run_dir / AUDIT, audit, keys, permission)
+    with alone_in(run_dir), contextlib.ExitStack() as last:
+        with new_folder(run_dir / PREPARED) as folder:
+            stages = prepare(with_live(open_source(config.data), config.data.live, keys), config, folder, keys, permission)
+            for warning in warnings(stages):
+                tqdm.write(f"warning: {warning}", file=sys.stderr)
+            facts = data_facts(stages)
+            written = digest(folder)
+            # `digest` follows removals, `made` does not
+            facts["data"] |= {"digest": written, "made": written, "began": began, **permission.facts()}
+            _tell_ahead(stages)
+            document = {"run": run_facts(config, watch), **facts}
+            write_json(folder / "prepare.json", document)
+            (folder / "data_card.md").write_text(data_card(stages, config))
+            # a removal that begins now waits until everything is in its place, and finds it there
+            last.enter_context(removals_wait(state_of(config)))
+            permission = Permission.open(config, keys)
+            if _leave_out(folder, keys, permission, began):
+                document = json.loads((folder / "prepare.json").read_text())
+        audit = stages.source.audit
+        if audit is not None:
+            write_audit(run_dir / AUDIT, audit, keys, permission)
     write_json(run_dir / "prepare.json", document)
     return str(run_dir / PREPARED)
 
@@ -91,8 +95,7 @@ def _tell_ahead(stages: Stages) -> None:
 
 
 def _leave_out(folder: Path, keys: UserKeys, permission: Permission, began: int) -> int:
-    """Take out who was forgotten since a moment, microseconds UTC; how many rows went. A removal that comes later waits a moment before it
-    looks for files, and finds this folder in its place."""
+    """Take out who was forgotten since a moment, microseconds UTC; how many rows went."""
 
     def since(keys_n: NDArray[np.uint8]) -> NDArray[np.int64]:
         return np.where(permission.forgotten(keys_n) >= began, np.iinfo(np.int64).max, NO_TIME)

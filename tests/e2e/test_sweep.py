@@ -1,6 +1,8 @@
 """What each dial of the selector gives and costs: held-out queries from export, lists from recommend, the table from report."""
 
 import json
+import shutil
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving import recommend_job
+from serving import recommend_job, sweep_job
 from serving.config import ServingConfig, SweepDials
 from serving.cutting import all_of, cut_table, tables_of_users
+from serving.rights import Rights
 from towers.bundle import Bundle, current
 from towers.errors import ConfigError, DataError
 from towers.held_out import HeldOut, write_held_out
@@ -30,7 +33,7 @@ def swept(spine: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Se
     done = other.again("export", "export.onnx=false", "export.held_out_queries=200")
     assert done.returncode == 0, done.stderr
     config = ServingConfig(run_dir=str(other.run_dir), sweep=True)
-    config.serving.runtime = "torch"
+    config.serving.runtime, config.serving.key_file = "torch", str(other.key_file)
     config.sweeping.k, config.sweeping.dials = 30, SweepDials([-0.5], [], [0.2], [], [], [0.5])
     config.sweeping.together = [{"popularity": -0.5, "calibration": 0.2}]
     return other, config
@@ -131,7 +134,8 @@ def test_a_refitted_model_is_not_swept_by_what_it_has_learned(swept: Any, tmp_pa
     done = run.again("export", "export.onnx=false", "export.held_out_queries=200")
     assert done.returncode == 0 and "learned from the validation rows" in done.stdout and "sweeping.split=test" in done.stdout
     config = ServingConfig(run_dir=str(run.run_dir), sweep=True)
-    config.serving.runtime, config.sweeping.dials = "torch", SweepDials([], [], [], [], [], [])
+    config.serving.runtime, config.serving.key_file = "torch", str(run.key_file)
+    config.sweeping.dials = SweepDials([], [], [], [], [], [])
     with pytest.raises(ConfigError, match=r"sweeping\.split: .*'valid' \(trainer\.refit, .*sweeping\.split=test.*trainer\.refit=false"):
         recommend_job.run(config)
     config.sweeping.split = "test"
@@ -166,6 +170,39 @@ def test_who_is_forgotten_goes_out_of_the_sweep_too(swept: Any) -> None:
     path.write_bytes(before)
 
 
+def test_nobody_is_swept_who_may_not_be_asked_about(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither who is forgotten meanwhile, nor who came back with a backup, nor who withdrew since the export."""
+    run_dir, key_file = shutil.copytree(swept[0].run_dir, tmp_path / "run"), str(swept[0].key_file)
+    config = ServingConfig(run_dir=str(run_dir), sweep=True)
+    config.serving.runtime, config.serving.key_file, config.serving.receipts = "torch", key_file, str(tmp_path / "receipts")
+    config.sweeping.dials = SweepDials([], [], [0.2], [], [], [])
+    path, keys = run_dir / "export" / "held_out.parquet", UserKeys.open(key_file)
+    gone, withdrew = pq.read_table(path)["user_key"].unique().to_pylist()[:2]
+    before, table, wishes = path.read_bytes(), sweep_job._table, []
+
+    def slowly(*told: Any) -> pa.Table:
+        if not wishes:
+            with closing(Rights.open(config, keys)) as rights:
+                wishes.append(rights.subjects.forget([gone]))
+        return table(*told)
+
+    monkeypatch.setattr(sweep_job, "_table", slowly)
+    recommend_job.run(config)
+    for name in ("lists", "stages"):
+        found = set(pq.read_table(run_dir / "sweep" / f"{name}.parquet")["user_key"].to_pylist())
+        assert gone not in found and withdrew in found
+    left = path.read_bytes()
+    path.write_bytes(before)
+    with pytest.raises(DataError, match="queries of 1 people who were forgotten, .*towers export"):
+        recommend_job.run(config)
+    path.write_bytes(left)
+    recommend_job.run(config)
+    with closing(Rights.open(config, keys)) as rights:
+        rights.standing.decide(withdrew, {"measure": False})
+    with pytest.raises(DataError, match="do not allow personalize and measure any more"):
+        recommend_job.run(config)
+
+
 def test_what_cannot_be_swept_is_told(swept: Any, tmp_path: Path) -> None:
     run, config = swept
     for point, message in (
@@ -174,7 +211,7 @@ def test_what_cannot_be_swept_is_told(swept: Any, tmp_path: Path) -> None:
         ({"reach": 1.0}, r"index\.reach"),
     ):
         wrong = ServingConfig(run_dir=config.run_dir, sweep=True)
-        wrong.serving.runtime, wrong.sweeping.together = "torch", [point]
+        wrong.serving.runtime, wrong.serving.key_file, wrong.sweeping.together = "torch", config.serving.key_file, [point]
         with pytest.raises(ConfigError, match=message):
             recommend_job.run(wrong)
     held = HeldOut.read(run.run_dir / "export" / "held_out.parquet", "valid", weights_of(run))

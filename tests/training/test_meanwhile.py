@@ -12,13 +12,14 @@ import pytest
 from serving.receipt_writer import write_receipt
 from tests.training import test_permission
 from tests.training.test_permission import exported, keys_of, trained
+from towers.alone import alone_in
 from towers.columns import NO_TIME
 from towers.errors import ConfigError, DataError
-from towers.identity import UserKeys, mark
+from towers.identity import UserKeys, keep_secret, mark, new_secret
+from towers.partitions import only_one
 from towers.prepared import remove_users
 from towers.receipts import FORGET, receipts_file
 from training import exporting, prepare_run
-from training.alone import alone_in
 from training.config import TrainingConfig
 from training.interactions import Interactions
 
@@ -115,3 +116,23 @@ def test_prepare_leaves_out_who_was_forgotten_meanwhile(config: TrainingConfig, 
     assert (run / "prepare.json").read_text() == (run / "prepared" / "prepare.json").read_text()
     assert "u03" not in pq.read_table(run / "prepared" / "rejected.parquet")["user_id"].to_pylist()
     assert key not in pq.read_table(run / "audit.parquet")["user_key"].to_pylist()
+
+
+def test_removals_wait_while_what_was_prepared_takes_its_place(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large log takes longer to be looked through for the last time than a removal waits before it looks for files."""
+    state, waiting = Path(config.run_dir) / "state", []
+    state.mkdir(parents=True)
+    config.identity.key_file = str(Path(config.run_dir).parent / "key_of_state")
+    keep_secret(Path(config.identity.key_file), new_secret())
+
+    def look() -> None:
+        with only_one(state, wait=False) as mine:
+            waiting.append(not mine)
+
+    config.data.consent = None
+    after(monkeypatch, prepare_run, "prepare", look)
+    after(monkeypatch, prepare_run, "_leave_out", look)
+    after(monkeypatch, prepare_run, "write_audit", look)
+    prepare_run.run(config)
+    look()
+    assert waiting == [False, True, True, False]

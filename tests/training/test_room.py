@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from towers.alone import alone_in
 from towers.errors import ConfigError, TrainingError
-from training.alone import alone_in
 from training.room import enough_memory
 
 HOLD = """
 import sys
 from pathlib import Path
-from training.alone import alone_in
+from towers.alone import alone_in
 with alone_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

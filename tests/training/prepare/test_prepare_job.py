@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from towers.alone import LEARNING, alone_in
 from towers.errors import ConfigError, DataError
 from training import prepare_run
-from training.alone import LOCK, alone_in
 from training.config import TrainingConfig
 from training.interactions import Interactions
 
@@ -27,7 +27,7 @@ def test_a_failed_prepare_leaves_the_earlier_one(config: TrainingConfig, prepare
         prepare(events(100, 10, 10) | {"user_id": ["u"] * 100})
     after = Interactions.open(Path(config.run_dir) / "prepared")
     assert np.array_equal(before.item, after.item)
-    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == [LOCK, "prepare.json", "prepared"]
+    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == [LEARNING.lock, "prepare.json", "prepared"]
 
 
 def test_a_lost_secret_is_not_replaced(config: TrainingConfig, prepare: Any, events: Any, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_prepare_killed_midway_leaves_the_earlier_one_and_the_next_succeeds(
     after = Interactions.open(Path(config.run_dir) / "prepared")
     assert np.array_equal(before.item, after.item)
     prepare(events(300, 20, 10))
-    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == [LOCK, "prepare.json", "prepared"]
+    assert sorted(p.name for p in Path(config.run_dir).iterdir()) == [LEARNING.lock, "prepare.json", "prepared"]
 
 
 @pytest.mark.realdata
