@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from serving.database import Database
 from serving.standing import Standing
 from serving.subjects import Places
-from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, NO_TIME, TIMESTAMP, USER_ID, USER_KEY, WEIGHT
+from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, ITEM_ROWS, NO_TIME, TIMESTAMP, USER_ID, USER_KEY, WEIGHT
 from towers.consent import purposes_of
 from towers.decoded import decoded
 from towers.errors import BundleError, DataError
@@ -109,8 +109,8 @@ def _contexts(folder: Path, preprocessor: Preprocessor, start: int, stop: int) -
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    """Keys as hex digits, times as people write them, JSON as what it says; without what is not known."""
-    return {name: _value(name, value) for name, value in row.items() if value is not None}
+    """Keys as hex digits, times as people write them, JSON as what it says; without what is not known or said by ids already."""
+    return {name: _value(name, value) for name, value in row.items() if value is not None and name != ITEM_ROWS}
 
 
 def _value(name: str, value: Any) -> Any:

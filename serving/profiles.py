@@ -75,7 +75,7 @@ class Profiles:
         """
         known = None if path is None else self._histories
         if path is not None and (known is None or known.seal is None or known.seal != seal_of(path)):
-            known = UserHistories.open(path)
+            known = UserHistories.open(path, unnamed=True)
             _check_secret(known, self.keys, path, "user-key secret of this service")
         changed = copy.copy(self)
         changed._seen, changed._purged = None if known is None else known.seal, NO_TIME
@@ -90,6 +90,7 @@ class Profiles:
     def teach(self, preprocessor: Preprocessor, catalog: Vocabulary) -> None:
         """Have a model and a catalogue look up all items of the stored histories now, so that no request has to."""
         if self._histories is not None:
+            self._histories.name(catalog)
             known = preprocessor.vocabularies
             for items in (known[ITEM_ID], catalog):
                 self._histories.teach(items, known[EVENT_TYPE], {f.name: known[f.vocabulary] for f in preprocessor.schema.in_history})
@@ -125,12 +126,12 @@ class Profiles:
 
 
 def open_histories(history: Path | str, key_file: str | None) -> tuple[UserKeys, UserHistories]:
-    """Histories and the secret of their keys.
+    """Histories and the secret of their keys. The histories' items may still lack their ids: see `Profiles.teach`.
 
     Raises:
         DataError, ConfigError: they cannot be read, or do not belong together.
     """
-    histories, keys = UserHistories.open(history), UserKeys.open(key_file)
+    histories, keys = UserHistories.open(history, unnamed=True), UserKeys.open(key_file)
     _check_secret(histories, keys, history, f"user-key secret {secret_file(key_file)}")
     return keys, histories
 

@@ -12,22 +12,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import FIRST_ROW, MADE, NO_TIME, PURGED, USER_KEY
+from towers.columns import CATALOG, FIRST_ROW, ITEM_ROWS, MADE, NO_TIME, PURGED, USER_KEY
 from towers.errors import DataError
 from towers.identity import KEY_BYTES, SECRET_FINGERPRINT
-from towers.vocab import Coded, Vocabulary
+from towers.vocab import Coded, Vocabulary, digest_of
 
 ITEMS, EVENTS, TIMES = "item_ids", "event_types", "timestamps"
 
 
 CONTEXT = "context."
 
+_NUMBERS = {TIMES: pa.int64(), ITEM_ROWS: pa.int32()}
+"""Lists of events that hold no text."""
+
 _NOTHING: Mapping[str, Any] = {}
 
 
 def of_events(column: str) -> bool:
     """Whether a column of user histories is of lists with an entry for each event."""
-    return column in (ITEMS, EVENTS, TIMES) or column.startswith(CONTEXT)
+    return column in (ITEMS, ITEM_ROWS, EVENTS, TIMES) or column.startswith(CONTEXT)
 
 
 class StoredUser(NamedTuple):
@@ -75,7 +78,7 @@ class UserHistories:
 
     Args:
         table: columns user_key, item_ids, event_types, timestamps, `context.<feature>` of context that events keep, and user features,
-            sorted by user_key.
+            sorted by user_key. Without item_ids but with item_rows, no user can be asked for before `name`.
 
     Attributes:
         secret_fingerprint: of the secret that the keys were made with; None where the file does not say.
@@ -87,16 +90,24 @@ class UserHistories:
     """
 
     seal: tuple[int, ...] | None = None
+    _path: Path | str = ""
 
     def __init__(self, table: pa.Table) -> None:
         self.secret_fingerprint: bytes | None = (table.schema.metadata or {}).get(SECRET_FINGERPRINT)
         self.made = int((table.schema.metadata or {}).get(MADE, NO_TIME))
+        self._catalog: bytes | None = (table.schema.metadata or {}).get(CATALOG)
         self._columns = {name: _one_array(table.column(name)) for name in table.column_names}
         _check_events(self._columns)
         lists = [name for name in table.column_names if of_events(name)]
         self._features = [name for name in table.column_names if name != USER_KEY and name not in lists]
         self._contexts = {name.removeprefix(CONTEXT): _coded(self._columns.pop(name)) for name in lists if name.startswith(CONTEXT)}
-        self._items, self._item_ids = _coded(self._columns.pop(ITEMS))
+        rows = self._columns.pop(ITEM_ROWS, None)
+        ids = self._columns.pop(ITEMS, None)
+        self._item_ids: pa.StringArray | None = None
+        if ids is None:
+            self._items = _Lists(rows.offsets.to_numpy(), rows.values.to_numpy())
+        else:
+            self._items, self._item_ids = _coded(ids)
         self._taught = False
         self._events, self._event_types = _coded(self._columns.pop(EVENTS))
         times = self._columns.pop(TIMES)
@@ -109,8 +120,12 @@ class UserHistories:
         self._prefix_U = prefix_U.data  # of plain numbers: a search by NumPy's scalars takes three times as long
 
     @classmethod
-    def open(cls, path: Path | str) -> "UserHistories":
+    def open(cls, path: Path | str, unnamed: bool = False) -> "UserHistories":
         """Read the file that `towers export` wrote.
+
+        Args:
+            unnamed: leave the ids of items aside where the file has their rows in a catalogue, for `name` to give: of a million ids that
+                saves half a second.
 
         Raises:
             DataError: the file is missing, damaged or of another layout.
@@ -119,13 +134,17 @@ class UserHistories:
         try:
             # pq.read_table imports Arrow's datasets, and each thread that decodes leaves an arena of memory behind
             with pq.ParquetFile(path, memory_map=True, read_dictionary=dictionaries) as file:
-                groups = [file.read_row_group(number, use_threads=False) for number in range(file.num_row_groups)]
-                table = pa.concat_tables(groups or [file.schema_arrow.empty_table()]).unify_dictionaries()
-            missing = {USER_KEY, ITEMS, EVENTS, TIMES} - set(table.column_names)
-            if missing:
-                raise DataError(f"user histories {path}: no column {', '.join(sorted(missing))}; write them with `towers export`")
+                schema = file.schema_arrow
+                missing = {USER_KEY, ITEMS, EVENTS, TIMES} - set(schema.names)
+                if missing:
+                    raise DataError(f"user histories {path}: no column {', '.join(sorted(missing))}; write them with `towers export`")
+                by_row = unnamed and ITEM_ROWS in schema.names and CATALOG in (schema.metadata or {})
+                columns = [name for name in schema.names if name != (ITEMS if by_row else ITEM_ROWS)]
+                groups = [file.read_row_group(number, columns, use_threads=False) for number in range(file.num_row_groups)]
+                table = pa.concat_tables(groups or [schema.empty_table().select(columns)]).unify_dictionaries()
             opened = cls(table)
             opened.seal = seal  # taken before: what was replaced meanwhile is read anew next time
+            opened._path = path
             return opened
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"user histories {path} cannot be read: {error}. Run `towers export` again, or set serving.history") from error
@@ -152,6 +171,21 @@ class UserHistories:
                 return self._at(place)
             place += 1
         return None
+
+    def name(self, catalog: Vocabulary) -> None:
+        """Give items that are known by their row in a catalogue their ids; where that was another catalogue, the file is read again.
+
+        Raises:
+            DataError: it cannot be, or a row is past the catalogue's end.
+        """
+        if self._item_ids is not None:
+            return
+        if self._catalog != digest_of(catalog.values()):
+            vars(self).update(vars(UserHistories.open(self._path)))
+            return
+        if len(self._items.flat_N) and not 0 <= self._items.flat_N.min() <= self._items.flat_N.max() < len(catalog.values()):
+            raise DataError(f"user histories {self._path}: {ITEM_ROWS} reach past the catalogue; write them anew with `towers export`")
+        self._item_ids, self._taught = catalog.values(), True
 
     def teach(self, items: Vocabulary, events: Vocabulary, contexts: Mapping[str, Vocabulary] = _NOTHING) -> None:
         """Have vocabularies look up all items, event types and context of the histories now: see `Vocabulary.learn`.
@@ -226,15 +260,15 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _check_events(columns: Mapping[str, pa.Array]) -> None:
-    """Item ids and event types are lists of text, times lists of whole numbers; a user has as many of each, or no types or times."""
+    """Item ids and event types are lists of text, times and rows lists of numbers; a user has as many of each, or no types or times."""
     for name in filter(of_events, columns):
         found = columns[name].type
         inner = found.value_type if pa.types.is_list(found) else found
         inner = inner.value_type if pa.types.is_dictionary(inner) else inner
-        if not pa.types.is_list(found) or (inner != (pa.int64() if name == TIMES else pa.string()) and inner != pa.null()):
+        if not pa.types.is_list(found) or (inner != _NUMBERS.get(name, pa.string()) and inner != pa.null()):
             raise DataError(f"user histories: column {name} is {found}; write them with `towers export`")
         count_U = _lengths(columns[name])
-        wrong = np.flatnonzero((count_U != _lengths(columns[ITEMS])) & (count_U != 0))
+        wrong = np.flatnonzero((count_U != _lengths(columns[ITEMS if ITEMS in columns else ITEM_ROWS])) & (count_U != 0))
         if len(wrong):
             raise DataError(f"user histories: row {wrong[0]} has {count_U[wrong[0]]} {name}; expected one for each of its item ids")
 

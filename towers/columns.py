@@ -28,6 +28,12 @@ MADE: Final = b"towers.made"
 PURGED: Final = b"towers.purged"
 """There as well: up to when (microseconds UTC) everybody's events were taken out since; absent where none were."""
 
+ITEM_ROWS: Final = "item_rows"
+"""A column of a file of histories: the same items as `item_ids`, as rows of a catalogue, which are read in a fraction of the time."""
+
+CATALOG: Final = b"towers.catalog"
+"""In its metadata: `digest_of` the ids of that catalogue."""
+
 DEFAULT_EVENT_TYPE: Final = "interaction"
 NEGATIVE_EVENT_TYPES: Final = ("abandon", "skip")
 """Event types that tell what a person did not want: never a training target, part of the history."""

@@ -205,6 +205,15 @@ class Vocabulary:
         return (np.cumsum(counts) - counts).astype(np.int32), shift, int(counts.max())
 
 
+def digest_of(values: pa.StringArray) -> bytes:
+    """32 bytes that equal values in equal order share, and no others."""
+    _, ends, text = values.buffers()
+    end_N = np.frombuffer(ends, np.int32)[values.offset : values.offset + len(values) + 1] if len(values) else np.zeros(1, np.int32)
+    made = hashlib.sha256((end_N - end_N[0]).tobytes())
+    made.update(memoryview(text)[end_N[0] : end_N[-1]] if text is not None else b"")
+    return made.digest()
+
+
 def _hashes(values: Sequence[str]) -> NDArray[np.uint64]:
     digests = b"".join(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest() for value in values)
     return np.frombuffer(digests, "<u8").astype(np.uint64)

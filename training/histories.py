@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from towers.columns import EVENT_TYPE, FIRST_ROW, ITEM_ID, MADE, NO_TIME, USER_KEY
+from towers.columns import CATALOG, EVENT_TYPE, FIRST_ROW, ITEM_ID, ITEM_ROWS, MADE, NO_TIME, USER_KEY
 from towers.schema import Feature
 from towers.shards import Place, rename
+from towers.vocab import digest_of
 from training.interactions import Interactions
 
 BLOCK_USERS = 50_000
@@ -20,7 +21,8 @@ _DICTIONARY_BYTES = 1 << 28
 def write_histories(
     path: Path, data: Interactions, users: Path, events: int, allowed_U: NDArray[np.bool_], made: int = 0, place: Place = rename
 ) -> None:
-    """Write user_key, item_ids, event_types, timestamps, context that events keep and the users' declared features, sorted by key.
+    """Write user_key, item_ids and their rows in the catalogue, event_types, timestamps, context that events keep and the users' declared
+    features, sorted by key.
 
     Args:
         path: the Parquet file, replaced atomically.
@@ -34,7 +36,8 @@ def write_histories(
     features = pq.read_table(users).drop_columns([USER_KEY]) if users.is_file() else pa.table({})
     temporary = path.with_suffix(".tmp")
     # the users' features come with their file's metadata
-    metadata = {**(features.schema.metadata or {}), MADE: str(made).encode()}
+    catalog = digest_of(data.catalog.column(ITEM_ID).combine_chunks())
+    metadata = {**(features.schema.metadata or {}), MADE: str(made).encode(), CATALOG: catalog}
     writer: pq.ParquetWriter | None = None
     try:
         for start in range(0, data.n_users, BLOCK_USERS):
@@ -59,6 +62,7 @@ def _block(data: Interactions, start: int, stop: int, events: int, features: pa.
     columns = {
         USER_KEY: pa.array([key.tobytes() for key in data.user_keys[start:stop]], pa.binary(16)),
         "item_ids": _lists(offsets, data.catalog.column(ITEM_ID).take(pa.array(data.item[index]))),
+        ITEM_ROWS: _lists(offsets, pa.array(data.item[index], pa.int32())),
         "event_types": _lists(offsets, _event_types(data, index)),
         "timestamps": _lists(offsets, times),
         **{f.input_name: _lists(offsets, _kept_context(data, f, index)) for f in data.schema.in_history},

@@ -17,6 +17,7 @@ from serving.config import ServingConfig
 from serving.index_job import run as build_index
 from serving.runtimes import open_encoder
 from towers.bundle import Bundle, current, publish, write_vectors
+from towers.columns import CATALOG, ITEM_ROWS
 from towers.encoder import Encoder, UserRow
 from towers.fitting import PreprocessorFit
 from towers.held_out import write_query_vectors
@@ -26,6 +27,7 @@ from towers.model_config import HistoryConfig, ModelConfig
 from towers.preprocess import Preprocessor
 from towers.runtime import TorchRuntime, save_model
 from towers.schema import Feature, make_schema
+from towers.vocab import digest_of
 from training.config import TrainerConfig
 from training.half_tables import round_tables
 from training.onnx_export import export_towers
@@ -77,7 +79,7 @@ def make_run(run_dir: Path, items: int, users: int, history: str = "mean", index
     model = _model(fitted, history, drawn.item_ID)
     vectors_ID = _publish_core(run_dir, fitted, model, items, rng)
     read_UL = _read(rng, drawn, users + QUERIES)
-    _write_histories(run_dir, read_UL[:users])
+    _write_histories(run_dir, read_UL[:users], items)
     held_out = [UserRow([item_id(i) for i in row.tolist()], now=NOW_US) for row in read_UL[users:]]
     queries_QHD = Encoder(fitted, TorchRuntime(model), LENGTH).users(held_out).vectors_BHD
     weights = Bundle.open(current(run_dir / "bundles")).weights_sha256
@@ -156,7 +158,7 @@ def _read(rng: np.random.Generator, drawn: Topics, users: int) -> NDArray[np.int
     return np.asarray(drawn.order_I[place_UL], np.int64)
 
 
-def _write_histories(run_dir: Path, read_UL: NDArray[np.int64]) -> None:
+def _write_histories(run_dir: Path, read_UL: NDArray[np.int64], items: int) -> None:
     users = len(read_UL)
     keys = UserKeys.open(str(run_dir / "key"), create=True)
     key_of = [keys.key(f"u{user}") for user in range(users)]
@@ -168,9 +170,10 @@ def _write_histories(run_dir: Path, read_UL: NDArray[np.int64]) -> None:
         {
             "user_key": pa.array([key_of[user] for user in order], pa.binary(16)),
             "item_ids": pa.ListArray.from_arrays(offsets, names.take(pa.array(read_UL[order].ravel()))),
+            ITEM_ROWS: pa.ListArray.from_arrays(offsets, pa.array(read_UL[order].ravel(), pa.int32())),
             "event_types": pa.ListArray.from_arrays(offsets, pa.array(["play", "like"] * (users * LENGTH // 2))),
             "timestamps": pa.ListArray.from_arrays(offsets, pa.array(times_UL.ravel())),
         },
-        metadata={SECRET_FINGERPRINT: keys.fingerprint()},
+        metadata={SECRET_FINGERPRINT: keys.fingerprint(), CATALOG: digest_of(pa.array([item_id(row) for row in range(items)]))},
     )
     pq.write_table(table, run_dir / "export" / "histories.parquet", compression="zstd", dictionary_pagesize_limit=1 << 28)

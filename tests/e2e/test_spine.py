@@ -13,8 +13,9 @@ import pytest
 
 from serving.retriever import Retriever
 from towers.bundle import Bundle, current
-from towers.columns import MADE
+from towers.columns import CATALOG, MADE
 from towers.identity import UserKeys
+from towers.vocab import digest_of
 from training.interactions import Interactions
 
 RESULTS = {
@@ -106,6 +107,15 @@ def test_an_export_is_deterministic(spine: Any, tmp_path: Path) -> None:
     made = [int(table.schema.metadata[MADE]) for table in (ours, theirs)]
     assert ours == theirs and made[0] < made[1], "the same but for the time at which it was made"
     assert first == second
+
+
+def test_histories_name_items_by_their_rows_in_the_bundles_catalogue_too(spine: Any) -> None:
+    histories = pq.read_table(spine.run_dir / "export" / "histories.parquet")
+    ids = pq.read_table(current(spine.run_dir / "bundles") / "catalog.parquet", columns=["item_id"]).column(0).combine_chunks()
+    assert histories.schema.metadata[CATALOG] == digest_of(ids)
+    known = ids.to_pylist()
+    named = [[known[row] for row in rows] for rows in histories.column("item_rows").to_pylist()]
+    assert named == histories.column("item_ids").to_pylist() and any(named)
 
 
 def test_an_export_continues_where_it_stopped(spine: Any, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.user_state import StoredUser, UserHistories
-from towers.columns import NO_TIME
+from towers.columns import CATALOG, ITEM_ROWS, NO_TIME
 from towers.errors import DataError
-from towers.vocab import Vocabulary
+from towers.vocab import Vocabulary, digest_of
 
 
 def table(keys: list[bytes]) -> pa.Table:
@@ -81,6 +81,54 @@ def test_histories_of_known_items_hold_no_ids_of_their_own(keys: list[bytes]) ->
     users.teach(few, kinds)
     assert [few.rows(user.items).tolist() for user in known] == [few.rows(list(user.items)).tolist() for user in known]
     assert users.get(keys[2]) == known[2]
+
+
+def with_rows(written: pa.Table, catalog: Vocabulary) -> pa.Table:
+    """The same file as export writes it: items by their row in a catalogue as well."""
+    ids = catalog.values().to_pylist()
+    rows = [[ids.index(item) for item in items] for items in written.column("item_ids").to_pylist()]
+    metadata = {CATALOG: digest_of(catalog.values())}
+    return written.append_column(ITEM_ROWS, pa.array(rows, pa.list_(pa.int32()))).replace_schema_metadata(metadata)
+
+
+def test_items_by_row_are_named_by_their_catalogue(tmp_path: Path, keys: list[bytes]) -> None:
+    written = table(keys)
+    catalog, kinds = Vocabulary.fit([*(f"item-{i}" for i in range(300)), "shared", "a new one"]), Vocabulary.fit(["play", "skip"])
+    pq.write_table(with_rows(written, catalog), tmp_path / "h.parquet", row_group_size=37)
+    users = UserHistories.open(tmp_path / "h.parquet", unnamed=True)
+    users.name(catalog)
+    users.teach(catalog, kinds)
+    known = [user for key in keys if (user := users.get(key)) is not None]
+    assert [list(user.items) for user in known] == written.column("item_ids").to_pylist()
+    assert all(user.items.distinct is catalog.values() for user in known)  # type: ignore[attr-defined]
+    assert known == [UserHistories.open(tmp_path / "h.parquet").get(key) for key in keys]
+
+
+def test_rows_of_another_catalogue_name_nothing(tmp_path: Path, keys: list[bytes]) -> None:
+    written = table(keys)
+    ids = [*(f"item-{i}" for i in range(300)), "shared"]
+    pq.write_table(with_rows(written, Vocabulary.fit(ids)), tmp_path / "h.parquet")
+    for other in (Vocabulary.fit(["0 first", *ids]), Vocabulary.fit(ids[1:]), Vocabulary.numbered(ids[::-1])):
+        users = UserHistories.open(tmp_path / "h.parquet", unnamed=True)
+        users.name(other)
+        assert [list(user.items) for key in keys if (user := users.get(key))] == written.column("item_ids").to_pylist()
+
+
+def test_rows_past_the_catalogue_are_refused(tmp_path: Path, keys: list[bytes]) -> None:
+    catalog = Vocabulary.fit([*(f"item-{i}" for i in range(300)), "shared"])
+    written = with_rows(table(keys), catalog)
+    past = pa.array([[301] * len(rows) for rows in written.column(ITEM_ROWS).to_pylist()], pa.list_(pa.int32()))
+    pq.write_table(written.set_column(written.column_names.index(ITEM_ROWS), ITEM_ROWS, past), tmp_path / "h.parquet")
+    users = UserHistories.open(tmp_path / "h.parquet", unnamed=True)
+    with pytest.raises(DataError, match="item_rows reach past the catalogue"):
+        users.name(catalog)
+
+
+def test_a_digest_is_of_values_and_their_bounds() -> None:
+    values = pa.array(["x", "ab", "c", "ü", ""])
+    assert digest_of(values.slice(1, 2)) == digest_of(pa.array(["ab", "c"]))
+    digests = {digest_of(pa.array(values, pa.string())) for values in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["ab", "c", ""], ["abc"], [])}
+    assert len(digests) == 6
 
 
 def test_history_before_a_moment() -> None:

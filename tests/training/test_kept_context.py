@@ -138,9 +138,10 @@ def test_what_is_removed_or_cut_takes_its_context_along():
 
 def test_a_file_that_forgets_events_forgets_their_context():
     lists = {"item_ids": [["a", "b"], ["c"]], "event_types": [["play"] * 2, ["play"]], "timestamps": [[1, 5], [9]]}
-    table = pa.table({"user_key": [b"a" * 16, b"b" * 16], **lists, "context.hour": [["noon", None], ["night"]]})
-    left, _ = _shorter(table, np.array([1, NO_TIME]), undated=False)
+    beside = {"context.hour": [["noon", None], ["night"]], "item_rows": [[7, 8], [9]]}
+    left, _ = _shorter(pa.table({"user_key": [b"a" * 16, b"b" * 16], **lists, **beside}), np.array([1, NO_TIME]), undated=False)
     assert left["item_ids"].to_pylist() == [["b"], ["c"]] and left["context.hour"].to_pylist() == [[None], ["night"]]
+    assert left["item_rows"].to_pylist() == [[8], [9]]
 
 
 def test_what_does_not_fit_is_refused(data):
