@@ -10,7 +10,7 @@ class Limits:
     """Bounds on what one request may ask.
 
     Attributes:
-        max_k: largest k.
+        max_k: largest k; also the most items of all rows of a page together where a policy orders them.
         max_history: most history events; also the most entries of `exclude`, `candidate_items` and candidates to rerank.
         max_events: most events added at once.
         max_body_bytes: largest HTTP body.

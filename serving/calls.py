@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -23,6 +23,7 @@ from serving.logs import REQUEST_ID as ANSWERING
 from serving.logs import loggable, steps
 from serving.messages import Problem
 from serving.metrics import Metrics
+from serving.stepwise import between_others
 from serving.turns import Turns
 from towers.errors import RequestError, StorageError
 
@@ -57,7 +58,6 @@ class Call:
     params: Mapping[str, str]
     query: str
     body: bytes
-    deadline: "Deadline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Endpoint:
 
     Attributes:
         route: its name in metrics and logs.
-        handler: from call to reply.
+        handler: from call to reply, or to the steps that end in one.
         scope: what the caller's key must allow; "" = nothing.
         takes_body: whether a body is read.
         slow: it reads or writes files, and runs in a thread.
@@ -149,11 +149,13 @@ class Endpoint:
                 body = await _body(receive, headers.length, self.front.max_body_bytes, deadline, wait_s)
             deadline.check()
             ANSWERING.set(headers.request_id.decode())
-            call = Call(_decoded(scope.get("path_params", {})), scope["query_string"].decode("latin-1"), body, deadline)
+            call = Call(_decoded(scope.get("path_params", {})), scope["query_string"].decode("latin-1"), body)
             if self.stores:
-                found = await self.front.turns.take(call.deadline.check, partial(self.handler, call))
+                found = await self.front.turns.take(deadline.check, partial(self.handler, call))
             else:
                 found = await asyncio.to_thread(self.handler, call) if self.slow else self.handler(call)
+                if isinstance(found, Generator):
+                    found = await between_others(found, deadline.check)
             if isinstance(found, Reply):
                 content, media_type, extra = found.content, found.media_type, found.headers
             else:

@@ -74,7 +74,7 @@ class ServeConfig:
             written.
         candidate_share: share of these rows that also tell all candidates that the list was chosen from.
         selector: how lists are made out of the best candidates.
-        max_k: largest k answered.
+        max_k: largest k answered; also the most items of all rows of a page together where a policy orders them.
         max_history: most history events accepted in a request.
         max_events: most events added at once.
         max_body_bytes: largest request body accepted.

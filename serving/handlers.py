@@ -16,7 +16,7 @@ from serving.page import start_page
 from serving.page_messages import BatchRequest, RerankRequest
 from serving.people_calls import PeopleCalls
 from serving.rights import Rights
-from serving.shelves import answer_rerank, answer_rows
+from serving.shelves import answer_rerank, row_by_row
 from towers.errors import RequestError
 from towers.preprocess import Preprocessor
 
@@ -64,7 +64,7 @@ class Handlers:
 
     def recommend_batch(self, call: Call) -> object:
         retriever = self._engine.retriever
-        return answer_rows(retriever, decode(call.body, BatchRequest, retriever.limits.max_history), call.deadline.check)
+        return row_by_row(retriever, decode(call.body, BatchRequest, retriever.limits.max_history))
 
     def rerank(self, call: Call) -> object:
         retriever = self._engine.retriever

@@ -10,6 +10,8 @@ from towers.columns import MAX_ID_BYTES
 
 MOST_ROWS = 50
 """Of one batch request."""
+MOST_ITEMS = 10_000
+"""Of all its rows together; `max_k` where a policy orders them."""
 
 
 class Shelf(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +31,8 @@ class Shelf(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BatchRequest(Asker, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Several rows for one person and moment; no item is in two of them. Earlier rows choose first.
+    """Several rows for one person and moment; no item is in two of them. Earlier rows choose first. Together they want at most 10,000
+    items, and no more than a single list may where a policy orders them.
 
     Of a `policy`, caps are of each row, and all else is of the page: near-duplicates are not in two rows either, and what earlier rows
     hold counts for calibration and diversity.

@@ -1,6 +1,5 @@
 """Replies of several lists or of the caller's own candidates, from the same parts as a single list."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -11,38 +10,43 @@ from serving.choosing import further
 from serving.decoding import check_k, check_length
 from serving.impressions import Listed
 from serving.index.rowset import RowSet, both
-from serving.page_messages import BatchRecommendations, BatchRequest, FilledShelf, Reranked, RerankRequest, Shelf
+from serving.page_messages import MOST_ITEMS, BatchRecommendations, BatchRequest, FilledShelf, Reranked, RerankRequest, Shelf
 from serving.policy import Policy
 from serving.retriever import Retriever
 from serving.selector import select
 from serving.signals import check_context
+from serving.stepwise import Steps, finished
 from towers.errors import RequestError
 
 
 def answer_rows(
-    retriever: Retriever,
-    request: BatchRequest,
-    still_wanted: Callable[[], None] = lambda: None,
-    known: Known | None = None,
-    policy: Policy | None = None,
+    retriever: Retriever, request: BatchRequest, known: Known | None = None, policy: Policy | None = None
 ) -> BatchRecommendations:
     """Fill the rows from first to last, each without what stands in those before.
 
     Args:
-        still_wanted: called before each row; raises once nobody waits.
         known, policy: of lists that are computed again; see `Retriever.answer`.
 
     Raises:
         RequestError: names the row and field.
     """
+    return finished(row_by_row(retriever, request, known, policy))
+
+
+def row_by_row(
+    retriever: Retriever, request: BatchRequest, known: Known | None = None, policy: Policy | None = None
+) -> Steps[BatchRecommendations]:
+    """The same in steps, one a row: a page of many takes long, and others are answered between them."""
     whole = retriever.item_filter.allowed(request.filter)
     allowed = [_checked(retriever, place, row, whole) for place, row in enumerate(request.rows)]
+    wanted = sum(row.k for row in request.rows)
+    policy = policy or retriever.chooser.policy(wanted, request.policy)
+    _check_whole(retriever, wanted, policy)
     asked = retriever.ask(request, [row.context for row in request.rows], known)
     taken, shelves, told = asked.excluded, [], retriever.told(asked)
-    policy = policy or retriever.chooser.policy(sum(row.k for row in request.rows), request.policy)
-    parts = retriever.chooser.parts(policy, asked.signals, asked.known.now, sum(row.k for row in request.rows), asked.last)
+    parts = retriever.chooser.parts(policy, asked.signals, asked.known.now, wanted, asked.last)
     for place, row in enumerate(request.rows):
-        still_wanted()
+        yield
         own = replace(policy, k=row.k, seed=policy.seed + place)
         search = partial(retriever.candidates, asked, allowed=allowed[place], place=place)
         found = search(own.candidates, excluded=taken)
@@ -84,6 +88,13 @@ def answer_rerank(retriever: Retriever, request: RerankRequest, known: Known | N
         retriever.log("rerank", request, asked, told["recommendation_id"], Listed(policy, chosen, items))
     shortage = chosen.shortage or None
     return Reranked(**told, items=items, returned=len(items), k=policy.k, unknown_items=unknown, shortage=shortage)
+
+
+def _check_whole(retriever: Retriever, wanted: int, policy: Policy) -> None:
+    """An order made position by position costs more than one of scores, and the more the more stands on the page already."""
+    most, how = (MOST_ITEMS, "") if policy.dials is None else (retriever.limits.max_k, " where a policy orders them")
+    if wanted > most:
+        raise RequestError("rows", f"they want {wanted:,} items together, expected at most {most:,}{how}")
 
 
 def _checked(retriever: Retriever, place: int, row: Shelf, whole: RowSet | None) -> RowSet | None:

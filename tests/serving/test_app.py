@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from serving.app import build_app
 from serving.bounds import Limits
-from serving.calls import Call, Deadline
+from serving.calls import Call
 from serving.engine import Engine
 from serving.handlers import Handlers
 from serving.metrics import Metrics
@@ -284,7 +284,7 @@ def test_the_document_is_of_the_bundle_that_answers_now(retriever: Retriever) ->
     handlers = Handlers(answering, Metrics(ROUTE_NAMES))
 
     def declared() -> set[str]:
-        served = json.loads(handlers.openapi(Call({}, "", b"", Deadline(None))).content)
+        served = json.loads(handlers.openapi(Call({}, "", b"")).content)
         return set(served["components"]["schemas"]["RecommendRequest"]["properties"]["context"]["properties"])
 
     assert declared() == {"hour", "budget"}

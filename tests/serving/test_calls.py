@@ -126,6 +126,32 @@ def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypat
     assert late.status_code == 408
 
 
+def test_others_are_answered_between_the_rows_of_a_page(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, done = build_app(Engine(retriever)), []
+    found = retriever.candidates
+
+    def noted(*given: Any, **named: Any) -> Any:
+        done.append("row")
+        return found(*given, **named)
+
+    async def both() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as inside:
+
+            async def live() -> None:
+                while "row" not in done:
+                    await asyncio.sleep(0)
+                assert (await inside.get("/health/live")).status_code == 200
+                done.append("live")
+
+            page = inside.post("/v1/recommend:batch", json={"rows": [{"k": 1}] * 50})
+            reply, _ = await asyncio.gather(page, live())
+            assert [row["returned"] for row in reply.json()["rows"]][:2] == [1, 1]
+
+    monkeypatch.setattr(retriever, "candidates", noted)
+    asyncio.run(both())
+    assert done.count("row") == 50 and done.index("live") < 49
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "1.5", "soon", "600001", "9" * 400])
 def test_a_deadline_that_is_none(retriever: Retriever, given: str) -> None:
     (reply,) = ask(build_app(Engine(retriever)), ("GET", "/health/live", {"headers": {"x-request-timeout-ms": given}}))

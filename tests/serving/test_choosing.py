@@ -151,7 +151,7 @@ def test_nothing_turned_is_the_list_in_score_order(steered: Retriever) -> None:
 def test_a_page_is_one_for_near_duplicates_and_each_row_has_its_caps(steered: Retriever) -> None:
     page = {"history": ["item-01"], "rows": [{"name": name, "k": 4} for name in "abc"]}
     policy = {"caps": {"categories": 1}, "near_duplicates": 0.8, "calibration": 0.3, "temperature": 0.1, "seed": 9}
-    reply = answer_rows(steered, msgspec.convert({**page, "policy": policy}, BatchRequest), lambda: None)
+    reply = answer_rows(steered, msgspec.convert({**page, "policy": policy}, BatchRequest))
     taken = [item.item_id for row in reply.rows for item in row.items]
     vectors = steered.stock.vectors_ID[[steered.catalog.row(item) for item in taken]]
     vectors = vectors / (vectors**2).sum(1, keepdims=True) ** 0.5

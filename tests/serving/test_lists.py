@@ -126,3 +126,14 @@ def test_a_row_may_be_filtered_and_so_may_all(client: httpx.Client) -> None:
     assert kept == alone
     wrong = {"rows": [{}, {"filter": [{"field": "colour", "any_of": ["red"]}]}]}
     assert client.post("/v1/recommend:batch", json=wrong).json()["field"] == "rows[1].filter[0].field"
+
+
+def test_a_page_wants_no_more_than_can_be_made_at_once(client: httpx.Client) -> None:
+    body, wide = {"user_id": "user-5", "now": NOW}, [{"k": 1000}] * 10
+    assert client.post("/v1/recommend:batch", json={**body, "rows": wide}).status_code == 200
+    many = client.post("/v1/recommend:batch", json={**body, "rows": [*wide, {"k": 1}]}).json()
+    assert (many["status"], many["field"]) == (422, "rows") and "10,001" in many["detail"] and "10,000" in many["detail"]
+    steered = {**body, "policy": {"diversity": 0.1}}
+    assert client.post("/v1/recommend:batch", json={**steered, "rows": wide[:1]}).status_code == 200
+    many = client.post("/v1/recommend:batch", json={**steered, "rows": [*wide[:1], {"k": 1}]}).json()
+    assert (many["status"], many["field"]) == (422, "rows") and "1,001" in many["detail"] and "policy" in many["detail"]
