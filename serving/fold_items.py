@@ -1,5 +1,6 @@
 """Folding changed items into the catalogue: the bundle that `towers index` then builds its index over."""
 
+import itertools
 import re
 import tempfile
 from pathlib import Path
@@ -13,7 +14,10 @@ from serving.live_items import LiveItems
 from serving.retriever import Retriever
 from towers.bundle import Bundle, publish, write_vectors
 from towers.columns import ITEM_ID
+from towers.pointers import MANIFEST
 
+_FOLDED = r"-c[0-9]+(-[0-9]+)?$"
+"""What a version is told apart by from that without changes."""
 _SEALED = ("format_version", "version", "created", "parent", "files")
 
 
@@ -31,20 +35,30 @@ def folded(core: Bundle, bundles_dir: Path, changes_file: Path) -> Bundle:
         return core
     changes = ItemChanges(changes_file)
     try:
+        if changes.generation() <= changes.held(core):
+            return core
+        core = _exported(core, bundles_dir, changes)
         base = Retriever.load(core)
         live = LiveItems(base, changes)
-        if not live.read():
-            return core
-        version = f"{re.sub(r'-c[0-9]+$', '', core.version)}-c{live.generation}"
-        if (bundles_dir / version).exists():
-            return Bundle.open(bundles_dir / version)
+        live.read()
         held = {"name": changes.name, "generation": live.generation}
     finally:
         changes.close()
+    whole = f"{re.sub(_FOLDED, '', core.version)}-c{live.generation}"
+    more = (f"{whole}-{n}" for n in itertools.count(2))  # for what another file told, or a job that did not come to its end
+    version = next(name for name in itertools.chain([whole], more) if not (bundles_dir / name).exists())
     facts = {name: fact for name, fact in core.manifest.items() if name not in _SEALED}
     facts |= {"model_version": base.model_version, IN_BUNDLE: held}
     with tempfile.TemporaryDirectory(dir=bundles_dir.parent, prefix=".items-") as scratch:
         return Bundle.open(publish(bundles_dir, version, _files(base, live, Path(scratch)), facts, core, make_current=False))
+
+
+def _exported(core: Bundle, bundles_dir: Path, changes: ItemChanges) -> Bundle:
+    """The bundle before any change of this file was taken in, as far as it is still there. All of them are then taken in anew, and an item
+    that was taken down and came back has its count again."""
+    while changes.held(core) and not changes.lost() and (bundles_dir / str(core.manifest.get("parent")) / MANIFEST).is_file():
+        core = Bundle.open(bundles_dir / str(core.manifest["parent"]))
+    return core
 
 
 def _files(base: Retriever, live: LiveItems, folder: Path) -> dict[str, Path | bytes]:

@@ -24,7 +24,8 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "INSERT OR IGNORE INTO facts VALUES ('name', lower(hex(randomblob(8))))",
 )
-_PUT = """INSERT INTO items SELECT ?, ?, coalesce(max(generation), 0) + 1 FROM items WHERE true
+_LOST = "SELECT coalesce(max(value), 0) FROM facts WHERE name = 'lost'"
+_PUT = f"""INSERT INTO items SELECT ?, ?, max(coalesce(max(generation), 0), ({_LOST})) + 1 FROM items WHERE true
     ON CONFLICT (item_id) DO UPDATE SET attributes = excluded.attributes, generation = excluded.generation
     RETURNING generation"""
 
@@ -86,6 +87,17 @@ class ItemChanges:
         return [
             ItemChange(str(item), None if told is None else msgspec.json.decode(str(told)), int(str(place))) for item, told, place in rows
         ]
+
+    def lost(self) -> int:
+        """Up to which number changes were lost: the file is a backup that was put back; 0 where none were."""
+        ((last,),) = self._database.read(_LOST)
+        return int(str(last))
+
+    def go_on_from(self, generation: int) -> None:
+        """Give no later change a number up to this one, which a bundle names: it would pass for one that the bundle holds."""
+        if generation > max(self.generation(), self.lost()):
+            with self._database.transaction() as connection:
+                connection.execute("INSERT OR REPLACE INTO facts VALUES ('lost', ?)", (generation,))
 
     def held(self, bundle: Bundle) -> int:
         """Generation of the last change that a bundle's catalogue holds already; 0 where it holds none of this file's."""

@@ -42,6 +42,7 @@ class LiveItems:
     def __init__(self, base: Retriever, changes: ItemChanges) -> None:
         self._base, self._changes = base, changes
         self.generation = changes.held(base.bundle)
+        changes.go_on_from(self.generation)
         self._now: dict[str, Attributes | None] = {}
         self._vectors: dict[str, NDArray[np.float32]] = {}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -228,3 +229,61 @@ def test_changes_are_carried_into_the_next_index(run_dir: Path, engine: Engine) 
     engine.follow()
     assert engine.retriever.bundle.version == "v2-c4-i2", "the second build found nothing new: another index over the same catalogue"
     assert engine.health()["items"] == 41 and "newer" in scores(engine)
+
+
+def test_an_item_that_went_for_a_while_is_as_popular_as_it_was(run_dir: Path, engine: Engine) -> None:
+    published(run_dir, "v2")
+    engine.follow()
+    config = ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="exact"), serving=ServeConfig())
+    popular = [item.item_id for item in engine.retriever.recommend(k=100).items]
+    engine.put_item("new", {"title": "New"})
+    for change in (lambda: engine.delete_item(popular[0]), lambda: engine.put_item(popular[0], {"title": "Back"})):
+        change()
+        index_job.run(config)
+        engine.follow()
+    assert [item.item_id for item in engine.retriever.recommend(k=100).items if item.item_id != "new"] == popular
+    assert engine.retriever.bundle.version == "v2-c3-i1" and "new" in scores(engine)
+
+
+def test_changes_of_another_file_make_another_catalogue(run_dir: Path, engine: Engine) -> None:
+    """Generations of two files cannot be compared, and the first change of each has the same number."""
+    config = ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="exact"), serving=ServeConfig())
+    published(run_dir, "v2")
+    engine.put_item("old", {})
+    index_job.run(config)
+    point_current(run_dir / "bundles", "v2")
+    for file in (run_dir / "state").iterdir():
+        file.unlink()
+    changes = ItemChanges(run_dir / "state" / ITEMS_FILE)
+    changes.put("item-05", None)
+    changes.close()
+    index_job.run(config)
+    items = Bundle.open(current(run_dir / "bundles")).catalog().column("item_id").to_pylist()
+    assert "old" not in items and "item-05" not in items
+
+
+def test_a_change_after_a_backup_was_put_back_is_found(world: Any, run_dir: Path, engine: Engine) -> None:
+    """The bundle holds changes that the backup does not know; their numbers are not given again."""
+    published(run_dir, "v2")
+    engine.follow()
+    engine.put_item("first", {})
+    engine.close()
+    backup = (run_dir / "state" / ITEMS_FILE, run_dir / "backup")
+    with sqlite3.connect(backup[0]) as source, sqlite3.connect(backup[1]) as copy:
+        source.backup(copy)
+    engine.put_item("second", {})
+    config = ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="exact"), serving=ServeConfig())
+    index_job.run(config)
+    for file in (run_dir / "state").glob(f"{ITEMS_FILE}*"):
+        file.unlink()
+    backup[1].rename(backup[0])
+    changes = ItemChanges(run_dir / "state" / ITEMS_FILE)
+    made = Engine(
+        Retriever.open(current(run_dir / "bundles"), world.histories, world.key_file), changes, run_dir / "bundles", Retriever.load
+    )
+    assert made.put_item("third", {}).generation == 3
+    assert {"first", "second", "third"} <= set(scores(made))
+    index_job.run(config)
+    made.follow()
+    assert {"first", "second", "third"} <= set(scores(made)) and made.retriever.bundle.version == "v2-c3-i1"
+    changes.close()
