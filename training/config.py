@@ -252,9 +252,8 @@ def validate(config: TrainingConfig) -> None:
     for name in config.evaluate.baselines:
         _choice("evaluate.baselines", name, BASELINES)
     if config.split.name == "global_temporal" and config.data.order != "time":
-        raise ConfigError(
-            f"split.name: global_temporal needs timestamps, and data.order is {config.data.order!r}. Use leave_one_out or given"
-        )
+        other = "random" if config.data.order == "set" else "leave_one_out"
+        raise ConfigError(f"split.name: global_temporal needs timestamps, and data.order is {config.data.order!r}. Use {other} or given")
     if config.data.live is not None and config.split.name == "given":
         raise ConfigError("data.live: live events stand in no split, and split.name is 'given'. Use another split, or leave data.live out")
     if config.data.order == "set" and (config.split.name in ("leave_one_out", "user_cold") or config.split.warm_too):

@@ -18,7 +18,7 @@ from towers.errors import DataError
 from towers.schema import Feature, Schema
 from towers.values import LARGEST_NUMBER
 from training.features_table import check_kind
-from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, missing_column
+from training.sources.base import BAD_TIMESTAMP, MALFORMED_LINE, TIMES_NEEDED, missing_column
 
 REASONS: Final = (
     "ok", "malformed_line", "missing_user_id", "missing_item_id", "id_too_long", "bad_timestamp", "future_timestamp",
@@ -82,12 +82,13 @@ def check_columns(chunk: pa.Table, rules: RowRules) -> None:
     needed = {c.USER_ID: "every log needs it", c.ITEM_ID: "every log needs it"}
     needed |= {f.source_column: f"data.features.{f.name} declares it" for f in context}
     if rules.schema.order == "time":
-        needed[c.TIMESTAMP] = "data.order is 'time'; without times use data.order=position or set"
+        needed[c.TIMESTAMP] = TIMES_NEEDED
     if rules.need_split:
-        needed[c.SPLIT] = "split.name is 'given'; without it use split=global_temporal or leave_one_out"
+        other = "random" if rules.schema.order == "set" else "leave_one_out"
+        needed[c.SPLIT] = f"split.name is 'given'; without it use split={other}"
     for name, why in needed.items():
         if name not in found:
-            raise missing_column(name, found, "interactions", why)
+            raise missing_column(name, [n for n in found if n not in (BAD_TIMESTAMP, MALFORMED_LINE)], "interactions", why)
     for name in (c.USER_ID, c.ITEM_ID, c.EVENT_ID, c.EVENT_TYPE, c.SPLIT):
         _check_type(chunk, name, _is_text, "text or whole numbers")
     for name in (c.VALUE, c.WEIGHT):

@@ -86,3 +86,13 @@ def test_new_people_need_an_order() -> None:
     config.data.order, config.split.name = "set", "random"
     with pytest.raises(ConfigError, match=r"^evaluate\.max_history: nothing lies before"):
         validate(config)
+
+
+@pytest.mark.parametrize("order", ["set", "position"])
+def test_the_split_that_is_advised_where_there_are_no_times_is_taken(order: str) -> None:
+    config = TrainingConfig(run_dir="here")
+    config.data.order = order
+    with pytest.raises(ConfigError, match="needs timestamps") as caught:
+        validate(config)
+    config.split.name = str(caught.value).partition("Use ")[2].split()[0]
+    validate(config)

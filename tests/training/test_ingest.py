@@ -190,8 +190,13 @@ def test_a_context_column_of_a_wrong_type_is_named(tmp_path: Path) -> None:
 
 
 def test_split_given_needs_its_column(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'split'.*split.name is 'given'"):
+    with pytest.raises(DataError, match=r"'split'.*split.name is 'given'.*split=leave_one_out"):
         ingest(tmp_path, log(), by_split=True)
+    (tmp_path / "work").rmdir()
+    parsed = log().append_column("_malformed_line", pa.nulls(20, pa.string()))
+    with pytest.raises(DataError, match=r"split=random.*; found are") as caught:
+        ingest(tmp_path, parsed, by_split=True, schema=make_schema([], "set", {}))
+    assert "_malformed_line" not in str(caught.value)
 
 
 def test_without_order_times_may_be_missing(tmp_path: Path) -> None:
