@@ -172,7 +172,8 @@ def assemble(
     if kept.users < 2:
         raise DataError(
             f"interactions: {kept.users} users left of {kept.users_read} read, expected at least 2: a recommender learns what users have"
-            " in common. Check data.columns.user_id, or lower data.min_user_events and data.min_item_events"
+            " in common. Check data.columns.user_id"
+            + (", or lower data.min_user_events and data.min_item_events" if kept.users < kept.users_read else "")
             + (f". Passed over were {_counted(log.passed_over)}" if log.passed_over.total() else "")
         )
     if kept.overweight:

@@ -6,6 +6,7 @@ included: prepare validates, counts and rejects. A source raises only when the d
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ BAD_TIMESTAMP: Final = "_bad_timestamp"
 """Text column beside `timestamp` where a source parses times: the value as it stands, where it could not be read."""
 MALFORMED_LINE: Final = "_malformed_line"
 """Text column where a source parses lines: what is wrong with the line that this row of nulls stands for."""
+TIMES_NEEDED: Final = "data.order is 'time'; without times use data.order=position split=leave_one_out, or data.order=set split=random"
 
 KIND_TYPES: Final[Mapping[str, pa.DataType]] = {
     "id": pa.string(),
@@ -204,7 +206,11 @@ def missing_column(name: str, found: Sequence[str], where: str, why: str, mappab
     if not mappable:
         return DataError(f"{message}{guess} Correct data.features, or remove the feature from it")
     theirs = near or "<its column>"
-    return DataError(f"{message}{guess} Name it: +data.columns.{name}={theirs} (in YAML, under data: `columns: {{{name}: {theirs}}}`)")
+    setting = f"+data.columns.{name}={theirs}"
+    if near and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", near):  # neither a shell nor Hydra nor YAML would take it as it is
+        theirs = f'"{near}"'
+        setting = f"'+data.columns.{name}={theirs}'"
+    return DataError(f"{message}{guess} Name it: {setting} (in YAML, under data: `columns: {{{name}: {theirs}}}`)")
 
 
 def find_folder(data: DataConfig, default: str) -> Path | None:

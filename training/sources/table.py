@@ -21,6 +21,7 @@ from training.sources.base import (
     FIXED_TYPES,
     MALFORMED_LINE,
     TIME,
+    TIMES_NEEDED,
     SourceTables,
     column_type,
     empty_table,
@@ -82,7 +83,7 @@ def open_table(data: DataConfig) -> SourceTables:
         for chunk in log.files.read(list(dict.fromkeys(log.theirs.values())), data.chunk_rows):
             yield _log_chunk(chunk, log, kinds, times)
 
-    notes = {name: ", ".join(p.name for p in found.paths[:8]) for name, found in tables.items()}
+    notes = {name: found.told() for name, found in tables.items()}
     dropped = {"interactions": log.dropped()}
     side: dict[str, pa.Table] = {}
     for owner, name, names in (("item", "items", preset.items), ("user", "users", preset.users)):
@@ -92,8 +93,9 @@ def open_table(data: DataConfig) -> SourceTables:
         mapped = _map(tables[name], data, names, preset, _side_columns(schema, owner))
         side[owner] = _side(mapped, schema, owner, data.chunk_rows)
         dropped[name] = mapped.dropped()
+    audit, dropped["audit"] = _audit(tables, data, preset)
     notes |= {f"dropped_columns_of_{name}": ", ".join(columns) for name, columns in dropped.items() if columns}
-    return SourceTables("table", schema, interactions, side["item"], side["user"], _audit(tables, data, preset), notes)
+    return SourceTables("table", schema, interactions, side["item"], side["user"], audit, notes)
 
 
 def _preset(data: DataConfig) -> Preset:
@@ -130,7 +132,7 @@ def _log_columns(schema: Schema) -> dict[str, str]:
     needed = dict.fromkeys(c.INTERACTION_COLUMNS, "")
     needed[c.USER_ID] = needed[c.ITEM_ID] = "every log needs it"
     if schema.order == "time":
-        needed[c.TIMESTAMP] = "data.order is 'time'; without times use data.order=position or data.order=set"
+        needed[c.TIMESTAMP] = TIMES_NEEDED
     needed |= {name: "data.features declares it for the context" for name in feature_columns(schema, "context")}
     return needed
 
@@ -192,17 +194,18 @@ def _side(mapped: Mapped, schema: Schema, owner: str, chunk_rows: int) -> pa.Tab
     return side_table(schema, owner, have, mapped.files.name, mappable=True)
 
 
-def _audit(tables: Mapping[str, TableFiles], data: DataConfig, preset: Preset) -> pa.Table | None:
-    """user_id and every other column as text: slices need names, not types."""
+def _audit(tables: Mapping[str, TableFiles], data: DataConfig, preset: Preset) -> tuple[pa.Table | None, list[str]]:
+    """user_id and every other column as text: slices need names, not types. Beside it the columns of lists, which name no group."""
     if "audit" not in tables:
-        return None
+        return None, []
     mapped = _map(tables["audit"], data, preset.users, preset, {c.USER_ID: "it says which user a row is of"})
     parts = list(mapped.files.read(mapped.files.columns, data.chunk_rows))
     if not parts:
         raise DataError(f"data.audit: {mapped.files.paths[0]} has no rows. Remove the setting or give a table with rows")
     raw = pa.concat_tables(parts, promote_options="permissive")
-    columns = {c.USER_ID: raw[mapped.theirs[c.USER_ID]]} | {n: raw[n] for n in mapped.dropped()}
-    return pa.table({name: values.as_text(column, f"audit: column {name!r}") for name, column in columns.items()})
+    nested = [name for name in mapped.dropped() if pa.types.is_nested(raw[name].type)]
+    columns = {c.USER_ID: raw[mapped.theirs[c.USER_ID]]} | {n: raw[n] for n in mapped.dropped() if n not in nested}
+    return pa.table({name: values.as_text(column, f"audit: column {name!r}") for name, column in columns.items()}), nested
 
 
 def _convert(column: pa.ChunkedArray, kind: pa.DataType, mapped: Mapped, ours: str) -> pa.Array:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -18,6 +19,8 @@ _TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
 _PACKED: Final = (".gz", ".zst", ".bz2")
 _SEPARATORS: Final = ",\t;|"
 _BLOCK: Final = 16 << 20  # a row must fit into a block
+_TOLD: Final = 8
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,20 @@ class TableFiles:
 
     Attributes:
         name: what the table is for, in messages (`interactions`).
+        root: the folder that was named, or that of the file.
         paths: the shards.
-        columns: of the first shard, in file order.
+        columns: of the first shard, in file order, then those that its folders tell (`day=2026-11-01`) and it does not hold itself.
     """
 
     name: str
+    root: Path
     paths: tuple[Path, ...]
     columns: tuple[str, ...]
+
+    def told(self) -> str:
+        """The shards, or the first of many, by their place under the root."""
+        first = ", ".join(str(path.relative_to(self.root)) for path in self.paths[:_TOLD])
+        return first + (f" and {len(self.paths) - _TOLD:,} more" if len(self.paths) > _TOLD else "")
 
     def read(self, columns: Sequence[str], chunk_rows: int) -> Iterator[pa.Table]:
         """Chunks of at most `chunk_rows` rows with just these columns; CSV columns are text.
@@ -43,7 +53,9 @@ class TableFiles:
             DataError: a shard lacks a column or cannot be read.
         """
         for path in self.paths:
-            found = header(path)
+            inside = header(path)
+            folders = {name: value for name, value in _folder_values(self.root, path).items() if name not in inside}
+            found = [*inside, *folders]
             missing = [name for name in columns if name not in found]
             if missing:
                 raise DataError(
@@ -52,7 +64,11 @@ class TableFiles:
                 )
             read = _read_parquet if _is_parquet(path) else _read_csv
             try:
-                yield from read(path, list(columns), chunk_rows)
+                # a file without a column to read would tell no rows
+                for table in read(path, [name for name in columns if name in inside] or inside[:1], chunk_rows):
+                    for name in folders.keys() & set(columns):
+                        table = table.append_column(name, pa.repeat(pa.scalar(folders[name], pa.string()), len(table)))
+                    yield table
             except (pa.ArrowInvalid, OSError) as error:
                 if "straddling" in str(error):
                     raise DataError(
@@ -66,14 +82,14 @@ def open_files(name: str, place: Path, setting: str) -> TableFiles:
 
     Args:
         name: `interactions`, `items`, `users` or `audit`.
-        place: a file, or a folder of files of one kind.
+        place: a file, or a folder of files of one kind, which may lie in folders named `column=value`.
         setting: the config key that named it.
 
     Raises:
         DataError: nothing there, unknown kind, or no header.
     """
     if place.is_dir():
-        paths = tuple(p for p in sorted(place.iterdir()) if _known(p) and not p.name.startswith((".", "_")))
+        paths = tuple(_shards(place))
         if len({_is_parquet(p) for p in paths}) > 1:
             raise DataError(f"{setting}: {place} holds both Parquet and CSV; name one file or a folder of one kind")
     else:
@@ -83,8 +99,30 @@ def open_files(name: str, place: Path, setting: str) -> TableFiles:
     if not paths:
         here = place if place.is_dir() else place.parent
         have = ", ".join(sorted(p.name for p in here.iterdir())[:12]) if here.is_dir() else "no such folder"
-        raise DataError(f"{setting}: no Parquet or CSV file at {place} ({have or 'empty folder'}). Check data.path and {setting}")
-    return TableFiles(name, paths, tuple(header(paths[0])))
+        raise DataError(
+            f"{setting}: no Parquet or CSV file at {place} ({have or 'empty folder'}). Check data.path and {setting}; folders inside are"
+            " read where they are named column=value"
+        )
+    root = place if place.is_dir() else place.parent
+    inside = header(paths[0])
+    return TableFiles(name, root, paths, (*inside, *(n for n in _folder_values(root, paths[0]) if n not in inside)))
+
+
+def _shards(folder: Path) -> Iterator[Path]:
+    """Files in name order, those of folders named `column=value` among them."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")):
+            continue
+        if path.is_dir() and "=" in path.name:
+            yield from _shards(path)
+        elif _known(path):
+            yield path
+
+
+def _folder_values(root: Path, path: Path) -> dict[str, str | None]:
+    """What the folders between the root and a shard tell of all its rows, as Hive and Spark write it."""
+    parts = (part.partition("=") for part in path.relative_to(root).parts[:-1])
+    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, _, value in parts}
 
 
 def header(path: Path) -> list[str]:

@@ -1,5 +1,10 @@
+import re
+import shlex
+
 import pyarrow as pa
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from towers.errors import ConfigError, DataError
 from towers.schema import Feature, make_schema
@@ -43,6 +48,15 @@ def test_declared_feature_without_a_column_is_an_error():
 def test_missing_column_shows_the_line_to_write():
     error = str(missing_column("user_id", ["userId", "movieId"], "log.csv", "every log needs it"))
     assert "+data.columns.user_id=userId" in error and "columns: {user_id: userId}" in error
+
+
+def test_the_line_to_write_can_be_pasted_where_a_column_has_spaces_and_signs():
+    theirs = "user id, (hash)"
+    error = str(missing_column("user_id", [theirs, "sku"], "log.csv", "every log needs it"))
+    (typed,) = shlex.split(re.search(r"Name it: (.+) \(in YAML", error)[1])
+    override = OverridesParser.create().parse_override(typed)
+    assert (override.key_or_group, override.value()) == ("data.columns.user_id", theirs)
+    assert yaml.safe_load(re.search(r"`(columns: .+)`", error)[1]) == {"columns": {"user_id": theirs}}
 
 
 def test_folder_is_the_path_as_given_then_under_the_data_directory(tmp_path, monkeypatch):

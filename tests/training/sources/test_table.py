@@ -213,6 +213,14 @@ def test_items_users_audit_with_features_of_every_kind(opened, tmp_path):
     assert source.notes["dropped_columns_of_users"] == "city"
 
 
+def test_a_users_table_with_lists_can_be_the_audit_table(opened, tmp_path):
+    users = {"user_id": ["a", "b"], "gender": ["F", None], "likes": [["Hot"], []], "at": [{"lat": 1.0}, None]}
+    pq.write_table(pa.table(users), tmp_path / "users.parquet")
+    source = opened("user_id,item_id,timestamp\na,1,1706702400\n", audit="users.parquet")
+    assert source.audit is not None and source.audit.to_pylist() == [{"user_id": "a", "gender": "F"}, {"user_id": "b", "gender": None}]
+    assert source.notes["dropped_columns_of_audit"] == "likes, at"
+
+
 PRESET_LOGS = {
     "movielens": ("log.csv", "userId,movieId,rating,timestamp\n1,2,3.5,1706702400\n"),
     "personalize": ("log.csv", "USER_ID,ITEM_ID,EVENT_TYPE,EVENT_VALUE,TIMESTAMP\n1,2,view,3.5,1706702400\n"),
