@@ -32,13 +32,14 @@ def check_value(field: str, value: object, limits: Limits, width: int = 0) -> No
     Args:
         width: of a dense feature, whose vectors are as long as they are declared.
     """
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
+    if isinstance(value, str):  # what nearly every value is
+        longest = len(value)
+    elif isinstance(value, list):
+        most = max(limits.max_values, width)
+        if len(value) > most:
+            raise RequestError(field, f"got {len(value)} values, expected at most {most}")
+        longest = max((len(entry) for entry in value if isinstance(entry, str)), default=0)
+    else:
         return
-    most = max(limits.max_values, width)
-    if len(value) > most:
-        raise RequestError(field, f"got {len(value)} values, expected at most {most}")
-    longest = max((len(entry) for entry in value if isinstance(entry, str)), default=0)
     if longest > limits.max_text:
         raise RequestError(field, f"got a text of {longest} characters, expected at most {limits.max_text}")
