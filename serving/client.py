@@ -126,20 +126,21 @@ class Client:
             left_s = until - time.monotonic()
             if attempt and left_s <= 0:
                 break
-            status, body = self._once(method, path, content, max(left_s, 0.001))
+            status, body = self._once(method, path, content, until)
             if status not in (0, 503):
                 break
-        if status == 200:
-            return msgspec.json.decode(body, type=kind)
         try:
+            if status == 200:
+                return msgspec.json.decode(body, type=kind)
             problem = msgspec.json.decode(body, type=Problem)
-        except msgspec.DecodeError:  # of whatever stands between: a proxy's page
+        except (msgspec.DecodeError, UnicodeDecodeError):  # of whatever stands between: a proxy's page
             problem = Problem("no answer" if not status else "unexpected answer", status, body[:200].decode("utf-8", "replace"))
         raise ServiceError(problem)
 
-    def _once(self, method: str, path: str, content: bytes | None, left_s: float) -> tuple[int, bytes]:
+    def _once(self, method: str, path: str, content: bytes | None, until: float) -> tuple[int, bytes]:
         """Status and body; status 0 and the reason where no answer came."""
         fresh = getattr(self._own, "connection", None) is None
+        left_s = max(until - time.monotonic(), 0.001)
         try:
             connection = self._connection(left_s)
             headers = {**self._headers, "x-request-timeout-ms": str(min(600_000, max(1, int(1000 * left_s))))}
@@ -151,7 +152,7 @@ class Client:
             self._own.connection = None
             stale = isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError)
             if stale and not fresh:  # the service closes connections that were idle for long: not a failure, no wait
-                return self._once(method, path, content, left_s)
+                return self._once(method, path, content, until)
             return 0, f"{type(error).__name__}: {error}".encode()
 
     def _connection(self, left_s: float) -> http.client.HTTPConnection:

@@ -19,8 +19,9 @@ PAGE = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 13\r\n\r\n<html></html>"
 
 
 @contextmanager
-def scripted(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that reads a request and gives the next answer; None closes without one, b"" never answers."""
+def scripted(*answers: bytes | float | None) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that reads a request and gives the next answer; None closes without one, a number that many seconds later, b"" never
+    answers."""
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -35,7 +36,8 @@ def scripted(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
                     while left and (asked := connection.recv(65_536)):
                         heard.append(asked)
                         answer = left.pop(0)
-                        if answer is None:
+                        if answer is None or isinstance(answer, float):
+                            time.sleep(answer or 0)
                             break
                         if not answer:
                             connection.recv(1)
@@ -117,6 +119,27 @@ def test_a_stale_connection_is_no_failure() -> None:
     with scripted(OK, None, OK) as (url, heard), Client(url, timeout_s=5, retries=0) as ours:
         assert ours.ready() == ours.ready() == {"status": "ready"}
         assert len(heard) == 3
+
+
+def test_a_connection_that_breaks_late_leaves_its_call_what_is_left() -> None:
+    """The service dies while it answers, and what comes in its place does not: together that is still one call."""
+    with scripted(OK, 0.3, b"") as (url, heard), Client(url, timeout_s=0.4, retries=0) as ours:
+        ours.ready()
+        since = time.monotonic()
+        with pytest.raises(ServiceError) as failed:
+            ours.ready()
+        assert time.monotonic() - since < 0.6 and failed.value.problem.status == 0 and len(heard) == 3
+        told = [int(asked.lower().partition(b"x-request-timeout-ms: ")[2].split()[0]) for asked in heard]
+        assert told[2] <= 100
+
+
+@pytest.mark.parametrize("body", [b"<html></html>", b'["ready"]', b"\xff\xfe", b'{"k": "\xff"}'])
+def test_an_answer_of_something_else_is_told_as_such(body: bytes) -> None:
+    """A proxy's page comes with status 200 too."""
+    with scripted(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)) as (url, _), Client(url, timeout_s=5) as ours:
+        with pytest.raises(ServiceError, match="unexpected answer") as failed:
+            ours.ready()
+        assert failed.value.problem.status == 200
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://"])
