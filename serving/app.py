@@ -6,7 +6,8 @@ to a thread would cost. What is stored is, one call after the other, in a thread
 
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -19,11 +20,11 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api_keys import ApiKeys
-from serving.calls import Endpoint, Front, problem, request_id_of
+from serving.calls import Endpoint, Front, log_call, problem, request_id_of
 from serving.connection import Connection
 from serving.engine import Engine
 from serving.handlers import Handlers
-from serving.metrics import Metrics
+from serving.metrics import OTHER, Metrics
 from serving.rights import Rights
 from serving.routes import ROUTE_NAMES, ROUTES
 
@@ -98,7 +99,7 @@ def build_app(engine: Engine, options: AppOptions | None = None) -> ASGIApp:
         )
         for row in ROUTES
     ]
-    others = Starlette(routes=routes, exception_handlers={HTTPException: _not_ours})
+    others = Starlette(routes=routes, exception_handlers={HTTPException: _not_ours(metrics)})
     others.router.redirect_slashes = False
     return Straight(others, routes)
 
@@ -145,14 +146,23 @@ class Server(uvicorn.Server):
             self._on_ready()
 
 
-async def _not_ours(request: Request, error: Exception) -> Response:
-    """No route, or no such method."""
-    if not isinstance(error, HTTPException):
-        raise error
-    request_id = request_id_of(request.scope["headers"])
-    detail = f"{request.method} {request.url.path[:200]}: {error.detail}. GET /openapi.json lists what can be asked"
-    headers = {"x-request-id": request_id.decode()}
-    if error.status_code == 405:  # in its own header Starlette names the methods of the first route of this path alone
-        matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-        headers["allow"] = ", ".join(sorted({method for route in matching for method in route.methods}))
-    return Response(problem(error.status_code, detail, request_id), error.status_code, headers, "application/problem+json")
+def _not_ours(metrics: Metrics) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """What answers where there is no route, or no such method; counted and logged as any other refusal."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        started = time.perf_counter()
+        if not isinstance(error, HTTPException):
+            raise error
+        request_id = request_id_of(request.scope["headers"])
+        detail = f"{request.method} {request.url.path[:200]}: {error.detail}. GET /openapi.json lists what can be asked"
+        headers = {"x-request-id": request_id.decode()}
+        if error.status_code == 405:  # in its own header Starlette names the methods of the first route of this path alone
+            matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            headers["allow"] = ", ".join(sorted({method for route in matching for method in route.methods}))
+        content = problem(error.status_code, detail, request_id)
+        seconds = time.perf_counter() - started
+        metrics.request(OTHER, error.status_code, seconds)
+        log_call(OTHER, error.status_code, request_id, "", seconds)
+        return Response(content, error.status_code, headers, "application/problem+json")
+
+    return refused

@@ -223,13 +223,13 @@ class _Headers:
             if name == b"content-length":
                 found.length = value
             elif name == b"x-request-id":
-                found.request_id = value
+                found.request_id = value.rstrip()  # blanks after a value are none of it, and come with it
             elif name == b"x-request-timeout-ms":
-                found.timeout = value
+                found.timeout = value.rstrip()
             elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
                 found.encoding = value
             elif name == b"x-api-key":
-                found.key = value
+                found.key = value.rstrip()
             elif name == b"authorization" and value[:7].lower() == b"bearer ":
                 found.key = value[7:].strip()
         if not _SAFE_ID.fullmatch(found.request_id):

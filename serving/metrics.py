@@ -21,7 +21,8 @@ MODES = ("personalized", "cold", "fallback")
 REASONS = ("no_history", "unknown_user", "no_user_histories", "unknown_history_items", "unknown_preferences", "not_wanted", "no_consent")
 STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 422, 500, 503)
 
-_OTHER = "other"
+OTHER = "other"
+"""Of what is asked, whatever is no route; of statuses, those that are seldom."""
 
 
 class Metrics:
@@ -33,10 +34,10 @@ class Metrics:
     """
 
     def __init__(self, routes: Iterable[str], workers: int = 1) -> None:
-        self._routes = (*routes, _OTHER)
+        self._routes = (*routes, OTHER)
         self._slots: dict[tuple[str, ...], int] = {}
         for route in self._routes:
-            for status in (*STATUSES, _OTHER):
+            for status in (*STATUSES, OTHER):
                 self._slots["requests", route, str(status)] = len(self._slots)
         for name, labels in (("mode", MODES), ("reason", REASONS)):
             for label in labels:
@@ -58,7 +59,7 @@ class Metrics:
     def request(self, route: str, status: int, seconds: float) -> None:
         """One answered request."""
         place = self._slots.get(("requests", route, str(status)))
-        self._row[self._slots["requests", route, _OTHER] if place is None else place] += 1
+        self._row[self._slots["requests", route, OTHER] if place is None else place] += 1
         self._observe(self._histograms["request", route], seconds)
 
     def lap(self, stage: str, started: float) -> float:

@@ -60,7 +60,7 @@ def test_keys_open_what_they_are_for(retriever: Retriever, tmp_path: Path) -> No
         assert status("POST", "/v1/recommend", wrong) == status("GET", "/metrics", wrong) == (401, "authorization")
     assert status("GET", "/metrics", {"x-api-key": "key of reader"}) == (403, "authorization")
     assert status("POST", "/v1/events", {"x-api-key": "key of reader"}) == (403, "authorization")
-    assert status("GET", "/metrics", good)[0] == 200
+    assert status("GET", "/metrics", good)[0] == status("GET", "/metrics", {"x-api-key": "key of all \t"})[0] == 200
     for free in ("/health/live", "/health/ready", "/openapi.json", "/"):
         assert status("GET", free, {})[0] == 200
 
@@ -100,9 +100,9 @@ def test_work_that_nobody_waits_for_is_not_begun(retriever: Retriever, monkeypat
     reply, late_in_time = ask(
         app,
         ("POST", "/v1/recommend", {"json": {"k": 1}, "headers": {"x-request-timeout-ms": "600000"}}),
-        ("GET", "/health/live", {"headers": {"x-request-timeout-ms": "1000"}}),
+        ("GET", "/health/live", {"headers": {"x-request-timeout-ms": "1000 ", "x-request-id": "mine "}}),
     )
-    assert reply.status_code == late_in_time.status_code == 200
+    assert reply.status_code == late_in_time.status_code == 200 and late_in_time.headers["x-request-id"] == "mine"
 
     (wide,) = ask(app, ("POST", "/v1/recommend", {"json": {"k": 1}, "headers": {"x-request-timeout-ms": "0000000001" + "9" * 400}}))
     assert (wide.status_code, wide.json()["field"]) == (422, "x-request-timeout-ms")
@@ -173,6 +173,8 @@ def test_metrics_count_what_happened(retriever: Retriever) -> None:
         *[("POST", "/v1/recommend", {"json": asked})] * 3,
         ("POST", "/v1/recommend", {"json": {"k": 1}}),
         ("POST", "/v1/recommend", {"json": {"k": 0}}),
+        ("POST", "/v1/recommned", {"json": asked}),
+        ("PATCH", "/v1/items/x", {}),
         ("GET", "/metrics", {}),
     )
     text = replies[-1].text
@@ -180,6 +182,7 @@ def test_metrics_count_what_happened(retriever: Retriever) -> None:
     assert replies[-1].headers["content-type"].startswith("text/plain; version=0.0.4")
     assert found['towers_requests_total{route="recommend",status="200"}'] == 4
     assert found['towers_requests_total{route="recommend",status="422"}'] == 1
+    assert [found[f'towers_requests_total{{route="other",status="{status}"}}'] for status in (404, 405)] == [1, 1]
     assert found['towers_recommendations_total{mode="personalized"}'] == 3
     assert found['towers_fallbacks_total{reason="no_history"}'] == 1 and found["towers_fallback_ratio"] == 0.25
     for stage in ("state", "encode", "search", "reply"):
@@ -254,5 +257,8 @@ def test_names_that_callers_make_up_are_told_to_them_and_not_to_the_log(retrieve
 
 def test_every_call_is_logged_where_that_is_asked_for(retriever: Retriever, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "towers.serving")
-    ask(build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), access_log=True)), ("GET", "/health/live", {}))
-    assert [vars(record)["status"] for record in caplog.records if record.name == "towers.serving"] == [200]
+    app = build_app(Engine(retriever), AppOptions(Metrics(ROUTE_NAMES), access_log=True))
+    ask(app, ("GET", "/health/live", {}), ("GET", "/v1/users/someone/else", {}))
+    lines = [JsonLines().format(record) for record in caplog.records if record.name == "towers.serving"]
+    assert [(json.loads(line)["route"], json.loads(line)["status"]) for line in lines] == [("live", 200), ("other", 404)]
+    assert "someone" not in "".join(lines)
