@@ -41,7 +41,7 @@ def write_receipt(path: Path, document: Mapping[str, Any]) -> Written:
         line, found = sealed(document, receipts.last)
         if receipts.torn:
             os.ftruncate(handle, os.fstat(handle).st_size - receipts.torn)
-        append_whole(handle, line)
+        append_whole(handle, b"\n" + line if receipts.unended else line)
         return Written(receipts.count + 1, found)
     except OSError as error:
         raise StorageError(f"receipts {path}: {error.strerror}, so no receipt can be written; free some space, then ask again") from error

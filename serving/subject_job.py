@@ -129,6 +129,8 @@ def _export(config: SubjectJobConfig, rights: Rights) -> Path:
     out = Path(config.subject.out or "")
     try:
         with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as sink:
+            if out.is_file():  # one that was there, which others may read
+                os.fchmod(sink.fileno(), 0o600)
             told = rights.held(config.user or "")
             json.dump(told, sink, indent=2, ensure_ascii=False)
     except OSError as error:

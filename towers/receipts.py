@@ -58,12 +58,13 @@ class Receipts:
     Attributes:
         count, last: lines read, and the hash of the last one.
         torn: bytes after it that are the beginning of a receipt, which was not written whole or is being written.
+        unended: the last line lacks its end, as a tool may leave a file; its hash tells that it is whole, so it counts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.count, self.last = 0, BEGINNING
-        self.torn, self._offset = 0, 0
+        self.torn, self.unended, self._offset = 0, False, 0
 
     def fresh(self) -> list[dict[str, Any]]:
         """What was added since the last call.
@@ -84,21 +85,38 @@ class Receipts:
             return []
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
-        before = self.count, self.last, self._offset
+        before = self.count, self.last, self.unended, self._offset
         try:
+            content = self._after_the_end(content)
             *lines, tail = content.split(b"\n")
             found = [self._read(line) for line in lines]
+            if self._sound(tail):
+                found.append(self._read(tail))
+                self.unended, self._offset, tail = True, self._offset - 1, b""
             self._check_torn(tail)
         except DataError:
-            self.count, self.last, self._offset = before  # what was not returned is read again
+            self.count, self.last, self.unended, self._offset = before  # what was not returned is read again
             raise
         self.torn = len(tail)
         return found
 
-    def _read(self, line: bytes) -> dict[str, Any]:
-        told, then, rest = _parts(line)
-        if not line.startswith(_FIRST) or then != _THEN or told != _hash(self.last, rest).encode():
+    def _after_the_end(self, content: bytes) -> bytes:
+        """What was added, without the end that the last line lacked until now."""
+        if not (self.unended and content):
+            return content
+        if content[:1] != b"\n":
             raise self._changed()
+        self.unended, self._offset = False, self._offset + 1
+        return content[1:]
+
+    def _sound(self, line: bytes) -> bool:
+        told, then, rest = _parts(line)
+        return line.startswith(_FIRST) and then == _THEN and told == _hash(self.last, rest).encode()
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        if not self._sound(line):
+            raise self._changed()
+        told, _, rest = _parts(line)
         document: dict[str, Any] = json.loads(b"{" + rest)
         self.count, self.last, self._offset = self.count + 1, told.decode(), self._offset + len(line) + 1
         return document

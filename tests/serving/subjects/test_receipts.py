@@ -148,6 +148,24 @@ def test_the_beginning_of_a_receipt_is_not_a_change(tmp_path: Path, left: int) -
     assert "torn_bytes" not in verify(path)
 
 
+def test_a_receipt_that_lost_its_end_alone_still_counts(tmp_path: Path) -> None:
+    """As where an editor or a transfer leaves the end of a file away; who asked for it was told that it is written."""
+    path = tmp_path / "r.jsonl"
+    content = written(path)
+    reader, last = Receipts(path), Receipts(path)
+    last.fresh()
+    path.write_bytes(content[:-1])
+    assert len(reader.fresh()) == 6 and verify(path) == {"receipts": 6, "last_hash": last.last, "forgotten": 3}
+    path.write_bytes(content[:-1] + b" ")
+    for receipts in (reader, Receipts(path)):
+        with pytest.raises(DataError, match="is not what was written"):
+            receipts.fresh()
+    path.write_bytes(content[:-1])
+    assert write_receipt(path, {"what": FORGET, "moment": 9, "marks": ["ab" * 8]}).number == 7
+    assert path.read_bytes().startswith(content) and verify(path)["forgotten"] == 4
+    assert [line["moment"] for line in reader.fresh()] == [9]
+
+
 def test_what_begins_otherwise_is_a_change(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     content = written(path)
