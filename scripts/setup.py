@@ -117,7 +117,7 @@ def install_cpu_torch(pinned: str) -> None:
     if pip(*command, check=False):
         return
     print(
-        f"setup: that index cannot be reached, so pip's normal build of torch {pinned} is taken. On Linux x86-64 that brings CUDA,"
+        f"setup: no CPU build there (the lines above say why), so pip's own torch {pinned} is taken. On Linux x86-64 that may bring CUDA,"
         " some gigabytes; stop with Ctrl-C and use TORCH=skip after installing a torch of your own, if that is too much",
         flush=True,
     )

@@ -275,6 +275,8 @@ def test_the_start_page_asks_nobody_else(client: httpx.Client) -> None:
     markup = page.text.partition("<script>")[0] + page.text.partition("</script>")[2]
     assert not re.search(r"\s(on[a-z]+|style)=", markup)
     assert "innerHTML" not in page.text and "eval(" not in page.text
+    # without it, `display` of a class or an element shows what is hidden: the field for a key, where a service has none
+    assert 'id="keyed" hidden' in page.text and "[hidden] { display: none !important; }" in page.text
     for path in ("/v1/recommend", "/health/ready", "/openapi.json"):
         assert f'"{path}"' in page.text
 
