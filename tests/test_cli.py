@@ -111,10 +111,20 @@ def test_an_option_asked_for_goes_over_what_the_dataset_suggests(composed: None,
     for group in ("loss", "negatives", "optim", "trainer", "evaluate", "export"):
         for option in config_groups()[group]:
             told = OmegaConf.load(conf_dir() / group / f"{option}.yaml")
-            if option != "refresh":  # it speaks of several groups
-                told = OmegaConf.create({group: told})
+            told = OmegaConf.create({group: told})
+            if option == "refresh":  # it speaks of several groups, after all of them
+                told = OmegaConf.load(conf_dir() / group / "last" / f"{option}.yaml")
             asked = compose("train", overrides=[f"data={data}", f"{group}={option}"])
             assert OmegaConf.merge(asked, told) == asked, f"{group}={option}"
+
+
+@pytest.mark.parametrize("experiment", config_groups()["experiment"])
+def test_a_refresh_of_an_experiment_is_one_pass_at_a_low_rate(composed: None, experiment: str) -> None:
+    whole = compose("train", overrides=[f"experiment={experiment}"])
+    refresh = compose("train", overrides=[f"experiment={experiment}", "trainer=refresh", "trainer.init_from=runs/monday"])
+    assert (refresh.trainer.epochs, refresh.trainer.patience, refresh.optim.lr) == (1, 0, 0.0003)
+    assert refresh.model == whole.model and refresh.split == whole.split
+    assert compose("train", overrides=[f"experiment={experiment}", "trainer=refresh", "optim.lr=0.5"]).optim.lr == 0.5
 
 
 def test_without_one_the_dataset_has_its_say(composed: None) -> None:

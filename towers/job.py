@@ -66,10 +66,13 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_set
         validate(config)
         work = _resolve(name, run)
         raise_in_work()
-        if first and keep_settings:
-            write_resolved(Path(raw.run_dir), name, raw)
+        put_back = write_resolved(Path(raw.run_dir), name, raw) if first and keep_settings else _nothing
         try:
             result = work(config)
+        except TowersError as error:
+            if error.exit_code == EXIT_CONFIG:
+                put_back()  # nothing was done with these settings: those beside the results are still theirs
+            raise
         except OSError as error:
             full = disk_error(error, raw.run_dir)
             if full is None:
@@ -82,8 +85,8 @@ def run_job(name: str, run: Run | str, validate: Callable[[Any], None], keep_set
 
 
 def overrides() -> list[str]:
-    """The command line's overrides of the running job, as typed."""
-    return list(HydraConfig.get().overrides.task)
+    """The command line's overrides of the running job, as typed; none where the work is called from Python."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def config_dirs() -> list[str]:
@@ -95,16 +98,17 @@ def _config_folders() -> list[Path]:
     return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
 
 
-def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> None:
-    """Keep the resolved config beside the results, with the command that asked for it: run_dir/config/<job>.yaml."""
-    folder = run_dir / "config"
+def write_resolved(run_dir: Path, name: str, raw: DictConfig) -> Callable[[], object]:
+    """Keep the resolved config beside the results, with the command that asked for it: run_dir/config/<job>.yaml. Returns what puts back
+    the one that was there; where none was, this one stays."""
+    file = run_dir / "config" / f"{name}.yaml"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.yaml").write_text(
-            f"# {shlex.join(['towers', name, *config_dirs(), *overrides()])}\n{OmegaConf.to_yaml(raw, resolve=True)}"
-        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        before = file.read_text() if file.is_file() else None
+        file.write_text(f"# {shlex.join(['towers', name, *config_dirs(), *overrides()])}\n{OmegaConf.to_yaml(raw, resolve=True)}")
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write to {run_dir}: {error.strerror}") from error
+    return _nothing if before is None else lambda: file.write_text(before)
 
 
 def read_resolved(path: Path) -> dict[str, Any]:
@@ -151,6 +155,10 @@ def _compose_and_run(name: str, one_run: Callable[[DictConfig], None]) -> None:
         raise ConfigError(f"{error}. A group takes the name of an option (data=table); to choose none, leave it out") from error
     if failures:
         raise failures[0]
+
+
+def _nothing() -> None:
+    """What is put back where nothing has to be."""
 
 
 def _meanings(schema: str) -> str:

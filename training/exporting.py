@@ -39,6 +39,7 @@ from training.people import check_secret
 from training.permission import Permission, last_look
 from training.queries import make_queries
 from training.rank_queries import encode_items, encode_users
+from training.trained_with import refuse_other_training
 
 USER_BLOCK = 4096
 INDEX_QUERIES = 5000
@@ -81,6 +82,7 @@ def _export(config: TrainingConfig) -> Path:
     watch, began = Stopwatch(), time.time_ns() // 1000
     run_dir = Path(config.run_dir)
     data = open_prepared(config)
+    refuse_other_training(config)
     check_secret(run_dir / "prepared" / "users.parquet", config.identity.key_file)
     if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")

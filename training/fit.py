@@ -39,6 +39,7 @@ from training.refit import FOLDER, RESULT, refit_config, with_validation
 from training.room import enough_memory, keep_memory
 from training.score_blocks import WIDEST_GUESSED
 from training.tracking import Silence, Tracker, say
+from training.trained_with import SETTINGS
 from training.trainer import MODEL, Progress, Trainer, Validate, total_steps
 from training.validation import Validator
 from training.warm_start import kept_length, warm_start
@@ -101,9 +102,9 @@ def run(config: TrainingConfig) -> str:
         chosen = Outcome(parts.progress, parts.targets, weighed)
         if config.trainer.refit:
             del parts  # its memory is free for the second training
-            data, config = with_validation(data), refit_config(config)
-            parts = assemble(learned_alone(config), data, device, processes, FOLDER, chosen.progress.best_epoch)
-            train(learned_alone(config), data, parts, resume=True)  # what trainer.resume=false forgets, the first training has removed
+            data, again = with_validation(data), learned_alone(refit_config(config))
+            parts = assemble(again, data, device, processes, FOLDER, chosen.progress.best_epoch)
+            train(again, data, parts, resume=True)  # what trainer.resume=false forgets, the first training has removed
         return str(processes.lead(lambda: write_results(config, data, parts, device, watch, chosen)))
 
 
@@ -161,6 +162,7 @@ def write_results(config: TrainingConfig, data: Interactions, parts: Parts, devi
         "spectral": {"weight": weighed.weight, "fitted": weighed.fitted, "tried": weighed.tried} if weighed else None,
         "half_tables": half,
         "prepared": made_of(data),
+        SETTINGS: deciding_settings(config),
         "best_epoch": chosen.progress.best_epoch,
         "epochs": chosen.progress.epochs,
         "targets": chosen.targets,

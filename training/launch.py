@@ -23,6 +23,8 @@ POLL_S = 0.1
 GRACE_S = 12.0
 """What the others have to notice a death and name it themselves, before they are told to end."""
 FOLLOW_S = 0.5
+FEWEST_ALLOWED = 2
+"""Processes that one core may have, too: enough to try what several do."""
 
 
 class ProcessEnded(TowersError):
@@ -37,9 +39,16 @@ def wanted(config: TrainingConfig) -> bool:
     """Whether this process is to start others: it is asked for, and no launcher has done it.
 
     Raises:
-        ConfigError: what a launcher has set is not whole, or it has started another number than is asked for.
+        ConfigError: what a launcher has set is not whole, or it has started another number than is asked for; or more are asked for than
+            this machine has cores.
     """
     if "RANK" not in os.environ:
+        most = max(FEWEST_ALLOWED, os.cpu_count() or 1)
+        if config.trainer.processes > most:
+            raise ConfigError(
+                f"trainer.processes: got {config.trainer.processes}, and this machine has {os.cpu_count()} cores: more processes than cores"
+                f" wait for one another, each with a model and an optimiser in memory. Use at most {most}"
+            )
         return config.trainer.processes > 1
     rank, size = os.environ["RANK"], os.environ.get("WORLD_SIZE", "")
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):

@@ -30,6 +30,7 @@ from training.query_digest import query_digest
 from training.refit import evaluated, refit_said
 from training.rivals import rivals
 from training.showing import Showing
+from training.trained_with import refuse_other_training
 from training.views import described, make_views, unanswered
 
 
@@ -46,6 +47,7 @@ def run(config: TrainingConfig) -> str:
     if not (run_dir / "model" / WEIGHTS_FILE).is_file():
         raise DataError(f"{run_dir / 'model'}: no trained model. Run `towers train` with the same run_dir first")
     check_trained_on(run_dir, data)
+    refuse_other_training(config)
     prepared, data = data, evaluated(data, settings, run_dir)
     if config.trainer.threads > 0:
         torch.set_num_threads(config.trainer.threads)

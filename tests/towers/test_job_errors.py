@@ -78,3 +78,31 @@ def test_help_into_a_closed_pipe_is_no_bug(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "towers", "train", "--help"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "")
+
+
+REFUSING_JOB = """
+from towers.errors import ConfigError, DataError
+from towers.job import run_job
+from training.config import register, validate
+
+def run(config):
+    if config.seed == 1:
+        raise ConfigError("no")
+    if config.seed == 2:
+        raise DataError("no")
+    return "done"
+
+register()
+run_job("train", run, validate)
+"""
+
+
+def test_settings_beside_results_are_those_of_the_results(tmp_path: Path) -> None:
+    """What was refused for its settings leaves those of the job before; what began, or was the first, leaves its own."""
+    (tmp_path / "job.py").write_text(REFUSING_JOB)
+    left = []
+    for seed in (1, 0, 1, 2):
+        towers("job.py", "run_dir=here", f"seed={seed}", cwd=tmp_path)
+        left.append((tmp_path / "here" / "config" / "train.yaml").read_text())
+    assert [f"seed={seed}" in text for seed, text in zip((1, 0, 0, 2), left, strict=True)] == [True] * 4
+    assert left[1] == left[2]

@@ -16,13 +16,15 @@ from towers.errors import ConfigError, DataError
 from towers.model import TwoTower
 from towers.model_config import HistoryConfig, ModelConfig
 from towers.runtime import save_model
-from training import ranking
+from training import exporting, ranking, trained_with
 from training.config import EvaluateConfig, TrainerConfig, TrainingConfig
 from training.data_config import DataConfig, SplitConfig
+from training.facts import deciding_settings
 from training.interactions import Interactions, write_prepared
 from training.metrics import PER_QUERY
 from training.protocol import LOUD, below, loud_block
 from training.slices import deciles
+from training.trained_with import SETTINGS
 from training.validation import Validator, monitored
 
 Evaluated = Callable[..., dict[str, Any]]
@@ -239,3 +241,28 @@ def test_the_monitor_must_be_a_metric() -> None:
     for bad in ("valid/seen/ndcg@20", "ndcg@20", "valid/ndgc@20", "valid/ndcg", "test/ndcg@20", "valid/ndcg@0"):
         with pytest.raises(ConfigError, match=r"trainer\.monitor"):
             monitored(bad)
+
+
+@pytest.mark.parametrize("job", [ranking.run, exporting.run])
+@pytest.mark.parametrize(("typed", "told"), [("model.dim=16", "model.dim: got 16, .* with 8"), ("optim.lr=0.5", "optim.lr: got 0.5")])
+def test_what_was_trained_is_not_for_later_jobs_to_set(make_toy, tmp_path, monkeypatch, job, typed: str, told: str) -> None:
+    write_prepared(tmp_path / "prepared", make_toy())
+    save_model(small_model(make_toy()), tmp_path / "model")
+    trained = config_of(tmp_path)
+    trained.model.dim = 8
+    (tmp_path / "train.json").write_text(json.dumps({SETTINGS: deciding_settings(trained)}))
+    asked = replace(trained, model=replace(trained.model, dim=16), optim=replace(trained.optim, lr=0.5))
+    monkeypatch.setattr(trained_with, "overrides", lambda: [typed, "evaluate.ks=[5]"])
+    with pytest.raises(ConfigError, match=told):
+        job(asked)
+
+
+def test_what_is_typed_as_it_was_trained_or_only_composed_is_taken(make_toy, tmp_path, monkeypatch) -> None:
+    data = make_toy()
+    write_prepared(tmp_path / "prepared", data)
+    save_model(small_model(data), tmp_path / "model")
+    trained = config_of(tmp_path)
+    trained.model.dim = 8
+    (tmp_path / "train.json").write_text(json.dumps({SETTINGS: deciding_settings(trained)}))
+    monkeypatch.setattr(trained_with, "overrides", lambda: ["model.dim=8", "model=pooled", "trainer.threads=2"])
+    assert ranking.run(replace(trained, optim=replace(trained.optim, lr=0.5)))

@@ -22,6 +22,15 @@ def test_processes_are_started_where_no_launcher_has(monkeypatch: pytest.MonkeyP
     assert [wanted(config(n)) for n in (0, 1, 2)] == [False, False, True]
 
 
+@pytest.mark.parametrize(("cores", "most"), [(1, 2), (2, 2), (16, 16), (None, 2)])
+def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch, cores: int | None, most: int) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert wanted(config(most))
+    with pytest.raises(ConfigError, match=rf"trainer\.processes: got {most + 1}, .* Use at most {most}$"):
+        wanted(config(most + 1))
+
+
 @pytest.mark.usefixtures("launched")
 def test_what_a_launcher_has_started_is_taken_as_it_is() -> None:
     assert not wanted(config(0)) and not wanted(config(2))

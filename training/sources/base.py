@@ -119,10 +119,21 @@ def refuse_audited(source: SourceTables) -> None:
 
 
 def column_type(name: str, features: Sequence[Feature]) -> pa.DataType:
-    """Arrow type of a fixed or declared column. A fixed column keeps its own type, whatever features read it."""
+    """Arrow type of a fixed or declared column. A fixed column keeps its own type, whatever features read it.
+
+    Raises:
+        ConfigError: two features read the column as values of two types.
+    """
     if name in FIXED_TYPES:
         return FIXED_TYPES[name]
-    return next(KIND_TYPES[f.kind] for f in features if f.source_column == name)
+    first, *others = (f for f in features if f.source_column == name)
+    for f in others:
+        if KIND_TYPES[f.kind] != KIND_TYPES[first.kind]:
+            raise ConfigError(
+                f"data.features.{f.name}: column {name!r} cannot be both {f.kind} and {first.kind}, as data.features.{first.name} declares"
+                " it. Declare one of them, or give the data the column twice"
+            )
+    return KIND_TYPES[first.kind]
 
 
 def feature_columns(schema: Schema, owner: str) -> list[str]:

@@ -103,3 +103,18 @@ def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(OSError) as told:
         spill.append(np.zeros(1 << 18, spill.dtype))
     assert told.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("kinds", [("numeric", "categorical"), ("categorical", "numeric"), ("text", "multi_categorical")])
+@pytest.mark.parametrize("owner", ["item", "context"])
+def test_a_column_declared_as_two_kinds_of_value_is_told(opened: Any, tmp_path: Path, kinds: tuple[str, str], owner: str) -> None:
+    (tmp_path / "items.csv").write_text("item_id,year\nx,1999\ny,2001\n")
+    features = [{"name": f"f{kind}", "kind": kind, "owner": owner, "column": "year"} for kind in kinds]
+    with pytest.raises(ConfigError, match=rf"data\.features\.f{kinds[1]}: column 'year' cannot be both {kinds[1]} and {kinds[0]}"):
+        list(opened("user_id,item_id,timestamp,year\na,x,1,1999\n", items="items.csv", features=features).interactions())
+
+
+def test_a_column_may_be_read_in_two_ways_of_one_type(opened: Any, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,maker\nx,Acme Ltd\ny,Acme\n")
+    features = [{"name": f"f{kind}", "kind": kind, "owner": "item", "column": "maker"} for kind in ("text", "categorical")]
+    assert opened("user_id,item_id,timestamp\na,x,1\n", items="items.csv", features=features).items["maker"].to_pylist()[0] == "Acme Ltd"
