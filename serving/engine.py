@@ -11,6 +11,7 @@ from typing import Any
 from serving.handed_on import HandedOn
 from serving.item_changes import Attributes, ItemChanges
 from serving.live_items import LiveItems
+from serving.memory import release
 from serving.messages import ItemChanged
 from serving.probes import check_answers
 from serving.profiles import Profiles
@@ -188,6 +189,7 @@ class Engine:
         """Have a bundle answer; why it does not, "" where it does."""
         try:
             self._swap(load(Bundle.open(folder), self.retriever.profiles))
+            release()  # what the bundle before it held, and what was held only to open this one
         except TowersError as error:
             return str(error)
         except Exception as error:  # whatever is wrong with a bundle, the one that answers is not

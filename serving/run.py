@@ -35,6 +35,7 @@ from serving.rights import Rights, consent_table
 from serving.rolling import Rolling
 from serving.routes import ROUTE_NAMES
 from serving.sqlite_events import EVENTS_FILE, PURGE_ROWS, SqliteEvents
+from serving.standing import Standing
 from serving.user_state import UserHistories
 from serving.workers import Workers
 from towers.bundle import Bundle
@@ -88,18 +89,26 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
             read_timeout_s=settings.read_timeout_s,
         )
         address = url(settings.host, listener)
+        told = f"serving on {address}  ({retriever.model_version}, {items:,} items)"
         taken = HandedOn()
+        first = [(retriever, known)]  # held here alone: where one process answers, what a later bundle replaces is let go
+        del retriever, known
         settle()
 
         def announce() -> None:
             announcement.write(address, "listening")
-            print(f"serving on {address}  ({retriever.model_version}, {items:,} items)", flush=True)
+            print(told, flush=True)
+
+        def begin(standing: Standing) -> Retriever:
+            """What this process begins with; others are forked from the one that keeps it."""
+            opened, known = first.pop() if settings.workers == 1 else first[0]
+            opened.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, standing)
+            return opened
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)
             rights = Rights.open(config, keys, table)
-            retriever.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, rights.standing)
-            with live(config, retriever, taken) as engine:
+            with live(config, begin(rights.standing), taken) as engine:
                 serve(build_app(engine, replace(options, rights=rights)), listener, ready, settings.read_timeout_s)
 
         if settings.workers == 1:
@@ -164,8 +173,8 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
     """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted; `taken` as it says."""
     settings, folder = config.serving, state_dir(config)
     changes = ItemChanges(folder / ITEMS_FILE)
-    keep, forgotten = settings.impression_days != 0, retriever.profiles.standing.forgotten
-    outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, forgotten) if keep else None
+    keep, standing = settings.impression_days != 0, retriever.profiles.standing
+    outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, standing.forgotten) if keep else None
     own = events(settings, folder, retriever.profiles.keys, TICK_S)
     decided = ConsentStore(folder / CONSENT_FILE, retriever.profiles.keys.fingerprint())
     rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided, Path(config.run_dir) / FEEDBACK)
@@ -188,7 +197,7 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
             others.callback(rolling.tick)
             if outbox is not None:
                 others.callback(outbox.flush)
-            retriever.profiles.standing.refresh()
+            standing.refresh()
 
     def load(bundle: Bundle, profiles: Profiles) -> Retriever:
         """With the histories that lie there now: export wrote them before it published the bundle."""
@@ -196,6 +205,7 @@ def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = N
 
     bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
     engine = Engine(retriever, changes, bundles, load, chores, taken)
+    del retriever  # the engine's now, until it has another
     try:
         follow_purges()  # before it answers: this process may be forked from one that read them long ago
         with engine:

@@ -64,7 +64,9 @@ def published(run_dir: Path, version: str, vectors_ID: np.ndarray | None = None,
     point_current(run_dir / "bundles", version)
 
 
-def test_a_new_bundle_answers_and_what_came_before_still_counts(run_dir: Path, engine: Engine) -> None:
+def test_a_new_bundle_answers_and_what_came_before_still_counts(run_dir: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    monkeypatch.setattr("serving.engine.release", lambda: released.append(engine.retriever.bundle.version))
     engine.put_item("new", {"categories": ["drama"]})
     engine.delete_item("item-05")
     engine.retriever.add_events([{"user_id": "me", "item_id": "item-09", "event_id": "1"}])
@@ -76,6 +78,7 @@ def test_a_new_bundle_answers_and_what_came_before_still_counts(run_dir: Path, e
     engine.follow()
     after = scores(engine)
     assert engine.health() == {"model_version": "v2", "index_version": "v2", "items": len(vectors_ID)} and engine.refused is None
+    assert released == ["v2"], "memory of the other is given back once this one answers"
     assert set(after) == set(before) and "new" in after and "item-05" not in after
     known = [item for item in after if item != "new"]
     np.testing.assert_allclose([after[item] for item in known], [-before[item] for item in known], atol=1e-6)

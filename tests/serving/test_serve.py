@@ -25,6 +25,7 @@ from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.retriever import Retriever
 from serving.run import histories, listen, url
 from tests.announced import wait_for_announcement
+from towers.bundle import Bundle, publish
 from towers.encoder import Encoder, UserRow
 from towers.errors import ConfigError
 from towers.live_logs import EVENT_SCHEMA, EVENTS, IMPRESSION_SCHEMA, IMPRESSIONS
@@ -178,6 +179,30 @@ def test_the_items_announced_are_those_that_can_be_shown(world: Any, tmp_path: P
     assert server.returncode == 0, err
     assert items == len(world.catalog) + 1 and f", {items} items)" in out
     assert err.count("serving.selector.blocked: 2 of 4 ids") == 1 and "'nope'" in err and "'came and went'" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells which files a process has mapped")
+def test_what_a_new_bundle_replaces_is_let_go(world: Any, tmp_path: Path) -> None:
+    """The first one too, which was opened before there was an engine, and with it the histories that were read then."""
+    bundles = Path(world.run(tmp_path).run_dir) / "bundles"
+    first = Bundle.open(bundles / "v1")
+
+    def mapped() -> set[str]:
+        paths = (Path(mapping.path) for mapping in psutil.Process(server.pid).memory_maps(grouped=True))
+        return {path.relative_to(bundles).parts[0] for path in paths if path.is_relative_to(bundles)}
+
+    with served(world, tmp_path) as (server, told):
+        assert mapped() == {"v1"}
+        publish(bundles, "v2", {name: first.folder / name for name in first.manifest["files"]}, {})
+        until = time.monotonic() + 20
+        while mapped() != {"v2"} and time.monotonic() < until:
+            time.sleep(0.1)
+        assert mapped() == {"v2"}
+        with httpx.Client(base_url=told["url"], trust_env=False) as client:
+            assert client.post("/v1/recommend", json={"user_id": "user-5", "k": 3}).json()["index_version"] == "v2"
+            time.sleep(0.3)
+        server.send_signal(signal.SIGTERM)
+        assert "keeping up to date failed" not in server.communicate(timeout=20)[1]
 
 
 def test_a_run_without_a_bundle_says_what_to_do(world: Any, tmp_path: Path) -> None:
