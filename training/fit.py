@@ -27,7 +27,7 @@ from training.half_tables import round_tables
 from training.history_content import build, folded
 from training.inspection import Inspector
 from training.interactions import Interactions
-from training.join import Weighed, choose_weight, join_spectral, learned_alone
+from training.join import Weighed, check_events, choose_weight, join_spectral, learned_alone
 from training.launch import follow_launcher, launch, wanted
 from training.loader import MOST_TARGETS, Loader
 from training.negatives import doubts
@@ -96,6 +96,7 @@ def run(config: TrainingConfig) -> str:
         torch.set_num_threads(config.trainer.threads)
     with enough_memory(), join(device) as processes, alone_in(run_dir, processes.first):
         data, _ = open_permitted(config)
+        check_events(data, config.model.spectral)
         parts = assemble(learned_alone(config), data, device, processes)
         train(learned_alone(config), data, parts, config.trainer.resume)
         weighed = processes.lead(lambda: choose_weight(folded(parts.model, data), data, config)) if config.model.spectral.dim else None

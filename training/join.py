@@ -53,21 +53,26 @@ def learned_alone(config: TrainingConfig) -> TrainingConfig:
     return replace(config, model=replace(config.model, spectral=SpectralConfig()))
 
 
+def check_events(data: Interactions, spectral: SpectralConfig) -> None:
+    """That a spectral part can be made of the data: asked before anything is trained.
+
+    Raises:
+        ConfigError: some events speak against their items, and the sum over a history cannot tell them from the others.
+    """
+    if spectral.dim and not spectral.newest and not (data.weight > 0).all():
+        raise ConfigError(
+            f"model.spectral.dim: {int((data.weight <= 0).sum())} events have no weight (skips or the like), and a spectral part counts"
+            " every event of a history alike. Set it to 0, or prepare without those events"
+        )
+
+
 def join_spectral(learned: TwoTower, data: Interactions, spectral: SpectralConfig, seed: int, fitted: bool = False) -> TwoTower:
     """A model of the learned towers and the spectral part of the training rows, narrowed where that is asked for.
 
     Args:
         spectral: with the weight to be used.
         fitted: train narrow maps further (training/narrow_fit.py).
-
-    Raises:
-        ConfigError: some events speak against their items, and the sum over a history cannot tell them from the others.
     """
-    if not spectral.newest and not (data.weight > 0).all():
-        raise ConfigError(
-            f"model.spectral.dim: {int((data.weight <= 0).sum())} events have no weight (skips or the like), and a spectral part counts"
-            " every event of a history alike. Set it to 0, or prepare without those events"
-        )
     wide = _side_by_side(learned, data, spectral, seed)
     if not spectral.narrow_to:
         return wide

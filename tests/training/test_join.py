@@ -165,7 +165,7 @@ def test_a_given_weight_needs_no_validation(tmp_path, toy_set):
     assert json.loads((tmp_path / "train.json").read_text())["spectral"] == {"weight": 0.9, "fitted": False, "tried": {}}
 
 
-def test_what_a_spectral_part_cannot_do_is_refused(tmp_path, toy_set, towers_apart):
+def test_what_a_spectral_part_cannot_do_is_refused(tmp_path, toy_set):
     with pytest.raises(ConfigError, match=r"spectral\.newest"):
         validate(replace(settings(tmp_path), data=replace(settings(tmp_path).data, order="time")))
     with pytest.raises(ConfigError, match=r"chooses its weight"):
@@ -174,9 +174,14 @@ def test_what_a_spectral_part_cannot_do_is_refused(tmp_path, toy_set, towers_apa
         ModelConfig(history=HistoryConfig(name="transformer"), spectral=SpectralConfig(4)).validate()
     with pytest.raises(ConfigError, match=r"0 stands for one chosen"):
         TwoTower(ModelConfig(spectral=SpectralConfig(4)), toy_set.preprocessor.inputs, toy_set.preprocessor.event_rows)
+
+
+def test_events_that_a_spectral_part_cannot_tell_apart_are_refused_before_anything_is_trained(tmp_path, toy_set):
     skipping = replace(toy_set, weight=np.where(np.arange(len(toy_set)) % 9, 1, 0).astype(np.float32))
+    write_prepared(tmp_path / "prepared", skipping)
     with pytest.raises(ConfigError, match=r"events have no weight"):
-        join.join_spectral(towers_apart, skipping, SpectralConfig(SPECTRAL, WEIGHT), seed=0)
+        fit.run(settings(tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_the_learned_part_never_reads_the_spectral_tables(toy_set, joined):
