@@ -22,7 +22,8 @@ DEEPEST = 7
 """Searches for candidates at most before everything that is left is ranked once; each asks for twice as many as the one before, none of
 them twice."""
 _BLOCK_ROWS = 16_384
-"""Of what is left, so many are taken up at once; what the masks bar of them is dropped."""
+"""Of what is left, so many are taken up at once. No search asks for more either: each position looks at all that were taken up, each is
+compared with the whole list, and a few such searches take longer than to rank everything."""
 
 ITEMS, POLICY = "items", "policy"
 
@@ -44,7 +45,7 @@ class Selection:
     """The list: rows, scores, and the probability of each choice given those before it (1 where nothing is drawn).
 
     Attributes:
-        considered: the candidates that it was chosen from.
+        considered: the candidates that it was chosen from, without those that a deeper search found and the list barred already.
         shortage: why there are fewer than k: `items`, no more may be shown; `policy`, its masks leave none. "" where there are k.
     """
 
@@ -121,6 +122,7 @@ class _Loop:
         self._k, self._deeper = policy.k, deeper
         self._standing, self._parts = parts.standing, [*parts.page, *parts.each()]
         self._asked, self._pools, self._before = policy.candidates, [candidates], 0
+        self._found = [candidates.rows_C]  # by each search, with what the list barred already
         self._items = parts.items
         self._left: Candidates | None = None  # of the whole catalogue, once all of it was ranked
         scores_C = candidates.scores_C
@@ -155,8 +157,10 @@ class _Loop:
                 if barred is not None:
                     self._value_C[barred] = -inf
         pools = self._pools
-        considered = pools[0] if len(pools) == 1 else Candidates(self._rows(), np.concatenate([pool.scores_C for pool in pools]))
-        shortage = "" if len(places) == self._k else POLICY if len(considered.rows_C) > len(places) else ITEMS
+        considered = pools[0]
+        if len(pools) > 1:
+            considered = Candidates(np.concatenate([pool.rows_C for pool in pools]), np.concatenate([pool.scores_C for pool in pools]))
+        shortage = "" if len(places) == self._k else POLICY if sum(map(len, self._found)) > len(places) else ITEMS
         chosen_k = np.array(places, np.int64)
         return Selection(considered.rows_C[chosen_k], considered.scores_C[chosen_k], np.array(propensities), considered, shortage)
 
@@ -180,34 +184,37 @@ class _Loop:
         """Take up further candidates; whether there were any."""
         if self._left is not None:
             return self._go_on()
-        if self._deeper is None or len(self.pool.rows_C) < self._asked:
+        if self._deeper is None or len(self._found[-1]) < self._asked:
             return False
-        if len(self._pools) == DEEPEST:
-            self._left = self._deeper(self._items, self._rows())
+        if len(self._found) == DEEPEST or 2 * self._asked > _BLOCK_ROWS:
+            self._left = self._deeper(self._items, np.concatenate(self._found))
             return self._go_on()
-        self._asked, self._before = 2 * self._asked, self._before + len(self.pool.rows_C)
-        self.pool = self._deeper(self._asked, self._rows())
+        self._asked *= 2
+        found = self._deeper(self._asked, np.concatenate(self._found))
+        self._found.append(found.rows_C)
+        return self._take_up(found) or self._search_on()
+
+    def _take_up(self, found: Candidates) -> bool:
+        """Go on with those that the list does not bar; whether there are any. What it bars is never freed, and each position would look at
+        it again."""
+        stays_C = ~self._barred(found.rows_C)
+        if not stays_C.any():
+            return False
+        self._before += len(self.pool.rows_C)
+        self.pool = Candidates(found.rows_C[stays_C], found.scores_C[stays_C])
         self._pools.append(self.pool)
         self._enter()
-        return len(self.pool.rows_C) > 0
+        return True
 
     def _go_on(self) -> bool:
-        """Take up the next of what is left that the list does not bar. What it bars is never freed, so each is looked at once."""
+        """Take up the next of what is left."""
         assert self._left is not None
         while len(self._left.rows_C):
             block = Candidates(self._left.rows_C[:_BLOCK_ROWS], self._left.scores_C[:_BLOCK_ROWS])
             self._left = Candidates(self._left.rows_C[_BLOCK_ROWS:], self._left.scores_C[_BLOCK_ROWS:])
-            stays_C = ~self._barred(block.rows_C)
-            if stays_C.any():
-                self._before += len(self.pool.rows_C)
-                self.pool = Candidates(block.rows_C[stays_C], block.scores_C[stays_C])
-                self._pools.append(self.pool)
-                self._enter()
+            if self._take_up(block):
                 return True
         return False
-
-    def _rows(self) -> Rows:
-        return np.concatenate([pool.rows_C for pool in self._pools])
 
 
 def _best(value_C: Values, best: int) -> _Chosen:

@@ -114,7 +114,7 @@ def test_what_is_not_barred_is_found_however_deep_it_lies(dials: Dials) -> None:
     assert len(chosen.rows_k) == 10 and chosen.shortage == "" and legal(flooded, chosen.rows_k.tolist(), dials)
     others = [row for row in chosen.rows_k.tolist() if row < 100]
     assert [row for row in without.rows_k.tolist() if row in others] == others and len(others) >= 8
-    assert len(chosen.considered.rows_C) < 30_000
+    assert len(chosen.considered.rows_C) < 1000, "what the list bars already is looked at once, not at each position"
     everything = flooded.choose(Policy(300, Dials(near_duplicates=0.999)))
     assert everything.shortage == "policy" and set(everything.rows_k.tolist()) >= set(range(100)) - set(chosen.rows_k[:1].tolist())
 
