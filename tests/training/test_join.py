@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import torch
 from towers.batch import HISTORY_ITEM
 from towers.columns import FIRST_ROW, OOV_ROW, TRAIN
 from towers.encoder import Encoder, UserRow
-from towers.errors import ConfigError, DataError
+from towers.errors import ConfigError, DataError, GateError
 from towers.lookups import SPECTRAL_HISTORY, SPECTRAL_ITEM, gather
 from towers.model import ExportCore, TwoTower
 from towers.model_config import HistoryConfig, ModelConfig, SpectralConfig
 from towers.runtime import TorchRuntime, load_model, to_tensors
-from training import fit, join
+from training import fit, join, onnx_export
 from training.config import TrainerConfig, TrainingConfig, validate
 from training.interactions import Interactions, write_prepared
 from training.narrow import _factor, training_users
@@ -237,6 +238,26 @@ def test_narrow_onnx_graphs_equal_torch(toy_set, narrow, tmp_path):
     encoder = Encoder(toy_set.preprocessor, TorchRuntime(narrow), 30)
     batch = encoder.user_batch([*histories(toy_set, range(3)), UserRow()])
     assert export_towers(narrow, batch, toy_set.item_features, tmp_path) < 1e-5
+
+
+def test_onnx_graphs_of_long_vectors_may_differ_by_as_many_places_as_those_of_short_ones(toy_set, narrow, tmp_path, monkeypatch):
+    """What a sum of fp32 numbers around 400 is rounded to is no difference; a hundred times as much is one."""
+    spectral = replace(narrow.config.spectral, weight=3e4)
+    model = TwoTower(replace(narrow.config, spectral=spectral), toy_set.preprocessor.inputs, toy_set.preprocessor.event_rows)
+    model.load_state_dict(narrow.state_dict())
+    batch = Encoder(toy_set.preprocessor, TorchRuntime(model), 30).user_batch([*histories(toy_set, range(3)), UserRow()])
+    assert np.abs(TorchRuntime(model).user(batch).vectors_BHD).max() > 400
+    assert export_towers(model, batch, toy_set.item_features, tmp_path) < 1e-5
+    forward = ExportCore.forward
+    monkeypatch.setattr(ExportCore, "forward", lambda core, *arrays: tuple(out * (1 + 1e-4) for out in forward(core, *arrays)))
+    session = onnx_export.onnxruntime.InferenceSession
+
+    def of_before(path, **settings):
+        return session(str(tmp_path / path.rpartition("/")[2]), **settings)
+
+    monkeypatch.setattr(onnx_export, "onnxruntime", SimpleNamespace(InferenceSession=of_before))
+    with pytest.raises(GateError, match="differ from torch"):
+        export_towers(model, batch, toy_set.item_features, tmp_path / "other")
 
 
 def test_weights_are_compared_narrow(tmp_path, toy_set):
