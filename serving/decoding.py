@@ -164,6 +164,8 @@ def _misfit(error: msgspec.ValidationError, raw: Any, kind: type[msgspec.Struct]
     if unknown:
         field = f"{field}.{unknown[1][:MAX_ID_BYTES]}".lstrip(".")
         reason = reason.replace(unknown[1], unknown[1][:MAX_ID_BYTES])
+        if not path and "unknown field" in reason:
+            reason += f"; expected are {', '.join(known.encode_name for known in msgspec.structs.fields(kind))}"
     if reason in _TOO_LONG:
         reason = _LENGTH
     if of_key:

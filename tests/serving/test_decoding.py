@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serving.bounds import Limits
 from serving.decoding import check_k, check_limits, decode, from_python, microseconds
-from serving.messages import HistoryEvent, RecommendRequest
+from serving.messages import HistoryEvent, ItemRequest, RecommendRequest
 from towers.errors import RequestError
 
 DEEP = "[" * 1000 + "]" * 1000
@@ -141,3 +141,15 @@ def test_moments_are_microseconds() -> None:
     for absurd in (-1, float("nan"), float("inf"), 1_700_000_000_000, 10**400):
         with pytest.raises(RequestError, match="history"):
             microseconds("history[0].timestamp", absurd)
+
+
+def test_an_unknown_field_is_told_beside_those_there_are() -> None:
+    with pytest.raises(RequestError) as caught:
+        decode(b'{"title": "Tea"}', ItemRequest)
+    assert caught.value.field == "title" and str(caught.value).endswith("unknown field `title`; expected are attributes")
+    with pytest.raises(RequestError) as caught:
+        from_python({"user_id": "a", "temperature": 1.0}, RecommendRequest)
+    assert caught.value.field == "temperature" and " policy" in str(caught.value)
+    with pytest.raises(RequestError) as caught:  # of a part, whose fields are others
+        decode(b'{"policy": {"heat": 1}}', RecommendRequest)
+    assert caught.value.field == "policy.heat" and "expected are" not in str(caught.value)
