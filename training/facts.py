@@ -19,6 +19,8 @@ NOT_IN_HASH = {
 }
 """Settings that do not change what is trained, but for rounding and what is fitted on the trained model: a run moved to another folder or
 machine, or saved more often, is still the same run."""
+AS_BY_DEFAULT: dict[str, dict[str, Any]] = {"evaluate": {"exposure": False, "provider": None, "groups": []}}
+"""More of them, which stand in the hashes of checkpoints of before: as they are where nobody sets them."""
 
 
 def config_hash(config: TrainingConfig) -> str:
@@ -52,6 +54,8 @@ def _deciding(config: TrainingConfig) -> dict[str, Any]:
         part = settings[section] if section else settings
         for name in names:
             del part[name]
+    for section, values in AS_BY_DEFAULT.items():
+        settings[section] |= values
     return settings
 
 

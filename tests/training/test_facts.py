@@ -37,6 +37,9 @@ def test_settings_that_decide_the_weights_change_the_hash(config, section, key, 
         ("trainer", "threads", 3),
         ("trainer", "device", "cuda"),
         ("evaluate", "draws", 7),
+        ("evaluate", "exposure", True),
+        ("evaluate", "provider", "brand"),
+        ("evaluate", "groups", ["taste"]),
     ],
 )
 def test_settings_that_do_not_leave_it(config, section, key, value):
