@@ -10,13 +10,17 @@ from serving.choosing import further
 from serving.decoding import check_k, check_length
 from serving.impressions import Listed
 from serving.index.rowset import RowSet, both
+from serving.messages import Clauses
 from serving.page_messages import MOST_ITEMS, BatchRecommendations, BatchRequest, FilledShelf, Reranked, RerankRequest, Shelf
 from serving.policy import Policy
 from serving.retriever import Retriever
-from serving.selector import select
+from serving.selector import POLICY, Candidates, Selection, select
 from serving.signals import check_context
 from serving.stepwise import Steps, finished
 from towers.errors import RequestError
+
+_NO_ROWS, _NO_SCORES = np.empty(0, np.int64), np.empty(0, np.float32)
+_NOTHING = Selection(_NO_ROWS, _NO_SCORES, np.empty(0), Candidates(_NO_ROWS, _NO_SCORES), POLICY)
 
 
 def answer_rows(
@@ -45,12 +49,18 @@ def row_by_row(
     asked = retriever.ask(request, [row.context for row in request.rows], known)
     taken, shelves, told = asked.excluded, [], retriever.told(asked)
     parts = retriever.chooser.parts(policy, asked.signals, asked.known.now, wanted, asked.last)
+    spent: list[Clauses] = []  # where the page's near-duplicates leave nothing any more, which takes a look at the whole catalogue to tell
     for place, row in enumerate(request.rows):
         yield
-        own = replace(policy, k=row.k, seed=policy.seed + place)
-        search = partial(retriever.candidates, asked, allowed=allowed[place], place=place)
-        found = search(own.candidates, excluded=taken)
-        chosen = select(found, own, parts, further(taken, lambda count, out: search(count, excluded=out)))  # noqa: B023 - called at once
+        if any(not clauses or clauses == row.filter for clauses in spent):
+            chosen = _NOTHING
+        else:
+            own = replace(policy, k=row.k, seed=policy.seed + place)
+            search = partial(retriever.candidates, asked, allowed=allowed[place], place=place)
+            found = search(own.candidates, excluded=taken)
+            chosen = select(found, own, parts, further(taken, lambda count, out: search(count, excluded=out)))  # noqa: B023 - called at once
+            if chosen.shortage == POLICY and policy.dials is not None and not policy.dials.caps:
+                spent.append(row.filter)
         taken = np.concatenate([taken, chosen.rows_k])
         items = retriever.items(chosen, asked, request.explain, place)
         shelves.append(FilledShelf(row.name, items, len(items), row.k, chosen.shortage or None))

@@ -164,6 +164,31 @@ def test_a_page_is_one_for_near_duplicates_and_each_row_has_its_caps(steered: Re
         assert recompute(steered, row).items == shown.items
 
 
+def test_a_page_that_near_duplicates_use_up_is_searched_once(steered: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To tell that nothing is left takes a look at the whole catalogue; the next rows have no more of it, unless caps were in the way."""
+    searched: list[int] = []
+    found = steered.candidates
+    monkeypatch.setattr(steered, "candidates", lambda *given, **named: searched.append(1) or found(*given, **named))
+
+    def page(policy: dict[str, Any]) -> tuple[list[tuple[int, str | None]], int]:
+        drama = [{"field": "categories", "any_of": ["drama"]}]
+        asked = {
+            "history": ["item-01"],
+            "policy": policy,
+            "rows": [{"k": 40, "filter": drama}, {"k": 40}, {"k": 40}, {"k": 40, "filter": drama}],
+        }
+        searched.clear()
+        reply = answer_rows(steered, msgspec.convert(asked, BatchRequest))
+        return [(row.returned, row.shortage) for row in reply.rows], len(searched)
+
+    told, searches = page({"near_duplicates": 0.3})
+    assert told[0][0] > 0 and told[2:] == [(0, "policy")] * 2 and searches == 2
+    told, searches = page({"near_duplicates": 0.99, "caps": {"categories": 1}})
+    assert told[2][0] > 0 and searches >= 4
+    shown = [recompute(steered, row).items for row in rows(steered)]
+    assert [len(items) for items in shown[-4:]] == [returned for returned, _ in told]
+
+
 def test_the_callers_candidates_are_steered_only_where_asked(steered: Retriever) -> None:
     steered.steer(SelectorSettings(caps={"categories": 1}))
     items = [f"item-{i:02d}" for i in range(20, 35)]
