@@ -175,7 +175,7 @@ class Recommendations(Struct, frozen=True):
         returned: how many.
         shortage: why they are fewer than `k`, else null: `items` where no more are left after exclusions and filters, `policy` where its
             caps and near-duplicates leave no more, however deep was searched.
-        unknown_history_items: history events whose item the model was not trained on; they carry no signal.
+        unknown_history_items: history events whose item the model was not trained on; to it they all look alike.
         profile: what is stored of the person was `used`, there is `none`, it was `not_wanted` (`personalize: false`), or the person has not
             allowed to be personalized for (`no_consent`) and it was not read.
     """
@@ -231,7 +231,7 @@ class EventsAdded(Struct, frozen=True):
     Attributes:
         added: new events.
         ignored: repeated ones, those too old to be kept, and those of people who allow no use of them.
-        unknown_items: events whose item the model was not trained on; they are kept, and carry no signal until it is.
+        unknown_items: events whose item the model was not trained on; they are kept, and all look alike to it until it is.
     """
 
     added: int
