@@ -20,12 +20,12 @@ from serving.receipt_writer import write_receipt
 from serving.rekey_files import Rewritten, beside, rekey_database, rekey_tables, sweep
 from serving.rekey_map import KeyMap
 from serving.rekey_prepared import refuse_learned_keys, rekey_prepared, settle_facts
-from serving.sqlite_events import EVENTS_FILE
 from serving.subjects import Places, cut_everywhere, iso, now_us
 from towers.disk import sync
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
 from towers.live_consent import LIVE_CONSENT
+from towers.live_logs import EVENTS_FILE
 from towers.receipts import REKEYED, Erasures, Receipts
 from towers.rekeying import JOURNAL
 

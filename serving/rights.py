@@ -11,12 +11,13 @@ from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import secret_of
 from serving.held import held
 from serving.holding import Hold
-from serving.sqlite_events import EVENTS_FILE, SqliteEvents
+from serving.sqlite_events import SqliteEvents
 from serving.standing import ConsentTable, Standing
 from serving.subjects import PREPARED, Places, Subjects
 from towers.consent import named_table
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
+from towers.live_logs import EVENTS_FILE
 from towers.prepared import USER_TABLES
 from towers.receipts import Erasures, Receipts, receipts_file
 from towers.rekeying import refuse_unfinished

@@ -34,13 +34,14 @@ from serving.retriever import Retriever
 from serving.rights import Rights, consent_table
 from serving.rolling import Rolling
 from serving.routes import ROUTE_NAMES
-from serving.sqlite_events import EVENTS_FILE, PURGE_ROWS, SqliteEvents
+from serving.sqlite_events import PURGE_ROWS, SqliteEvents
 from serving.standing import Standing
 from serving.user_state import UserHistories
 from serving.workers import Workers
 from towers.bundle import Bundle
 from towers.errors import ConfigError
 from towers.identity import UserKeys
+from towers.live_logs import EVENTS_FILE
 
 PURGE_EVERY_S = 3600.0
 log = logging.getLogger("towers.serving")

@@ -21,8 +21,6 @@ _SCHEMA = (
     "INSERT OR IGNORE INTO facts VALUES ('arrivals', 0), ('exported', 0), ('name', lower(hex(randomblob(8))))",
     "INSERT OR IGNORE INTO facts VALUES ('exported_hour', CAST(strftime('%s') AS INTEGER) / 3600)",
 )
-EVENTS_FILE = "events.db"
-"""Its name in the service's state_dir."""
 _INSERT = "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _TRIM = """DELETE FROM events WHERE user_key = ? AND arrival <= (SELECT value FROM facts WHERE name = 'exported')
     AND (timestamp, arrival) <

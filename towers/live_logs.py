@@ -12,6 +12,8 @@ from towers.identity import KEY_BYTES
 
 IMPRESSIONS, EVENTS = "impressions", "events"
 """Folders of the logs in the service's state_dir."""
+EVENTS_FILE = "events.db"
+"""Beside them: events that are not in their log yet, and those that the service needs."""
 
 ROW = "row"
 _TIME = pa.timestamp("us", "UTC")

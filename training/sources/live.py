@@ -17,7 +17,7 @@ from tqdm import tqdm
 from towers import columns as c
 from towers.errors import ConfigError, DataError, RequestError
 from towers.identity import SECRET_FINGERPRINT, UserKeys
-from towers.live_logs import EVENT_SCHEMA
+from towers.live_logs import EVENT_SCHEMA, EVENTS, EVENTS_FILE
 from towers.partitions import Reading, parts
 from towers.schema import Feature, Schema
 from towers.values import as_dense, as_lists, as_numbers, as_strings, as_times
@@ -30,7 +30,7 @@ _TAKEN = (c.EVENT_ID, c.EVENT_TYPE)
 
 
 def with_live(source: SourceTables, live: str | None, keys: UserKeys) -> SourceTables:
-    """The dataset followed by the live events of a folder; as it is where there is none.
+    """The dataset followed by the live events of a folder; as it is where there is none, or where a service has written none yet.
 
     Args:
         live: the log's folder, `state/events` of a service.
@@ -43,6 +43,9 @@ def with_live(source: SourceTables, live: str | None, keys: UserKeys) -> SourceT
     if live is None:
         return source
     root = Path(live).expanduser()
+    if not root.is_dir() and root.name == EVENTS and (root.parent / EVENTS_FILE).is_file():
+        print(f"data.live: no events in {live} yet; a service writes them there once an hour", flush=True)
+        return source
     if not root.is_dir():
         raise DataError(f"data.live: no folder {live!r}; `towers serve` fills run_dir/state/events with the events that it is told")
     _check_secret(root, keys)

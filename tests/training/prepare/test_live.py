@@ -14,6 +14,7 @@ from serving.sqlite_events import SqliteEvents
 from towers.columns import REMOVAL
 from towers.errors import ConfigError, DataError
 from towers.identity import UserKeys
+from towers.live_logs import EVENTS_FILE
 from towers.partitions import parts
 from towers.schema import Feature, make_schema
 from training import prepare_run
@@ -139,6 +140,13 @@ def test_values_that_a_feature_no_longer_takes_are_missing(
     read = with_live(source_of(source, rows_of(log, range(60)), schema), str(live), keys)
     *_, last = read.interactions()
     assert last.column("marker").null_count == len(last) == 40
+
+
+def test_a_service_that_has_written_no_events_yet_adds_none(events: Any, source: Any, tmp_path: Path, capsys: Any) -> None:
+    mine = source_of(source, log_of(events, 20))
+    SqliteEvents(tmp_path / "state" / EVENTS_FILE, b"f").close()
+    assert with_live(mine, str(tmp_path / "state" / "events"), UserKeys(b"a" * 32)) is mine
+    assert "no events in" in capsys.readouterr().out
 
 
 def test_what_does_not_belong_together_is_refused(config: TrainingConfig, events: Any, source: Any, tmp_path: Path) -> None:
