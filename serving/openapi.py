@@ -1,5 +1,6 @@
 """The OpenAPI document: what the service can be asked, and what this model's context and preferences are called."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -54,6 +55,9 @@ EXAMPLES = 50
 def document(limits: Limits, preprocessor: Preprocessor, most: MostSettings | None = None) -> dict[str, Any]:
     """OpenAPI 3.1: paths by hand, schemas from the message types, declared features from the model, bounds from the service."""
     _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+    for schema in schemas.values():  # from docstrings, of which newer Pythons alone take the indentation away
+        if "description" in schema:
+            schema["description"] = inspect.cleandoc(schema["description"])
     preferences = [f for f in preprocessor.schema.owned_by("user") if f.kind == "preferences"]
     for name in ("RecommendRequest", "BatchRequest", "RerankRequest"):
         asked = schemas[name]["properties"]
