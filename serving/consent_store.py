@@ -5,6 +5,7 @@ does.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from serving.database import ANSWER_S, Database
@@ -43,9 +44,12 @@ class ConsentStore:
     """
 
     def __init__(self, path: Path, secret: bytes) -> None:
-        self._database, self._secret = Database(path, _SCHEMA), secret
-        self._database.claim(secret)
-        self._database.wait_at_most(ANSWER_S)
+        self._secret = secret
+        with ExitStack() as opened:  # closed where what follows fails
+            self._database = opened.enter_context(closing(Database(path, _SCHEMA)))
+            self._database.claim(secret)
+            self._database.wait_at_most(ANSWER_S)
+            opened.pop_all()
 
     def put(self, mark: bytes, granted: Mapping[str, bool], now: int) -> None:
         """Note a user's decisions; `now` in microseconds UTC."""

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from towers.errors import ConfigError, DataError, StorageError
@@ -44,21 +44,22 @@ class Database:
         self.path = path
         self._lock, self._writing = threading.Lock(), threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # only where it is new: closing a file takes away every lock that this process has on it, those of other connections too, and
-            # the next process to close it would take itself for the last and remove the log under them
-            with suppress(FileExistsError):
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            # isolation_level None: transactions begin and end where `transaction` says, not where the driver guesses
-            self._writer = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
-                self._writer.execute(f"PRAGMA {pragma}")
-            (found,) = self._writer.execute("PRAGMA page_size").fetchone()
-            self._writer.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // found}")
-            with self._whole():
-                for statement in schema:
-                    self._writer.execute(statement)
-            self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            with ExitStack() as opened:  # the first is closed where what follows fails
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # only where it is new: closing a file takes away every lock that this process has on it, those of other connections too,
+                # and the next process to close it would take itself for the last and remove the log under them
+                with suppress(FileExistsError):
+                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                self._writer = opened.enter_context(closing(_connected(path)))
+                for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+                    self._writer.execute(f"PRAGMA {pragma}")
+                (found,) = self._writer.execute("PRAGMA page_size").fetchone()
+                self._writer.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // found}")
+                with self._whole():
+                    for statement in schema:
+                        self._writer.execute(statement)
+                self._connection = _connected(path)
+                opened.pop_all()
         except (OSError, sqlite3.OperationalError) as error:
             raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
         except sqlite3.Error as error:
@@ -121,19 +122,24 @@ class Database:
             secret: its fingerprint.
 
         Raises:
-            ConfigError: the file has noted another; it is closed.
+            ConfigError: the file has noted another.
         """
         with self.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO facts VALUES ('secret', ?)", (secret,))
             (found,) = connection.execute("SELECT value FROM facts WHERE name = 'secret'").fetchone()
         if found != secret:
-            self.close()
             raise ConfigError(
                 f"{self.path}: its users were keyed with another secret, so every one of them would be unknown. Point serving.key_file or"
                 " $TOWERS_KEY_FILE at the file it was filled with, or set serving.state_dir to another folder"
             )
 
     def close(self) -> None:
+        """Release the file; in the process that opened it."""
         with self._lock, self._writing:
             self._connection.close()
             self._writer.close()
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    # isolation_level None: transactions begin and end where `transaction` says, not where the driver guesses
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)

@@ -138,11 +138,11 @@ def _nameless(lists: pa.Table, standing: Standing) -> pa.Table:
 def bring_up_to_now(config: ServingConfig, state: Path) -> None:
     """What waits to be written as Parquet is, whether a service is running or not; nothing is deleted for its age."""
     keys, _ = users(config.serving, Path(config.run_dir))
-    store, outbox, now = events(config.serving, state, keys), Outbox(state / OUTBOX_FILE, ""), time.time_ns() // 1000
-    try:
-        with only_one(state, wait=True):
-            roll_impressions(outbox, state / IMPRESSIONS, now, everything=True)
-            roll_events(store, state / EVENTS, now, everything=True)
-    finally:
-        store.close()
-        outbox.close()
+    now = time.time_ns() // 1000
+    with (
+        closing(events(config.serving, state, keys)) as store,
+        closing(Outbox(state / OUTBOX_FILE, "")) as outbox,
+        only_one(state, wait=True),
+    ):
+        roll_impressions(outbox, state / IMPRESSIONS, now, everything=True)
+        roll_events(store, state / EVENTS, now, everything=True)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -136,9 +137,11 @@ class Outbox:
     def __init__(
         self, path: Path, config_hash: str, candidate_share: float = 0.0, forgotten: Callable[[bytes], int | None] = lambda key: None
     ) -> None:
-        self._database = Database(path, _SCHEMA, _PAGE_BYTES)
-        ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
-        self.name = str(name)
+        with ExitStack() as opened:  # closed where what follows fails
+            self._database = opened.enter_context(closing(Database(path, _SCHEMA, _PAGE_BYTES)))
+            ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
+            self.name = str(name)
+            opened.pop_all()
         self._config_hash, self._candidate_share = config_hash, candidate_share
         self._forgotten = forgotten
         self._waiting: deque[Shown] = deque()
@@ -212,9 +215,11 @@ class Outbox:
         self._database.checkpoint()
 
     def close(self) -> None:
-        """Write what waits in memory, and release the file."""
-        self.flush(BUSY_S)
-        self._database.close()
+        """Write what waits in memory, and release the file, which is done too where writing fails. Raises StorageError."""
+        try:
+            self.flush(BUSY_S)
+        finally:
+            self._database.close()
 
     def _encode(self, shown: Shown) -> _Encoded:
         return _Encoded(shown.timestamp, shown.asked.known.logged_key, self._json(shown))

@@ -1,6 +1,7 @@
 """Items put and taken down since the bundle was made: durable, shared by processes, folded into the catalogue by `towers index`."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,12 @@ class ItemChanges:
     """
 
     def __init__(self, path: Path) -> None:
-        self._database = Database(path, _SCHEMA)
-        ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
-        self.name = str(name)
-        self._database.wait_at_most(ANSWER_S)
+        with ExitStack() as opened:  # closed where what follows fails
+            self._database = opened.enter_context(closing(Database(path, _SCHEMA)))
+            ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
+            self.name = str(name)
+            self._database.wait_at_most(ANSWER_S)
+            opened.pop_all()
 
     def put(self, item_id: str, attributes: Attributes | None) -> int:
         """Note that an item is new or other than it was, or (None) that it is taken down; the generation of the change."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,40 +79,38 @@ def _run(config: ServingConfig) -> str:
     state = state_dir(config)
     retriever, changes = _with_changes(opened(bundle, settings, Profiles(keys, known)), state / ITEMS_FILE)
     retriever.chooser.warn_of_unknown()
-    rights = Rights.open(config, keys)
-    standing = rights.standing
-    live = events(settings, state, keys)
-    retriever.profiles = Profiles(keys, known, live, settings.user_events, standing)
-    job = {
-        "bundle": bundle.version, "histories": sha256(stored), "k": config.recommend.k, "exclude_seen": config.recommend.exclude_seen,
-        "now": config.recommend.now, "purpose": config.recommend.purpose, "selector": asdict(settings.selector), "item_changes": changes,
-    }  # fmt: skip
-    needed = BITS[PERSONALIZE] | BITS[config.recommend.purpose]
-    start = _start(folder / STARTED, job, live, lambda now, arrived: _people(known, live, standing, needed, now, arrived))
-    content, now, wanted = start.content, start.now, start.people.wanted
-    request = RecommendRequest(k=config.recommend.k, exclude_seen=config.recommend.exclude_seen, now=now / 1e6)
+    with closing(Rights.open(config, keys)) as rights, closing(events(settings, state, keys)) as live:
+        standing = rights.standing
+        retriever.profiles = Profiles(keys, known, live, settings.user_events, standing)
+        job = {
+            "bundle": bundle.version, "histories": sha256(stored), "k": config.recommend.k, "exclude_seen": config.recommend.exclude_seen,
+            "now": config.recommend.now, "purpose": config.recommend.purpose, "selector": asdict(settings.selector),
+            "item_changes": changes,
+        }  # fmt: skip
+        needed = BITS[PERSONALIZE] | BITS[config.recommend.purpose]
+        start = _start(folder / STARTED, job, live, lambda now, arrived: _people(known, live, standing, needed, now, arrived))
+        content, now, wanted = start.content, start.now, start.people.wanted
+        request = RecommendRequest(k=config.recommend.k, exclude_seen=config.recommend.exclude_seen, now=now / 1e6)
 
-    def make(start: int, stop: int) -> pa.Table:
-        size = config.recommend.block_users
-        blocks = [wanted[at : min(at + size, stop)] for at in range(start, stop, size)]
-        tables = []
-        for block in blocks:
-            tables.append(lists(retriever, block, request, now))
-            bar.update(len(block))
-        return pa.concat_tables(tables)
+        def make(start: int, stop: int) -> pa.Table:
+            size = config.recommend.block_users
+            blocks = [wanted[at : min(at + size, stop)] for at in range(start, stop, size)]
+            tables = []
+            for block in blocks:
+                tables.append(lists(retriever, block, request, now))
+                bar.update(len(block))
+            return pa.concat_tables(tables)
 
-    def may_stand(keys_n: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        standing.refresh()
-        keys_of = (key.tobytes() for key in keys_n)
-        return np.array([standing.mask(key) & needed == needed and (standing.forgotten(key) or 0) < began_us for key in keys_of], bool)
+        def may_stand(keys_n: NDArray[np.uint8]) -> NDArray[np.bool_]:
+            standing.refresh()
+            keys_of = (key.tobytes() for key in keys_n)
+            return np.array([standing.mask(key) & needed == needed and (standing.forgotten(key) or 0) < began_us for key in keys_of], bool)
 
-    place = LastLook(state, may_stand).place
-    fingerprint = hashlib.sha256(json.dumps({**content, "now": now}, sort_keys=True).encode()).hexdigest()
-    with tqdm(total=len(wanted), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
-        for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make, place):
-            pass
-    live.close()
-    rights.close()
+        place = LastLook(state, may_stand).place
+        fingerprint = hashlib.sha256(json.dumps({**content, "now": now}, sort_keys=True).encode()).hexdigest()
+        with tqdm(total=len(wanted), desc="recommend", unit="users", disable=not sys.stderr.isatty()) as bar:
+            for _ in write_shards(folder, len(wanted), config.recommend.users_per_shard, fingerprint, make, place):
+                pass
     start.write(folder / STARTED, finished=True)
     modes = _modes(folder)
     document = {
@@ -199,12 +198,9 @@ def _with_changes(retriever: Retriever, changes_file: Path) -> tuple[Retriever, 
     """With the items that a service was told of since, and without those it was told are gone; and the last change's generation."""
     if not changes_file.is_file():
         return retriever, 0
-    changes = ItemChanges(changes_file)
-    try:
+    with closing(ItemChanges(changes_file)) as changes:
         live = LiveItems(retriever, changes)
         return live.refreshed() or retriever, live.generation
-    finally:
-        changes.close()
 
 
 def _further(retriever: Retriever, asked: Asked, allowed: RowSet | None) -> Search:

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def _forget_again(places: Places, to: KeyMap, erasures: Erasures) -> None:
             store = ConsentStore(places.state_dir / CONSENT_FILE, to.old.fingerprint())
         except ConfigError:
             return  # under the new secret already
-        store.forget(old)
-        store.close()
+        with closing(store):
+            store.forget(old)
 
 
 def _moments(to: KeyMap, erasures: Erasures) -> Moments:

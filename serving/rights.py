@@ -1,6 +1,6 @@
 """From settings to what acts on people's rows: the same for the service and for `towers subject`."""
 
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,15 @@ class Rights:
             ConfigError: they are of people keyed with another secret, or their secret is being exchanged.
         """
         settings, state = config.serving, state_dir(config)
-        hold, places = Hold(state), places_of(config)
-        try:
+        places = places_of(config)
+        with ExitStack() as opened:  # closed where what follows fails
+            hold = opened.enter_context(closing(Hold(state)))
             refuse_unfinished(Path(config.run_dir))  # while it is held: none begins meanwhile
-            store = ConsentStore(state / CONSENT_FILE, keys.fingerprint())
+            store = opened.enter_context(closing(ConsentStore(state / CONSENT_FILE, keys.fingerprint())))
             erasures = Erasures(Receipts(places.receipts), keys.fingerprint())
-            standing = Standing(table or consent_table(config, keys), store, erasures, Bell(state / BELL_FILE))
-        except BaseException:
-            hold.close()
-            raise
+            bell = opened.enter_context(closing(Bell(state / BELL_FILE)))
+            standing = Standing(table or consent_table(config, keys), store, erasures, bell)
+            opened.pop_all()
         return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store), hold)
 
     def check_secret(self) -> None:

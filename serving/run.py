@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -70,17 +70,14 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
         if warning := UserKeys.warning(settings.key_file):
             log.warning(warning)
         folder_of_state = state_dir(config)
-        store = events(settings, folder_of_state, keys)  # what is wrong with a store is told here, not by each worker
-        store.find_users()
-        store.close()
-        changes = ItemChanges(folder_of_state / ITEMS_FILE)
-        items = count_items(retriever, changes)
-        retriever.chooser.warn_of_unknown(came(retriever, changes))
-        changes.close()
+        with closing(events(settings, folder_of_state, keys)) as store:  # what is wrong with one is told here, not by each worker
+            store.find_users()
+        with closing(ItemChanges(folder_of_state / ITEMS_FILE)) as changes:
+            items = count_items(retriever, changes)
+            retriever.chooser.warn_of_unknown(came(retriever, changes))
         table = consent_table(config, keys)
-        rights = Rights.open(config, keys, table)
-        rights.subjects.replay()  # what a backup brought back of people who are forgotten
-        rights.close()
+        with closing(Rights.open(config, keys, table)) as rights:
+            rights.subjects.replay()  # what a backup brought back of people who are forgotten
         if settings.impression_days == 0:
             discard_lists(folder_of_state)
         options = AppOptions(
@@ -100,16 +97,19 @@ def run(config: ServingConfig, verified: Future[Bundle]) -> str:
             announcement.write(address, "listening")
             print(told, flush=True)
 
-        def begin(standing: Standing) -> Retriever:
+        def begin(standing: Standing, store: SqliteEvents) -> Retriever:
             """What this process begins with; others are forked from the one that keeps it."""
             opened, known = first.pop() if settings.workers == 1 else first[0]
-            opened.profiles = Profiles(keys, known, events(settings, folder_of_state, keys), settings.user_events, standing)
+            opened.profiles = Profiles(keys, known, store, settings.user_events, standing)
             return opened
 
         def work(number: int, ready: Callable[[], None]) -> None:
             options.metrics.count_in(number)
-            rights = Rights.open(config, keys, table)
-            with live(config, begin(rights.standing), taken) as engine:
+            with (
+                closing(Rights.open(config, keys, table)) as rights,
+                closing(events(settings, folder_of_state, keys)) as store,
+                live(config, begin(rights.standing, store), taken) as engine,
+            ):
                 serve(build_app(engine, replace(options, rights=rights)), listener, ready, settings.read_timeout_s)
 
         if settings.workers == 1:
@@ -164,64 +164,59 @@ def events(settings: ServeConfig, folder: Path, keys: UserKeys, busy_s: float = 
 def discard_lists(folder: Path) -> None:
     """Delete the lists that an earlier service left waiting. Raises DataError."""
     if (folder / OUTBOX_FILE).exists():
-        outbox = Outbox(folder / OUTBOX_FILE, "")
-        outbox.discard()
-        outbox.close()
+        with closing(Outbox(folder / OUTBOX_FILE, "")) as outbox:
+            outbox.discard()
 
 
 @contextmanager
 def live(config: ServingConfig, retriever: Retriever, taken: HandedOn | None = None) -> Iterator[Engine]:
     """An engine that keeps a process up to date: changed items, new bundles, logs written, old events deleted; `taken` as it says."""
-    settings, folder = config.serving, state_dir(config)
-    changes = ItemChanges(folder / ITEMS_FILE)
+    settings, folder, keys = config.serving, state_dir(config), retriever.profiles.keys
     keep, standing = settings.impression_days != 0, retriever.profiles.standing
-    outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, standing.forgotten) if keep else None
-    own = events(settings, folder, retriever.profiles.keys, TICK_S)
-    decided = ConsentStore(folder / CONSENT_FILE, retriever.profiles.keys.fingerprint())
-    rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided, Path(config.run_dir) / FEEDBACK)
-    retriever.outbox = outbox
-    purged_s = -PURGE_EVERY_S
+    with ExitStack() as files:
+        outbox = Outbox(folder / OUTBOX_FILE, config_hash(settings), settings.candidate_share, standing.forgotten) if keep else None
+        if outbox is not None:
+            files.callback(outbox.close)
+        own = files.enter_context(closing(events(settings, folder, keys, TICK_S)))
+        decided = files.enter_context(closing(ConsentStore(folder / CONSENT_FILE, keys.fingerprint())))
+        changes = files.enter_context(closing(ItemChanges(folder / ITEMS_FILE)))
+        rolling = Rolling(folder, outbox, own, settings.impression_days, settings.event_days, decided, Path(config.run_dir) / FEEDBACK)
+        retriever.outbox = outbox
+        purged_s = -PURGE_EVERY_S
 
-    def follow_purges() -> None:
-        engine.retriever.profiles.follow(histories(settings, Path(config.run_dir)))
+        def follow_purges() -> None:
+            engine.retriever.profiles.follow(histories(settings, Path(config.run_dir)))
 
-    def purge() -> None:
-        """A part at each tick, until nothing is left of what expired within the last hour."""
-        nonlocal purged_s
-        if time.monotonic() - purged_s >= PURGE_EVERY_S and own.purge_some(time.time_ns() // 1000) < PURGE_ROWS:
-            purged_s = time.monotonic()
+        def purge() -> None:
+            """A part at each tick, until nothing is left of what expired within the last hour."""
+            nonlocal purged_s
+            if time.monotonic() - purged_s >= PURGE_EVERY_S and own.purge_some(time.time_ns() // 1000) < PURGE_ROWS:
+                purged_s = time.monotonic()
 
-    def chores() -> None:
-        with ExitStack() as others:  # which are done too where one fails
-            others.callback(purge)
-            others.callback(follow_purges)
-            others.callback(rolling.tick)
-            if outbox is not None:
-                others.callback(outbox.flush)
-            standing.refresh()
+        def chores() -> None:
+            with ExitStack() as others:  # which are done too where one fails
+                others.callback(purge)
+                others.callback(follow_purges)
+                others.callback(rolling.tick)
+                if outbox is not None:
+                    others.callback(outbox.flush)
+                standing.refresh()
 
-    def load(bundle: Bundle, profiles: Profiles) -> Retriever:
-        """With the histories that lie there now: export wrote them before it published the bundle."""
-        return opened(bundle, settings, profiles.with_histories(histories(settings, Path(config.run_dir))))
+        def load(bundle: Bundle, profiles: Profiles) -> Retriever:
+            """With the histories that lie there now: export wrote them before it published the bundle."""
+            return opened(bundle, settings, profiles.with_histories(histories(settings, Path(config.run_dir))))
 
-    bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
-    engine = Engine(retriever, changes, bundles, load, chores, taken)
-    del retriever  # the engine's now, until it has another
-    try:
-        follow_purges()  # before it answers: this process may be forked from one that read them long ago
-        with engine:
-            yield engine
-    finally:
-        changes.close()
+        bundles = None if settings.bundle else Path(config.run_dir) / "bundles"
+        engine = Engine(retriever, changes, bundles, load, chores, taken)
+        del retriever  # the engine's now, until it has another
         try:
+            follow_purges()  # before it answers: this process may be forked from one that read them long ago
+            with engine:
+                yield engine
+        finally:
             if outbox is not None:
                 outbox.flush(BUSY_S)
             rolling.roll(time.time_ns() // 1000, everything=True)
-        finally:
-            own.close()
-            decided.close()
-            if outbox is not None:
-                outbox.close()
 
 
 def config_hash(settings: ServeConfig) -> str:
