@@ -29,7 +29,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,18 +224,18 @@ def alone_us(run_dir: Path, bodies: list[bytes]) -> tuple[float, float]:
     keys, known = users(settings, run_dir)
     retriever = Retriever.load(Bundle.open(current(run_dir / "bundles")), Profiles(keys, known))
     state = run_dir / "state" / "alone"
-    retriever.profiles = Profiles(keys, known, events(settings, state, keys), settings.user_events)
-    outbox = retriever.outbox = Outbox(state / "impressions.db", "settings")
-    asks = [decode(body, RecommendRequest) for body in bodies]
-    seconds = []
-    for start in range(0, len(asks), BLOCK):
-        for ask in asks[start : start + BLOCK]:
-            retriever.answer(ask)
-        since = time.process_time()
-        outbox.flush()
-        seconds.append((time.process_time() - since) / len(asks[start : start + BLOCK]))
-    block, request, now = [keys.key(str(ask.user_id)) for ask in asks[:BLOCK]], RecommendRequest(k=K), time.time_ns() // 1000
-    batch = cpu_rounds({"lists": lambda: lists(retriever, block, request, now)}, 5, warm=1)["lists"]
+    with closing(events(settings, state, keys)) as store, closing(Outbox(state / "impressions.db", "settings")) as outbox:
+        retriever.profiles, retriever.outbox = Profiles(keys, known, store, settings.user_events), outbox
+        asks = [decode(body, RecommendRequest) for body in bodies]
+        seconds = []
+        for start in range(0, len(asks), BLOCK):
+            for ask in asks[start : start + BLOCK]:
+                retriever.answer(ask)
+            since = time.process_time()
+            outbox.flush()
+            seconds.append((time.process_time() - since) / len(asks[start : start + BLOCK]))
+        block, request, now = [keys.key(str(ask.user_id)) for ask in asks[:BLOCK]], RecommendRequest(k=K), time.time_ns() // 1000
+        batch = cpu_rounds({"lists": lambda: lists(retriever, block, request, now)}, 5, warm=1)["lists"]
     return 1e6 * statistics.median(seconds), 1e6 * statistics.median(batch) / len(block)
 
 

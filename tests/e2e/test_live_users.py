@@ -1,5 +1,6 @@
 """A log that arrives event by event makes the same users as the same log read as a file."""
 
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ def test_the_streams_users_equal_the_batchs(spine: Any, data: Interactions, tmp_
     times = np.concatenate([np.array(row, np.int64) for row in exported.column(TIMES).to_pylist()])
     moment = int(np.quantile(times, share)) if share else 0
     keys = UserKeys.open(str(spine.key_file))
-    events = SqliteEvents(tmp_path / "events.db", keys.fingerprint(), Retention(KEPT))
-    profiles = Profiles(keys, UserHistories(until(moment, exported)), events, KEPT)
-    retriever = Retriever.load(Bundle.open(current(spine.run_dir / "bundles")), profiles, Limits(max_events=500))
-    replay(spine, retriever, moment - 86_400_000_000)  # the last day before the export comes again
-    now, order = int(data.timestamp.max()), data.schema.order
-    found = {key: profiles.get(key, order, now + 1)[0] for key in exported.column("user_key").to_pylist()}
+    with closing(SqliteEvents(tmp_path / "events.db", keys.fingerprint(), Retention(KEPT))) as events:
+        profiles = Profiles(keys, UserHistories(until(moment, exported)), events, KEPT)
+        retriever = Retriever.load(Bundle.open(current(spine.run_dir / "bundles")), profiles, Limits(max_events=500))
+        replay(spine, retriever, moment - 86_400_000_000)  # the last day before the export comes again
+        now, order = int(data.timestamp.max()), data.schema.order
+        found = {key: profiles.get(key, order, now + 1)[0] for key in exported.column("user_key").to_pylist()}
     rows = []
     for expected in exported.to_pylist():
         user = found[expected["user_key"]]

@@ -53,7 +53,7 @@ def keys(world: Any) -> UserKeys:
 @pytest.fixture
 def opened(world: Any, tmp_path: Path) -> Iterator[Any]:
     """`opened(standing)`: a retriever over spied stores, which logs what it shows."""
-    boxes = []
+    files: list[Any] = []
 
     def open_(standing: Standing) -> Retriever:
         keys, histories = open_histories(world.histories, str(world.key_file))
@@ -61,12 +61,12 @@ def opened(world: Any, tmp_path: Path) -> Iterator[Any]:
         profiles = Profiles(keys, Spy(histories), Spy(events), standing=standing)  # type: ignore[arg-type]
         retriever = Retriever.load(Bundle.open(world.bundle), profiles)
         retriever.outbox = Outbox(tmp_path / "impressions.db", "settings")
-        boxes.append(retriever.outbox)
+        files.extend((retriever.outbox, events))
         return retriever
 
     yield open_
-    for box in boxes:
-        box.close()
+    for file in files:
+        file.close()
 
 
 def reads(retriever: Retriever) -> int:

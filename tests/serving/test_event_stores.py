@@ -5,6 +5,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -181,8 +182,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 def test_reading_by_time_uses_no_scan(tmp_path: Path) -> None:
     """A request reads one user's rows, however many others there are."""
     SqliteEvents(tmp_path / "events.db", SECRET).close()
-    with sqlite3.connect(tmp_path / "events.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "events.db")) as connection:
         query = "EXPLAIN QUERY PLAN SELECT item_id FROM events WHERE user_key = ? AND timestamp >= ? ORDER BY timestamp, arrival"
         plan = connection.execute(query, (ANN, 0)).fetchall()
-    connection.close()
     assert "SEARCH events USING PRIMARY KEY (user_key=? AND timestamp>?)" in plan[0][3]

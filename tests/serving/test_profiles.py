@@ -1,6 +1,8 @@
 """One history of what was exported and what came since; adding events changes the next list."""
 
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +56,17 @@ def test_an_unnamed_type_equals_the_default(retriever: Retriever) -> None:
 
 
 @pytest.fixture
-def fresh(world: Any, tmp_path: Path) -> Retriever:
+def fresh(world: Any, tmp_path: Path) -> Iterator[Retriever]:
     """A retriever whose events nobody else sees, on disk."""
-    return opened(world, tmp_path)
+    with opened(world, tmp_path) as retriever:
+        yield retriever
 
 
-def opened(world: Any, folder: Path) -> Retriever:
+@contextmanager
+def opened(world: Any, folder: Path) -> Iterator[Retriever]:
     keys, histories = open_histories(world.histories, str(world.key_file))
-    events = SqliteEvents(folder / "state" / "events.db", keys.fingerprint(), Retention(50))
-    return Retriever.load(Bundle.open(world.bundle), Profiles(keys, histories, events, 50), Limits(max_events=20))
+    with closing(SqliteEvents(folder / "state" / "events.db", keys.fingerprint(), Retention(50))) as events:
+        yield Retriever.load(Bundle.open(world.bundle), Profiles(keys, histories, events, 50), Limits(max_events=20))
 
 
 def ids(retriever: Retriever, **asked: Any) -> list[str]:
@@ -95,10 +99,11 @@ def test_events_equal_the_same_history_in_the_request(fresh: Retriever, retrieve
 
 
 def test_events_outlive_the_process_without_raw_ids(world: Any, tmp_path: Path) -> None:
-    opened(world, tmp_path).add_events([{"user_id": "a person's name", "item_id": "item-01", "event_id": "1"}])
-    again = opened(world, tmp_path)
-    assert again.recommend(user_id="a person's name").mode == "personalized"
-    assert not any(b"a person's name" in path.read_bytes() for path in (tmp_path / "state").iterdir())
+    with opened(world, tmp_path) as retriever:
+        retriever.add_events([{"user_id": "a person's name", "item_id": "item-01", "event_id": "1"}])
+    with opened(world, tmp_path) as again:
+        assert again.recommend(user_id="a person's name").mode == "personalized"
+        assert not any(b"a person's name" in path.read_bytes() for path in (tmp_path / "state").iterdir())
 
 
 def test_events_of_this_process_alone(world: Any) -> None:

@@ -1,6 +1,8 @@
 """What a person takes out of the history is out of it: of the next list, of batch lists, and of what prepare makes of the same events."""
 
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,17 @@ DAY_US = 86_400_000_000
 DTYPE = np.dtype([("key_hi", "<u8"), ("key_lo", "<u8"), ("item", "<i4"), ("event", "<i4")])
 
 
-def opened(world: Any, folder: Path, standing: Standing | None = None) -> Retriever:
+@contextmanager
+def opened(world: Any, folder: Path, standing: Standing | None = None) -> Iterator[Retriever]:
     keys, histories = open_histories(world.histories, str(world.key_file))
-    events = SqliteEvents(folder / "events.db", keys.fingerprint(), Retention(50))
-    return Retriever.load(Bundle.open(world.bundle), Profiles(keys, histories, events, 50, standing), Limits(max_events=20))
+    with closing(SqliteEvents(folder / "events.db", keys.fingerprint(), Retention(50))) as events:
+        yield Retriever.load(Bundle.open(world.bundle), Profiles(keys, histories, events, 50, standing), Limits(max_events=20))
 
 
 @pytest.fixture
-def fresh(world: Any, tmp_path: Path) -> Retriever:
-    return opened(world, tmp_path)
+def fresh(world: Any, tmp_path: Path) -> Iterator[Retriever]:
+    with opened(world, tmp_path) as retriever:
+        yield retriever
 
 
 def remove(retriever: Retriever, user: str, *items: str, **told: Any) -> EventsAdded:
@@ -116,24 +120,24 @@ def test_a_removal_of_the_past_leaves_what_came_after_it(fresh: Retriever) -> No
 
 
 def test_it_outlives_the_process_and_lists_of_before_can_be_computed_again(world: Any, tmp_path: Path) -> None:
-    first = opened(world, tmp_path)
-    key = first.profiles.keys.key("user-4")
-    before, arrived = first.profiles.get(key, "time", NOW_S * 1_000_000)
-    remove(first, "user-4", world.users["user-4"][0])
-    again = opened(world, tmp_path)
-    found, last = again.profiles.get(key, "time", NOW_S * 1_000_000)
-    assert found is not None and found.items == world.users["user-4"][1:] and last == 1
-    assert again.profiles.get(key, "time", NOW_S * 1_000_000, arrived) == (before, arrived)
+    with opened(world, tmp_path) as first:
+        key = first.profiles.keys.key("user-4")
+        before, arrived = first.profiles.get(key, "time", NOW_S * 1_000_000)
+        remove(first, "user-4", world.users["user-4"][0])
+    with opened(world, tmp_path) as again:
+        found, last = again.profiles.get(key, "time", NOW_S * 1_000_000)
+        assert found is not None and found.items == world.users["user-4"][1:] and last == 1
+        assert again.profiles.get(key, "time", NOW_S * 1_000_000, arrived) == (before, arrived)
 
 
 def test_a_removal_is_kept_of_somebody_who_allows_nothing(world: Any, tmp_path: Path) -> None:
-    retriever = opened(world, tmp_path, Standing())
-    key = retriever.profiles.keys.key("user-4")
     refused = dict.fromkeys(("personalize", "train", "marketing", "measure"), False)
-    retriever.profiles.standing.decide(key, refused)
-    assert remove(retriever, "user-4", world.users["user-4"][0]).added == 1
-    retriever.profiles.standing.decide(key, dict.fromkeys(refused, True))
-    found = retriever.profiles.get(key, "time", NOW_S * 1_000_000)[0]
+    with opened(world, tmp_path, Standing()) as retriever:
+        key = retriever.profiles.keys.key("user-4")
+        retriever.profiles.standing.decide(key, refused)
+        assert remove(retriever, "user-4", world.users["user-4"][0]).added == 1
+        retriever.profiles.standing.decide(key, dict.fromkeys(refused, True))
+        found = retriever.profiles.get(key, "time", NOW_S * 1_000_000)[0]
     assert found is not None and found.items == world.users["user-4"][1:]
 
 

@@ -47,8 +47,9 @@ def test_the_code_that_a_request_visits_is_short(world: Any, tmp_path: Path) -> 
     config = world.run(tmp_path)
     keys, known = users(config.serving, tmp_path)
     folder = state_dir(config)
-    with closing(Rights.open(config, keys, consent_table(config, keys))) as rights:
-        profiles = Profiles(keys, known, events(config.serving, folder, keys), config.serving.user_events, rights.standing)
+    table = consent_table(config, keys)
+    with closing(Rights.open(config, keys, table)) as rights, closing(events(config.serving, folder, keys)) as store:
+        profiles = Profiles(keys, known, store, config.serving.user_events, rights.standing)
         with live(config, opened(Bundle.open(tmp_path / "bundles" / "v1"), config.serving, profiles)) as engine:
             reply = asyncio.run(ask(build_app(engine, AppOptions(Metrics(ROUTE_NAMES), rights=rights))))
     assert reply.status_code == 200 and reply.json()["mode"] == "personalized" and reply.json()["profile"] == "used"

@@ -91,7 +91,7 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     assert database.read("SELECT * FROM told") == [("new",)]
     with pytest.raises(sqlite3.OperationalError, match="no such table"), database.transaction() as connection:
         connection.execute("INSERT INTO absent VALUES (1)")
-    with sqlite3.connect(database.path, isolation_level=None) as other:
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         database.wait_at_most(0.01)
         with pytest.raises(StorageError, match=r"state\.db: database is locked"), database.transaction():

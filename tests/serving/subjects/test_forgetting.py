@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def test_grants_are_forgotten_and_refusals_are_not(used: Any) -> None:
         assert rights.subjects.forget([used.keys.key(USER)])["rows"]["state/consent.db"] == 1
     with used.served() as (_, rights):
         assert rights.held(USER)["consent"] == {"personalize": True, "train": False, "marketing": True, "measure": True}
-    with sqlite3.connect(used.dir / "state" / "consent.db") as connection:
+    with closing(sqlite3.connect(used.dir / "state" / "consent.db")) as connection:
         assert connection.execute("SELECT purpose FROM decisions").fetchall() == [("train",)]
     assert pq.read_table(used.dir / "state" / "consent.parquet")["purpose"].to_pylist() == ["train"], "for the training jobs too"
 
@@ -206,7 +207,7 @@ def test_a_grant_is_forgotten_in_every_process_and_stays_so_after_a_backup(used:
     with used.served() as (one, first), used.served() as (two, _):
         first.standing.decide(key, {"personalize": True})
         assert one.recommend(user_id=USER).profile == two.recommend(user_id=USER).profile == "used"
-        with sqlite3.connect(consent) as source, sqlite3.connect(tmp_path / "backup.db") as backup:
+        with closing(sqlite3.connect(consent)) as source, closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
             source.backup(backup)
         first.subjects.forget([key])
         assert one.recommend(user_id=USER).profile == two.recommend(user_id=USER).profile == "no_consent", "as the table says"
