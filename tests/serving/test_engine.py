@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ def test_a_change_after_a_backup_was_put_back_is_found(world: Any, run_dir: Path
     engine.put_item("first", {})
     engine.close()
     backup = (run_dir / "state" / ITEMS_FILE, run_dir / "backup")
-    with sqlite3.connect(backup[0]) as source, sqlite3.connect(backup[1]) as copy:
+    with closing(sqlite3.connect(backup[0])) as source, closing(sqlite3.connect(backup[1])) as copy:
         source.backup(copy)
     engine.put_item("second", {})
     config = ServingConfig(run_dir=str(run_dir), index=IndexConfig(name="exact"), serving=ServeConfig())
