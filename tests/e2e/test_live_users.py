@@ -17,6 +17,7 @@ from serving.retriever import Retriever
 from serving.sqlite_events import SqliteEvents
 from serving.user_state import EVENTS, ITEMS, TIMES, UserHistories
 from towers.bundle import Bundle, current
+from towers.columns import ITEM_ROWS
 from towers.encoder import UserRow
 from towers.identity import UserKeys
 from training.interactions import Interactions
@@ -32,7 +33,7 @@ def until(moment_us: int, histories: pa.Table) -> pa.Table:
     rows = histories.to_pylist()
     for row in rows:
         kept = [i for i, time in enumerate(row[TIMES]) if time < moment_us]
-        for name in (ITEMS, EVENTS, TIMES):
+        for name in (ITEMS, ITEM_ROWS, EVENTS, TIMES):
             row[name] = [row[name][i] for i in kept]
     return pa.Table.from_pylist(rows, histories.schema)
 

@@ -35,13 +35,13 @@ NOW_S = 1_728_000_000.0
 
 
 class Spy:
-    """Counts what is asked of a store of users; `teach` reads the items of all, `seal` tells the file: neither is anybody's row."""
+    """Counts what is asked of a store of users; `name` and `teach` read the items of all, `seal` tells the file: none is anybody's row."""
 
     def __init__(self, store: Any) -> None:
         self._store, self.asked = store, 0
 
     def __getattr__(self, name: str) -> Any:
-        self.asked += name not in ("teach", "seal")
+        self.asked += name not in ("name", "teach", "seal")
         return getattr(self._store, name)
 
 
