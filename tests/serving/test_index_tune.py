@@ -66,7 +66,8 @@ def test_items_that_tie_with_the_last_one_count() -> None:
 
 def test_the_fewest_lists_above_the_floor(exact: ExactIndex, judge: Judge) -> None:
     tuned = tune(judge, [ivf(exact)], 0.9)
-    below = [point for point in tuned.curve if point.nprobe < tuned.point.nprobe]
+    # with more candidates fewer lists may do, and which of both is faster is the machine's business
+    below = [point for point in tuned.curve if point.nprobe < tuned.point.nprobe and point.candidates <= tuned.point.candidates]
     assert tuned.point.recall >= 0.9
     assert below and all(point.recall < 0.9 for point in below)
     assert tuned.index.setting.nprobe == tuned.index.stats().nprobe == tuned.point.nprobe

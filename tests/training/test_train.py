@@ -70,7 +70,9 @@ def test_a_run_writes_its_results(make_run):
     assert "full_softmax" in done.stdout and "a target costs about" in done.stdout
     assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 2
     result = json.loads((run_dir / "train.json").read_text())
-    assert set(result) == {"run", "valid", "best_epoch", "epochs", "targets", "refit", "spectral", "half_tables", "prepared", "learned"}
+    assert set(result) == {
+        "run", "valid", "best_epoch", "epochs", "targets", "refit", "spectral", "half_tables", "prepared", "learned", "settings",
+    }  # fmt: skip
     assert result["prepared"] == "", "these columns were not written by prepare"
     assert set(result["run"]) == {
         "experiment", "seed", "config_hash", "git_commit", "wall_s", "cpu_s", "peak_rss_mib",
