@@ -18,10 +18,11 @@ from serving.impressions import OUTBOX_FILE, Outbox
 from serving.item_changes import ITEMS_FILE, ItemChanges
 from serving.retriever import Retriever
 from serving.rights import Rights
-from serving.sqlite_events import EVENTS_FILE, SqliteEvents
+from serving.sqlite_events import SqliteEvents
 from towers.bundle import Bundle
 from towers.errors import ConfigError, DataError, StorageError, TowersError
 from towers.identity import UserKeys
+from towers.live_logs import EVENTS_FILE
 
 SECRET = b"fingerprint"
 
