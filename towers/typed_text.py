@@ -75,7 +75,7 @@ def _misread_yaml(file: Path, schema: type | None, package: str) -> Iterator[tup
             for value in node.value:
                 yield from walk(value, key)
         elif isinstance(node, yaml.ScalarNode) and node.style is None and _is_text(schema, key):
-            read = OmegaConf.create(f"[{node.value}]")[0]  # as the composing reads it
+            read = _composed(node.value)
             if isinstance(read, (int, float)) and str(read) != node.value:
                 yield key, node.value, read
 
@@ -85,6 +85,16 @@ def _misread_yaml(file: Path, schema: type | None, package: str) -> Iterator[tup
         return
     if whole is not None:
         yield from walk(whole, package)
+
+
+def _composed(text: str) -> object:
+    """What an unquoted text of a YAML file is read as when settings are composed."""
+    if "${" in text:  # put together of other settings, which are not known here
+        return text
+    try:
+        return OmegaConf.create(f"x: {text}").x  # behind a key, where it may hold brackets and commas
+    except yaml.YAMLError:
+        return text
 
 
 def _package(file: Path, folders: Sequence[Path]) -> str:

@@ -70,3 +70,14 @@ def test_yaml_of_ones_own_is_looked_through(tmp_path: Path) -> None:
         refuse_numbers_for_text(composed(user="False"), [], [tmp_path])
     file.write_text("selector:\n  blocked: [one, '1_000']\n")
     refuse_numbers_for_text(in_use, [], [tmp_path])
+
+
+def test_signs_within_a_text_of_a_yaml_are_text(tmp_path: Path) -> None:
+    """A sentence such as `you tried {}` needs no quotes in YAML; nor does what other settings are put into."""
+    (tmp_path / "serving").mkdir()
+    texts = ["you tried {}", "a, b] c", 'it\'s "odd"', "${run_dir}/x", "${oc.env:NOT_SET_ANYWHERE}", "over\n      two lines", "="]
+    listed = "\n".join(f"    - {text}" for text in [*texts, "1_000"])
+    (tmp_path / "serving" / "mine.yaml").write_text(f"host: you tried {{}}\nselector:\n  blocked:\n{listed}\n")
+    refuse_numbers_for_text(composed(), [], [tmp_path])
+    with pytest.raises(ConfigError, match="blocked: got 1_000"):
+        refuse_numbers_for_text(composed(serving={"selector": {"blocked": ["1000"]}}), [], [tmp_path])
