@@ -78,7 +78,7 @@ class UserHistories:
 
     Args:
         table: columns user_key, item_ids, event_types, timestamps, `context.<feature>` of context that events keep, and user features,
-            sorted by user_key. Without item_ids but with item_rows, no user can be asked for before `name`.
+            sorted by user_key. Without item_ids, but with item_rows, `name` gives the ids.
 
     Attributes:
         secret_fingerprint: of the secret that the keys were made with; None where the file does not say.
@@ -164,6 +164,8 @@ class UserHistories:
 
     def get(self, user_key: bytes) -> StoredUser | None:
         """The user with this 16-byte key, None where there is none."""
+        if self._item_ids is None:  # nobody has named the items: their ids stand in the file
+            self._read_ids()
         prefix = int.from_bytes(user_key[:8], "big")
         place = bisect_left(self._prefix_U, prefix)
         while place < len(self._prefix_U) and self._prefix_U[place] == prefix:
@@ -181,17 +183,22 @@ class UserHistories:
         if self._item_ids is not None:
             return
         if self._catalog != digest_of(catalog.values()):
-            vars(self).update(vars(UserHistories.open(self._path)))
+            self._read_ids()
             return
         if len(self._items.flat_N) and not 0 <= self._items.flat_N.min() <= self._items.flat_N.max() < len(catalog.values()):
             raise DataError(f"user histories {self._path}: {ITEM_ROWS} reach past the catalogue; write them anew with `towers export`")
         self._item_ids, self._taught = catalog.values(), True
+
+    def _read_ids(self) -> None:
+        vars(self).update(vars(UserHistories.open(self._path)))
 
     def teach(self, items: Vocabulary, events: Vocabulary, contexts: Mapping[str, Vocabulary] = _NOTHING) -> None:
         """Have vocabularies look up all items, event types and context of the histories now: see `Vocabulary.learn`.
 
         Where the first that comes knows all items, histories name them by its rows from then on and hold no ids of their own.
         """
+        if self._item_ids is None:
+            self._read_ids()
         if not self._taught:
             self._taught = True  # only once: others may be reading when the next one comes
             row_D = items.rows_of(self._item_ids) - FIRST_ROW

@@ -112,6 +112,8 @@ def test_rows_of_another_catalogue_name_nothing(tmp_path: Path, keys: list[bytes
         users = UserHistories.open(tmp_path / "h.parquet", unnamed=True)
         users.name(other)
         assert [list(user.items) for key in keys if (user := users.get(key))] == written.column("item_ids").to_pylist()
+    never = UserHistories.open(tmp_path / "h.parquet", unnamed=True)
+    assert [list(user.items) for key in keys if (user := never.get(key))] == written.column("item_ids").to_pylist()
 
 
 def test_rows_past_the_catalogue_are_refused(tmp_path: Path, keys: list[bytes]) -> None:
