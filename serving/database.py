@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -51,7 +52,9 @@ class Database:
                 with suppress(FileExistsError):
                     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
                 self._writer = opened.enter_context(closing(_connected(path)))
-                for pragma in (f"page_size={page_bytes}", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
+                self._writer.execute(f"PRAGMA page_size={page_bytes}")
+                _log_ahead(self._writer)
+                for pragma in ("synchronous=NORMAL", "secure_delete=ON"):
                     self._writer.execute(f"PRAGMA {pragma}")
                 (found,) = self._writer.execute("PRAGMA page_size").fetchone()
                 self._writer.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // found}")
@@ -138,6 +141,19 @@ class Database:
         with self._lock, self._writing:
             self._connection.close()
             self._writer.close()
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Write ahead from now on. Where others do the same to a new file, SQLite does not wait for them, but says that it is locked."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.005)
 
 
 def _connected(path: Path) -> sqlite3.Connection:
