@@ -5,10 +5,9 @@ does.
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
 from pathlib import Path
 
-from serving.database import ANSWER_S, Database
+from serving.database import ANSWER_S, Database, kept
 from towers.live_consent import Decision, generation_of, write_decisions
 
 _SCHEMA = (
@@ -45,11 +44,9 @@ class ConsentStore:
 
     def __init__(self, path: Path, secret: bytes) -> None:
         self._secret = secret
-        with ExitStack() as opened:  # closed where what follows fails
-            self._database = opened.enter_context(closing(Database(path, _SCHEMA)))
+        with kept(Database(path, _SCHEMA)) as self._database:
             self._database.claim(secret)
             self._database.wait_at_most(ANSWER_S)
-            opened.pop_all()
 
     def put(self, mark: bytes, granted: Mapping[str, bool], now: int) -> None:
         """Note a user's decisions; `now` in microseconds UTC."""

@@ -5,8 +5,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from towers.errors import ConfigError, DataError, StorageError
 
@@ -23,6 +24,23 @@ _PASSING = (
 
 _LOG_BYTES = 4 << 20
 """Size of the log at which it is moved into the file."""
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_C = TypeVar("_C", bound=_Closable)
+
+
+@contextmanager
+def kept(opened: _C) -> Iterator[_C]:
+    """What stays open when the block ends well, and is closed where it fails: nobody owns it then."""
+    try:
+        yield opened
+    except BaseException:
+        opened.close()
+        raise
 
 
 class Database:
@@ -45,13 +63,12 @@ class Database:
         self.path = path
         self._lock, self._writing = threading.Lock(), threading.Lock()
         try:
-            with ExitStack() as opened:  # the first is closed where what follows fails
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # only where it is new: closing a file takes away every lock that this process has on it, those of other connections too,
-                # and the next process to close it would take itself for the last and remove the log under them
-                with suppress(FileExistsError):
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-                self._writer = opened.enter_context(closing(_connected(path)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # only where it is new: closing a file takes away every lock that this process has on it, those of other connections too, and
+            # the next process to close it would take itself for the last and remove the log under them
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            with kept(_connected(path)) as self._writer:
                 self._writer.execute(f"PRAGMA page_size={page_bytes}")
                 _log_ahead(self._writer)
                 for pragma in ("synchronous=NORMAL", "secure_delete=ON"):
@@ -62,7 +79,6 @@ class Database:
                     for statement in schema:
                         self._writer.execute(statement)
                 self._connection = _connected(path)
-                opened.pop_all()
         except (OSError, sqlite3.OperationalError) as error:
             raise DataError(f"state {path} cannot be opened ({error}); set serving.state_dir to a folder that can be written") from error
         except sqlite3.Error as error:

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from serving.asked import Asked
-from serving.database import BUSY_S, TICK_S, Database
+from serving.database import BUSY_S, TICK_S, Database, kept
 from serving.item_texts import ids_of, scores_of
 from serving.live_catalog import AnyCatalog
 from serving.messages import Asker, Item
@@ -137,11 +136,9 @@ class Outbox:
     def __init__(
         self, path: Path, config_hash: str, candidate_share: float = 0.0, forgotten: Callable[[bytes], int | None] = lambda key: None
     ) -> None:
-        with ExitStack() as opened:  # closed where what follows fails
-            self._database = opened.enter_context(closing(Database(path, _SCHEMA, _PAGE_BYTES)))
+        with kept(Database(path, _SCHEMA, _PAGE_BYTES)) as self._database:
             ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
             self.name = str(name)
-            opened.pop_all()
         self._config_hash, self._candidate_share = config_hash, candidate_share
         self._forgotten = forgotten
         self._waiting: deque[Shown] = deque()

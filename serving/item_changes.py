@@ -1,7 +1,6 @@
 """Items put and taken down since the bundle was made: durable, shared by processes, folded into the catalogue by `towers index`."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from serving.bounds import Limits, check_value
-from serving.database import ANSWER_S, Database
+from serving.database import ANSWER_S, Database, kept
 from serving.decoding import check_id, microseconds
 from towers.bundle import Bundle
 from towers.columns import CATEGORIES, CREATED_AT, IS_HIDDEN, ITEM_ID, TITLE
@@ -63,12 +62,10 @@ class ItemChanges:
     """
 
     def __init__(self, path: Path) -> None:
-        with ExitStack() as opened:  # closed where what follows fails
-            self._database = opened.enter_context(closing(Database(path, _SCHEMA)))
+        with kept(Database(path, _SCHEMA)) as self._database:
             ((name,),) = self._database.read("SELECT value FROM facts WHERE name = 'name'")
             self.name = str(name)
             self._database.wait_at_most(ANSWER_S)
-            opened.pop_all()
 
     def put(self, item_id: str, attributes: Attributes | None) -> int:
         """Note that an item is new or other than it was, or (None) that it is taken down; the generation of the change."""

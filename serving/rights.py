@@ -1,6 +1,6 @@
 """From settings to what acts on people's rows: the same for the service and for `towers subject`."""
 
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from serving.bell import BELL_FILE, Bell
 from serving.config import ServingConfig, state_dir
 from serving.consent_store import CONSENT_FILE, ConsentStore
 from serving.cutting import secret_of
+from serving.database import kept
 from serving.held import held
 from serving.holding import Hold
 from serving.sqlite_events import SqliteEvents
@@ -46,14 +47,12 @@ class Rights:
         """
         settings, state = config.serving, state_dir(config)
         places = places_of(config)
-        with ExitStack() as opened:  # closed where what follows fails
-            hold = opened.enter_context(closing(Hold(state)))
+        with kept(Hold(state)) as hold:
             refuse_unfinished(Path(config.run_dir))  # while it is held: none begins meanwhile
-            store = opened.enter_context(closing(ConsentStore(state / CONSENT_FILE, keys.fingerprint())))
-            erasures = Erasures(Receipts(places.receipts), keys.fingerprint())
-            bell = opened.enter_context(closing(Bell(state / BELL_FILE)))
-            standing = Standing(table or consent_table(config, keys), store, erasures, bell)
-            opened.pop_all()
+            with kept(ConsentStore(state / CONSENT_FILE, keys.fingerprint())) as store:
+                erasures = Erasures(Receipts(places.receipts), keys.fingerprint())
+                with kept(Bell(state / BELL_FILE)) as bell:
+                    standing = Standing(table or consent_table(config, keys), store, erasures, bell)
         return cls(places, keys, standing, Subjects(places, keys, standing, settings.retrain_days, store), hold)
 
     def check_secret(self) -> None:

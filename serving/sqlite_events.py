@@ -2,11 +2,10 @@
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.database import ANSWER_S, Database
+from serving.database import ANSWER_S, Database, kept
 from serving.events import NOTHING, LiveHistory, Retention, Settle, StoredEvent, as_it_is
 from serving.live_users import LiveUsers
 
@@ -83,18 +82,16 @@ class SqliteEvents:
 
     def __init__(self, path: Path, secret: bytes, retention: Retention | None = None, busy_s: float = ANSWER_S) -> None:
         self._retention, self.secret = retention or Retention(), secret
-        with ExitStack() as opened:  # closed where what follows fails
-            self._database = opened.enter_context(closing(Database(path, _SCHEMA)))
+        with kept(Database(path, _SCHEMA)) as self._database:
             self._database.claim(secret)
             self.name = str(self._fact("name"))
-            self._users = opened.enter_context(closing(LiveUsers(path.with_suffix(".users"))))
-            with self._database.transaction() as connection:
-                (taken,) = connection.execute(_TAKEN).fetchone()
-                known = self._users.holds(self.name, taken)
-            if not known:
-                self.find_users()
-            self._database.wait_at_most(busy_s)
-            opened.pop_all()
+            with kept(LiveUsers(path.with_suffix(".users"))) as self._users:
+                with self._database.transaction() as connection:
+                    (taken,) = connection.execute(_TAKEN).fetchone()
+                    known = self._users.holds(self.name, taken)
+                if not known:
+                    self.find_users()
+                self._database.wait_at_most(busy_s)
 
     def find_users(self) -> None:
         """Find out anew who has events: to be called where a backup may have brought some back."""
